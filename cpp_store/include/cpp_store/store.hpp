@@ -1,0 +1,197 @@
+// Models and their tensors, each shared tensor once. One process, many threads; no network.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cpp_store/arena.hpp"
+#include "cpp_store/error.hpp"
+#include "cpp_store/layer_table.hpp"
+#include "cpp_store/prefix_index.hpp"
+#include "cpp_store/types.hpp"
+
+namespace cpp_store {
+
+// A layer that a model references in another model instead of storing it again.
+struct Inherited {
+    std::uint32_t layer = 0;  // position in the child's table
+    std::string owner;        // the model that put the tensors; never itself an heir of them
+    bool foreign = false;     // the owner lives on another server, where `acquire` was called before
+};
+
+// A layer that a model brings along.
+struct Own {
+    std::uint32_t layer = 0;
+    std::vector<TensorSpec> tensors;
+};
+
+struct PutRequest {
+    std::string model;
+    std::string ns;
+    LayerTablePtr table;
+    std::vector<Own> own;              // a layer in neither list has no tensors (and nbytes == 0)
+    std::vector<Inherited> inherited;
+    double score = 0;
+    std::string parent;                // evolutionary parent; may be empty
+    std::string graph;                 // layer graph as JSON; opaque here
+    std::string metadata;              // the user's JSON; opaque here
+    std::uint64_t created_ns = 0;      // since the epoch; 0: now
+};
+
+// The tensors of one layer, immutable and complete. Holding the pointer keeps the bytes.
+struct StoredLayer {
+    struct Tensor {
+        TensorSpec spec;
+        Extent extent;       // 64-byte aligned; extent.data for spec.nbytes() bytes
+        Checksum checksum;   // taken when the bytes arrived
+    };
+    std::string owner;
+    LayerKey key;
+    std::vector<Tensor> tensors;
+};
+using StoredLayerPtr = std::shared_ptr<const StoredLayer>;
+
+// Where a layer of a model is: here (`stored`), or at the server of `owner`.
+struct LayerLocation {
+    std::uint32_t layer = 0;
+    std::string owner;
+    StoredLayerPtr stored;   // null if the owner is foreign, or if the layer has no tensors
+};
+
+struct ModelInfo {
+    std::string model;
+    std::string ns;
+    LayerTablePtr table;
+    std::vector<LayerLocation> layers;  // those with tensors, ascending by position
+    double score = 0;
+    std::string parent;
+    std::string graph;
+    std::string metadata;
+    std::uint64_t created_ns = 0;
+    std::uint64_t bytes_own = 0;
+    std::uint64_t bytes_inherited = 0;
+};
+
+// References that a retired model, or the last lease of one, held on other servers. The caller
+// releases them there (`Store::release`); if it dies before, `scrub` does.
+struct ForeignReferences {
+    std::string holder;
+    std::map<std::string, std::vector<LayerKey>> by_owner;
+};
+
+struct LeasedMatch {
+    Match match;
+    std::uint64_t lease = 0;                  // 0 if none was asked for
+    std::vector<LayerLocation> layers;        // of match.positions that have tensors
+};
+
+struct StoreStats {
+    Arena::Stats memory;
+    PrefixIndex::Stats index;
+    std::uint64_t models = 0;          // visible ones
+    std::uint64_t retired = 0;         // retired ones that leases still hold
+    std::uint64_t layers = 0;          // stored layers
+    std::uint64_t tensors = 0;
+    std::uint64_t bytes_stored = 0;    // of all tensors now held, each once
+    std::uint64_t bytes_referenced = 0;  // what whole copies of the visible models would take
+    std::uint64_t leases = 0;
+    std::uint64_t foreign_holders = 0;
+    std::uint64_t puts = 0, reads = 0, matches = 0, retires = 0;  // calls that succeeded
+    std::uint64_t bytes_put = 0, bytes_read = 0;
+    std::uint64_t layers_inherited = 0, bytes_inherited = 0;      // by puts, over the lifetime
+};
+
+// A put whose tensors are being filled in. Dropping it gives the memory back.
+class PendingPut {
+  public:
+    PendingPut(PendingPut&&) noexcept;
+    PendingPut& operator=(PendingPut&&) noexcept;
+    ~PendingPut();
+
+    // Where each tensor's bytes belong: one span a tensor, in the order of request.own.
+    [[nodiscard]] std::span<const std::span<std::byte>> buffers() const noexcept;
+
+    // Copies one tensor in and takes its checksum in the same pass. A buffer that was filled
+    // otherwise (RMA) gets its checksum at commit.
+    void fill(std::size_t tensor, const std::byte* source);
+
+  private:
+    friend class Store;
+    struct Impl;
+    explicit PendingPut(std::unique_ptr<Impl> impl);
+    std::unique_ptr<Impl> impl_;
+};
+
+// Thread-safe. No lock is held while tensor bytes are copied or summed.
+class Store {
+  public:
+    struct Options {
+        Arena::Options memory;
+        std::chrono::milliseconds lease{600'000};  // for leases whose taker says nothing
+    };
+
+    explicit Store(const Options& options);
+    ~Store();
+    Store(const Store&) = delete;
+    Store& operator=(const Store&) = delete;
+
+    // First half of a put: checks the request, reserves memory, takes the references to inherited
+    // layers. Nothing is visible yet. Throws invalid_argument, not_found (an inherited layer that is
+    // not here), out_of_memory; already_exists early if the id is taken by other content for sure.
+    [[nodiscard]] PendingPut prepare(PutRequest request);
+
+    // Second half: the model becomes visible, whole. A model of the same id and content is success
+    // (the new copy is dropped); of other content, already_exists.
+    // Returns the bytes that the model added to the store.
+    std::uint64_t commit(PendingPut put);
+
+    // Tensors of the layers at `positions` of the model's table (empty: all). not_found if there is
+    // no such model; invalid_argument for a position out of range.
+    [[nodiscard]] std::vector<LayerLocation> read(std::string_view model,
+                                                  std::span<const std::uint32_t> positions);
+
+    // Tensors of layers by owner, which may be retired as long as somebody refers to them.
+    [[nodiscard]] std::vector<StoredLayerPtr> fetch(std::string_view owner,
+                                                    std::span<const LayerKey> keys);
+
+    // Best matches; each is leased for `lease` (0: no lease) so that its tensors can be read and
+    // inherited though it is retired meanwhile. The match and its lease are taken atomically.
+    [[nodiscard]] std::vector<LeasedMatch> best_matches(const LayerTable& table, const Query& query,
+                                                        std::chrono::milliseconds lease);
+
+    // Ends a lease; unknown ones (expired) are ignored.
+    ForeignReferences end_lease(std::uint64_t lease);
+
+    [[nodiscard]] ModelInfo lookup(std::string_view model) const;
+    // Ids of the visible models of a namespace (all namespaces: nullptr), oldest first.
+    [[nodiscard]] std::vector<std::string> list(const std::string* ns = nullptr) const;
+
+    // Out of the candidates at once; memory goes with the last reference. not_found if unknown.
+    ForeignReferences retire(std::string_view model);
+
+    // References of a model on another server (`holder`) to layers stored here. Idempotent.
+    void acquire(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
+    void release(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
+    [[nodiscard]] std::vector<std::string> holders() const;
+    // Drops everything that a holder refers to here.
+    void release_holder(std::string_view holder);
+
+    // Recomputes checksums; returns the names of layers whose bytes changed ("owner/key hex").
+    [[nodiscard]] std::vector<std::string> verify() const;
+
+    [[nodiscard]] StoreStats stats() const;
+    [[nodiscard]] const Arena& arena() const noexcept;
+
+  private:
+    struct Impl;
+    std::shared_ptr<Impl> impl_;  // pinned layers outlive the store: they keep its arena
+};
+
+}  // namespace cpp_store

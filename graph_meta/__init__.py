@@ -1,0 +1,1 @@
+"""What a model is: layer graphs, stable names, longest-shared-prefix queries."""
