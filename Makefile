@@ -1,0 +1,97 @@
+# Three commands for people; each sets up what it needs on a fresh Debian 12 with Python 3.11, and is quick when
+# nothing is left to do.
+#
+#   make search   an MPI search on handwritten digits, every candidate starting from stored weights
+#   make test     every test: C++ under sanitizers, the fuzz targets for 20 s each, Python, MPI, end to end
+#   make setup    what both stand on: Debian packages, .venv, the project installed in it
+#
+# For developers: `make check` (formatting, lint, types), `make format`, `make clean`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: setup search test test-cpp test-fuzz test-python check format clean debian-build debian-test
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What a build needs, and what the tests need besides.
+DEBIAN_BUILD := g++ cmake ninja-build python3-dev python3-venv libfabric-dev libxxhash-dev libcli11-dev
+DEBIAN_TEST := libgtest-dev libgmock-dev clang-14 clang-format-14 libclang-rt-14-dev
+
+SOURCES := pyproject.toml CMakeLists.txt CMakePresets.json \
+    $(shell find cpp_store graph_meta transfer_nas -type f -not -name '*.so' -not -path '*__pycache__*' \
+                 -not -path 'cpp_store/tests/*' -not -path 'cpp_store/fuzz/*')
+CPP_FILES := $(shell find cpp_store benchmarks -name '*.cpp' -o -name '*.hpp')
+
+setup: $(VENV)/.installed
+
+search: setup
+	$(BIN)/mpiexec -np 2 $(BIN)/python -m transfer_nas.evolve --application digits --population_size 16 \
+	    --sample_size 4 --max_evals 64 --seed 1 --output_dir runs/first
+
+test: test-cpp test-fuzz test-python
+
+test-python: setup
+	$(BIN)/python -m pytest
+
+# AddressSanitizer and ThreadSanitizer find the bugs; the optimised build runs the long random comparisons.
+test-cpp: debian-build debian-test
+	for preset in release asan tsan; do \
+	    cmake --preset $$preset > /dev/null; \
+	    cmake --build build/$$preset; \
+	    ctest --test-dir build/$$preset --output-on-failure; \
+	done
+
+test-fuzz: debian-build debian-test
+	cmake --preset fuzz > /dev/null
+	cmake --build build/fuzz
+	for target in build/fuzz/cpp_store/fuzz/*_fuzz; do \
+	    name=$$(basename $$target _fuzz); mkdir -p build/fuzz/found/$$name; \
+	    $$target -max_total_time=20 -print_final_stats=0 -verbosity=0 \
+	        build/fuzz/found/$$name cpp_store/fuzz/corpus/$$name; \
+	done
+
+check: setup debian-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	clang-format-14 --dry-run --Werror $(CPP_FILES)
+
+format: setup debian-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	clang-format-14 -i $(CPP_FILES)
+
+clean:
+	rm -rf build dist $(VENV)/.installed
+
+# The project is installed as users get it, not editable: the tests see what a wheel would contain.
+$(VENV)/.installed: $(SOURCES) | debian-build $(BIN)/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check ".[recommended,dev]"
+	touch $@
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# Without the right to install, says the one line that an administrator must run.
+define install_debian
+missing=$$(for package in $(1); do \
+    dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || echo $$package; done | xargs); \
+if [ -n "$$missing" ]; then \
+    if [ "$$(id -u)" = 0 ]; then sudo=; \
+    elif sudo -n true 2>/dev/null; then sudo=sudo; \
+    else echo "make: these Debian packages are missing; an administrator must run:" >&2; \
+         echo "    sudo apt-get install -y $$missing" >&2; exit 1; fi; \
+    echo "installing Debian packages: $$missing"; \
+    $$sudo apt-get update -qq; \
+    DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$missing > /dev/null; \
+fi
+endef
+
+debian-build:
+	@$(call install_debian,$(DEBIAN_BUILD))
+
+debian-test:
+	@$(call install_debian,$(DEBIAN_TEST))
