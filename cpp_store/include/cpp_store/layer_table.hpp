@@ -26,8 +26,8 @@ class LayerTable {
     };
 
     // Throws Errc::invalid_argument, naming the layer: a name that is empty, longer than 65,535
-    // bytes or repeated; a requirement at or after the layer itself (a cycle, or not sorted) or not
-    // in the table at all.
+    // bytes, not UTF-8 or repeated; a requirement at or after the layer itself (a cycle, or not
+    // sorted) or not in the table at all; more than 2^63 bytes of weights in all.
     explicit LayerTable(std::vector<Layer> layers);
 
     [[nodiscard]] std::size_t size() const noexcept { return keys_.size(); }
@@ -36,8 +36,8 @@ class LayerTable {
     [[nodiscard]] std::string_view name(std::size_t layer) const noexcept;
     [[nodiscard]] std::span<const std::uint32_t> requires_of(std::size_t layer) const noexcept;
     [[nodiscard]] std::uint64_t nbytes(std::size_t layer) const noexcept { return nbytes_[layer]; }
-    [[nodiscard]] std::uint64_t total_nbytes() const noexcept;
-    // Position of the layer of that key, or size() if there is none.
+    [[nodiscard]] std::uint64_t total_nbytes() const noexcept { return total_nbytes_; }
+    // Position of the layer of that key, or size() if there is none. Constant time.
     [[nodiscard]] std::size_t find(const LayerKey& key) const noexcept;
     bool operator==(const LayerTable&) const;
 
@@ -48,6 +48,8 @@ class LayerTable {
 
   private:
     LayerTable() = default;
+    // Checks everything that the constructor promises; fills in what follows from names and sizes.
+    void complete();
 
     std::vector<LayerKey> keys_;
     std::vector<std::uint32_t> name_ends_;  // names_ is one string: no allocation per layer
@@ -55,6 +57,8 @@ class LayerTable {
     std::vector<std::uint32_t> requires_ends_;
     std::vector<std::uint32_t> requires_;
     std::vector<std::uint64_t> nbytes_;
+    std::uint64_t total_nbytes_ = 0;
+    std::vector<std::uint32_t> slots_;  // open addressing by key: position + 1, or 0 for none
 };
 
 using LayerTablePtr = std::shared_ptr<const LayerTable>;

@@ -1,0 +1,8 @@
+#include "bindings.hpp"
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "The compiled part of cpp_store; import cpp_store instead.";
+    cpp_store::python::bind_errors(m);
+    cpp_store::python::bind_table(m);
+    cpp_store::python::bind_index(m);
+}
