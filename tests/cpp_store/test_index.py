@@ -5,7 +5,7 @@ import math
 import pytest
 
 import cpp_store
-from cpp_store import LayerTable, PrefixIndex
+from cpp_store import LayerTable, Match, PrefixIndex
 
 
 def chain(*names: str, nbytes: int = 4) -> LayerTable:
@@ -114,3 +114,16 @@ def test_rejects_what_cannot_be_right() -> None:
         index.best_match(chain("a"), min_layers=0)
     with pytest.raises(cpp_store.InvalidArgument, match="count is 0"):
         index.best_matches(chain("a"), count=0)
+
+
+def test_a_match_can_be_made_from_its_fields() -> None:
+    index = PrefixIndex()
+    index.add("m", chain("a", "b"), score=0.5, sequence=7)
+    match = index.best_match(chain("a"))
+    assert match is not None
+
+    copy = Match(
+        match.model, match.score, match.sequence, match.layers, match.bytes, match.positions
+    )
+
+    assert repr(copy) == repr(match) and copy.positions == [0]

@@ -57,6 +57,14 @@ void bind_match(py::module_& m) {
     py::class_<Match> type(m, "Match",
                            "A stored model and the prefix that it shares with a query.");
     publish(type);
+    // For services that carry matches from one process to another.
+    type.def(
+        py::init([](std::string model, double score, std::uint64_t sequence, std::uint64_t layers,
+                    std::uint64_t bytes, std::vector<std::uint32_t> positions) {
+            return Match{std::move(model), score, sequence, layers, bytes, std::move(positions)};
+        }),
+        py::arg("model"), py::arg("score"), py::arg("sequence"), py::arg("layers"),
+        py::arg("bytes"), py::arg("positions"));
     type.def_readonly("model", &Match::model, "Id of the stored model.");
     type.def_readonly("score", &Match::score);
     type.def_readonly("sequence", &Match::sequence, "Order of registration; larger is newer.");

@@ -39,6 +39,15 @@ class LayerTable:
     def __setstate__(self, state: bytes) -> None: ...
 
 class Match:
+    def __init__(
+        self,
+        model: str,
+        score: float,
+        sequence: int,
+        layers: int,
+        bytes: int,
+        positions: Sequence[int],
+    ) -> None: ...
     @property
     def model(self) -> str: ...
     @property

@@ -1,0 +1,51 @@
+"""Fixtures of all tests."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def mpiexec() -> MpiExec:
+    """``mpiexec(ranks, program_or_-m, *arguments, timeout=seconds)`` runs Python on MPI ranks.
+
+    Returns the completed process with its output as text, whatever its exit code. When time is up,
+    every rank is killed and the output so far is in the failure.
+    """
+    launcher = Path(sys.executable).with_name("mpiexec")
+    # Open MPI refuses more ranks than cores unless told; MPICH ignores these.
+    environment = {
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+
+    def run(
+        ranks: int, *arguments: str | Path, timeout: float = 60.0, env: dict[str, str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        command = [str(launcher), "-n", str(ranks), sys.executable, *map(str, arguments)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | environment | (env or {}),
+        )
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"{' '.join(command)} took over {timeout:g} s\n{out}\n{err}")
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    return run
