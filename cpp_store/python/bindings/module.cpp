@@ -5,4 +5,5 @@ PYBIND11_MODULE(_core, m) {
     cpp_store::python::bind_errors(m);
     cpp_store::python::bind_table(m);
     cpp_store::python::bind_index(m);
+    cpp_store::python::bind_digest(m);
 }

@@ -1,0 +1,610 @@
+"""Layer graphs: what a model is, without Keras.
+
+A `LayerGraph` is immutable. It comes from a `GraphBuilder` (which a search space drives, in
+microseconds), from a Keras model (`keras_io.from_keras`) or from JSON (`LayerGraph.from_json`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cpp_store import _core
+from graph_meta.naming import GraphError, canonical_json, label, plain
+
+if TYPE_CHECKING:
+    from cpp_store import LayerTable
+    from graph_meta.layers import LayerTemplate
+
+__all__ = [
+    "Call",
+    "Edge",
+    "GraphBuilder",
+    "GraphError",
+    "Layer",
+    "LayerGraph",
+    "LayerSpec",
+    "WeightSpec",
+    "prefix",
+]
+
+#: Version of the JSON form; docs/formats.md, "Layer graph JSON".
+FORMAT_VERSION = 1
+
+Shape = tuple[int | None, ...]
+
+_ITEM_SIZES = {
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "uint32": 4,
+    "float32": 4,
+    "int64": 8,
+    "uint64": 8,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
+
+
+class WeightSpec(NamedTuple):
+    """Shape and dtype of one weight of a layer.
+
+    `trainable` tells gradients from statistics; it is no part of a layer's identity.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    trainable: bool = True
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight's elements."""
+        return self.size * _ITEM_SIZES[self.dtype]
+
+
+class LayerSpec:
+    """A layer's class, configuration and weights: all that it is apart from its place in a graph.
+
+    Making one hashes the configuration, so makers keep theirs (`graph_meta.layers` caches them)
+    and graphs share them.
+
+    Parameters
+    ----------
+    class_name
+        ``"Dense"``; ``"package>Name"`` for a registered custom class.
+    config
+        JSON data without the layer's own ``name`` and ``trainable``. Not to be changed afterwards.
+    weights
+        In the order of the Keras layer's ``weights``.
+
+    Raises
+    ------
+    GraphError
+        If the configuration has no stable form, or a weight's dtype is unknown.
+    """
+
+    __slots__ = ("class_name", "config", "identity", "key", "nbytes", "parameters", "weights")
+
+    class_name: str
+    config: Mapping[str, Any]
+    weights: tuple[WeightSpec, ...]
+    #: 16 bytes: equal for equal class, configuration and weights.
+    key: bytes
+    nbytes: int
+    parameters: int
+    #: What naming needs of a layer, in one attribute: (key, label, nbytes).
+    identity: tuple[bytes, bytes, int]
+
+    def __init__(
+        self, class_name: str, config: Mapping[str, Any], weights: Sequence[WeightSpec] = ()
+    ) -> None:
+        self.class_name = class_name
+        config = {k: v for k, v in config.items() if k not in ("name", "trainable")}
+        self.config = plain(config, f"layer class {class_name}")  # type: ignore[assignment]
+        self.weights = tuple(weights)
+        for weight in self.weights:
+            if weight.dtype not in _ITEM_SIZES:
+                raise GraphError(
+                    f"layer class {class_name}: weight dtype {weight.dtype!r} is unknown; known "
+                    f"are {', '.join(_ITEM_SIZES)}"
+                )
+        text = canonical_json(
+            [class_name, dict(self.config), [[list(w.shape), w.dtype] for w in self.weights]]
+        )
+        self.key = _core.xxh3_128(text.encode())
+        self.nbytes = sum(w.nbytes for w in self.weights)
+        self.parameters = sum(w.size for w in self.weights)
+        self.identity = (self.key, label(class_name).encode(), self.nbytes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerSpec):
+            return NotImplemented
+        return self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        return f"LayerSpec({self.class_name!r}, {dict(self.config)!r}, {self.weights!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerSpec, (self.class_name, dict(self.config), self.weights)
+
+
+class Edge(NamedTuple):
+    """One output tensor of one call of a layer, by the layer's position in the graph."""
+
+    layer: int
+    call: int = 0
+    tensor: int = 0
+
+
+class Call(NamedTuple):
+    """One call of a layer.
+
+    Attributes
+    ----------
+    inputs
+        The tensors that the layer is called with, in order.
+    arguments
+        None if the layer is called with its one tensor, or with the list of its inputs. Else the
+        canonical JSON of ``{"args": [...], "kwargs": {...}}`` in which ``{"tensor": i}`` stands for
+        ``inputs[i]``.
+    """
+
+    inputs: tuple[Edge, ...]
+    arguments: str | None = None
+
+
+class Layer(NamedTuple):
+    """A layer of a graph: what it is and how it is called. An input layer has one call, of nothing.
+
+    The order of the calls means nothing but what `Edge.call` counts.
+    """
+
+    spec: LayerSpec
+    calls: tuple[Call, ...]
+
+
+class LayerGraph:
+    """The layers of one model, in topological order.
+
+    Immutable and hashable. Equality is that of the lists of layers, positions included; graphs
+    that differ only in the order of independent branches have equal sets of `names`.
+
+    Parameters
+    ----------
+    layers
+        Each layer's inputs stand before it.
+    inputs, outputs
+        The model's, in its order.
+
+    Raises
+    ------
+    GraphError
+        For an edge to a layer, call or (for input layers) tensor that is not there, to the layer
+        itself or to a later one; an input that is not an input layer; a graph without outputs.
+    """
+
+    # No __slots__: cached_property needs the instance's dict.
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        inputs: Sequence[Edge],
+        outputs: Sequence[Edge],
+    ) -> None:
+        self.layers = tuple(layers)
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._check()
+
+    @classmethod
+    def _trusted(
+        cls, layers: tuple[Layer, ...], inputs: tuple[Edge, ...], outputs: tuple[Edge, ...]
+    ) -> LayerGraph:
+        """Make a graph whose maker checked already what the constructor checks."""
+        graph = cls.__new__(cls)
+        graph.layers = layers
+        graph.inputs = inputs
+        graph.outputs = outputs
+        return graph
+
+    def _check(self) -> None:
+        for position, layer in enumerate(self.layers):
+            if not layer.calls:
+                raise GraphError(f"{self._describe(position)} is never called")
+            for call in layer.calls:
+                for edge in call.inputs:
+                    self._check_edge(edge, position, f"an input of {self._describe(position)}")
+        for edge in self.inputs:
+            self._check_edge(edge, len(self.layers), "an input of the graph")
+            if any(call.inputs for call in self.layers[edge.layer].calls):
+                raise GraphError(
+                    f"{self._describe(edge.layer)} is listed as an input of the graph but has "
+                    "inputs itself"
+                )
+        if not self.outputs:
+            raise GraphError("the graph has no outputs")
+        for edge in self.outputs:
+            self._check_edge(edge, len(self.layers), "an output of the graph")
+
+    def _check_edge(self, edge: Edge, before: int, what: str) -> None:
+        if not 0 <= edge.layer < len(self.layers):
+            raise GraphError(
+                f"{what} is layer {edge.layer}, which is not there: the graph has "
+                f"{len(self.layers)} layers"
+            )
+        if edge.layer == before:
+            raise GraphError(f"{what} is the layer itself; a layer that feeds itself has no name")
+        if edge.layer > before:
+            raise GraphError(
+                f"{what} is {self._describe(edge.layer)}, which comes later: the graph has a "
+                "cycle or its layers are not in topological order"
+            )
+        if not 0 <= edge.call < len(self.layers[edge.layer].calls) or edge.tensor < 0:
+            raise GraphError(
+                f"{what} is call {edge.call}, tensor {edge.tensor} of "
+                f"{self._describe(edge.layer)}, which has {len(self.layers[edge.layer].calls)} "
+                "call(s)"
+            )
+
+    def _describe(self, position: int) -> str:
+        return f"layer {position} ({self.layers[position].spec.class_name})"
+
+    @cached_property
+    def _naming(self) -> tuple[tuple[bytes, ...], tuple[int, ...], LayerTable]:
+        return _core.name_layers(self.layers, self.inputs, self.outputs)
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """16 bytes for each layer; equal digests mean isomorphic ancestor graphs."""
+        return self._naming[0]
+
+    @property
+    def occurrences(self) -> tuple[int, ...]:
+        """Which of its twins (same configuration, same inputs) each layer is; 0 without twins."""
+        return self._naming[1]
+
+    @property
+    def table(self) -> LayerTable:
+        """Names, requirements and bytes of the layers, as the index and the store take them."""
+        return self._naming[2]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Stable names, ``Class_<digest>`` or ``Class_<digest>_k``, in the order of the layers."""
+        return tuple(self.table.names)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(layer.spec.nbytes for layer in self.layers)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of elements of all weights."""
+        return sum(layer.spec.parameters for layer in self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerGraph):
+            return NotImplemented
+        return (self.layers, self.inputs, self.outputs) == (
+            other.layers,
+            other.inputs,
+            other.outputs,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.layers, self.inputs, self.outputs))
+
+    def __repr__(self) -> str:
+        return f"<LayerGraph: {len(self)} layers, {self.parameters:,} parameters>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerGraph, (self.layers, self.inputs, self.outputs)
+
+    def to_json(self) -> str:
+        """Return the graph as JSON text (docs/formats.md, "Layer graph JSON")."""
+        specs: dict[LayerSpec, int] = {}
+        layers: list[JSONObject] = []
+        for layer in self.layers:
+            calls: list[JSONObject] = []
+            for call in layer.calls:
+                entry: JSONObject = {"inputs": [list(edge) for edge in call.inputs]}
+                if call.arguments is not None:
+                    entry["arguments"] = json.loads(call.arguments)
+                calls.append(entry)
+            layers.append({"spec": specs.setdefault(layer.spec, len(specs)), "calls": calls})
+        return canonical_json(
+            {
+                "format": "layer-graph",
+                "version": FORMAT_VERSION,
+                "specs": [
+                    {
+                        "class": spec.class_name,
+                        "config": dict(spec.config),
+                        "weights": [[list(w.shape), w.dtype, w.trainable] for w in spec.weights],
+                    }
+                    for spec in specs
+                ],
+                "layers": layers,
+                "inputs": [list(edge) for edge in self.inputs],
+                "outputs": [list(edge) for edge in self.outputs],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> LayerGraph:
+        """Read what `to_json` wrote, or what somebody else wrote to its specification.
+
+        Raises
+        ------
+        GraphError
+            One line that says what is wrong and where, for anything else.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise GraphError(f"layer graph: not JSON ({error})") from error
+        return _Reader(document).graph()
+
+
+JSONObject = dict[str, Any]
+
+
+class _Reader:
+    """Layer graph JSON, checked: nothing in it is trusted."""
+
+    def __init__(self, document: object) -> None:
+        self.document: JSONObject = self._typed(document, dict, "the document")
+
+    def graph(self) -> LayerGraph:
+        if self.document.get("format") != "layer-graph":
+            raise GraphError('layer graph: "format" is not "layer-graph"')
+        version = self.document.get("version")
+        if version != FORMAT_VERSION or isinstance(version, bool):
+            raise GraphError(
+                f"layer graph: version {version!r} is unknown; this program reads {FORMAT_VERSION}"
+            )
+        specs = [self._spec(entry, f"specs[{i}]") for i, entry in enumerate(self._list("specs"))]
+        layers = [
+            self._layer(entry, specs, f"layers[{i}]")
+            for i, entry in enumerate(self._list("layers"))
+        ]
+        inputs = self._edges(self._list("inputs"), "inputs")
+        outputs = self._edges(self._list("outputs"), "outputs")
+        return LayerGraph(layers, inputs, outputs)
+
+    def _list(self, key: str) -> list[Any]:
+        entries: list[Any] = self._member(self.document, key, list, "the document")
+        return entries
+
+    def _spec(self, value: object, where: str) -> LayerSpec:
+        entry: JSONObject = self._typed(value, dict, where)
+        class_name = self._member(entry, "class", str, where)
+        if not class_name:
+            raise GraphError(f"layer graph: {where}.class is empty")
+        weights = []
+        for i, weight in enumerate(self._member(entry, "weights", list, where)):
+            here = f"{where}.weights[{i}]"
+            weight = self._typed(weight, list, here)
+            if len(weight) != 3:
+                raise GraphError(f"layer graph: {here} is not [shape, dtype, trainable]")
+            shape = self._typed(weight[0], list, f"{here}[0]")
+            sizes = tuple(self._natural(n, f"{here}[0][{j}]") for j, n in enumerate(shape))
+            dtype = self._typed(weight[1], str, f"{here}[1]")
+            weights.append(WeightSpec(sizes, dtype, self._typed(weight[2], bool, f"{here}[2]")))
+        try:
+            return LayerSpec(class_name, self._member(entry, "config", dict, where), weights)
+        except GraphError as error:
+            raise GraphError(f"layer graph: {where}: {error}") from error
+
+    def _layer(self, value: object, specs: list[LayerSpec], where: str) -> Layer:
+        entry: JSONObject = self._typed(value, dict, where)
+        spec = self._natural(entry.get("spec"), f"{where}.spec")
+        if spec >= len(specs):
+            raise GraphError(
+                f"layer graph: {where}.spec is {spec}, but there are {len(specs)} specs"
+            )
+        calls = []
+        for i, call in enumerate(self._member(entry, "calls", list, where)):
+            here = f"{where}.calls[{i}]"
+            call = self._typed(call, dict, here)
+            edges = self._edges(self._member(call, "inputs", list, here), f"{here}.inputs")
+            arguments = None
+            if call.get("arguments") is not None:
+                arguments = canonical_json(
+                    plain(self._member(call, "arguments", dict, here), f"{here}.arguments")
+                )
+            calls.append(Call(edges, arguments))
+        return Layer(specs[spec], tuple(calls))
+
+    def _edges(self, entries: list[Any], where: str) -> tuple[Edge, ...]:
+        edges = []
+        for i, entry in enumerate(entries):
+            numbers = self._typed(entry, list, f"{where}[{i}]")
+            if len(numbers) != 3:
+                raise GraphError(f"layer graph: {where}[{i}] is not [layer, call, tensor]")
+            edges.append(Edge(*(self._natural(n, f"{where}[{i}]") for n in numbers)))
+        return tuple(edges)
+
+    def _member(self, entry: JSONObject, key: str, kind: type, where: str) -> Any:
+        if key not in entry:
+            raise GraphError(f'layer graph: {where} has no "{key}"')
+        return self._typed(entry[key], kind, f"{where}.{key}")
+
+    def _typed(self, value: Any, kind: type, where: str) -> Any:
+        if type(value) is not kind:
+            raise GraphError(
+                f"layer graph: {where} is {_JSON_NAMES.get(type(value), 'something else')}, "
+                f"expected {_JSON_NAMES[kind]}"
+            )
+        return value
+
+    def _natural(self, value: Any, where: str) -> int:
+        self._typed(value, int, where)
+        if not 0 <= value < 2**32:
+            raise GraphError(f"layer graph: {where} is {value}, expected 0 to 2^32 - 1")
+        return int(value)
+
+
+_JSON_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "an integer",
+    float: "a number with a fraction",
+    bool: "a boolean",
+    type(None): "null",
+}
+
+
+class GraphBuilder:
+    """Builds a layer graph layer by layer and tracks the shapes of its tensors.
+
+    >>> from graph_meta import layers
+    >>> builder = GraphBuilder()
+    >>> x = builder.input((8, 8))
+    >>> x = builder.add(layers.flatten(), x)
+    >>> x = builder.add(layers.dense(10, activation="softmax"), x)
+    >>> builder.shape(x)
+    (10,)
+    >>> builder.build(x)
+    <LayerGraph: 3 layers, 650 parameters>
+    """
+
+    __slots__ = ("_inputs", "_layers", "_shapes")
+
+    def __init__(self) -> None:
+        self._layers: list[Layer] = []
+        self._inputs: list[Edge] = []
+        # Of each call's outputs: [layer][call][tensor]. None where the maker did not say.
+        self._shapes: list[list[tuple[Shape, ...] | None]] = []
+
+    def input(self, shape: Shape, dtype: str = "float32") -> Edge:
+        """Add an input of the model, of that shape without the batch axis."""
+        from graph_meta.layers import input_layer
+
+        edge = self.add(input_layer(tuple(shape), dtype))
+        self._inputs.append(edge)
+        return edge
+
+    def add(
+        self, layer: LayerTemplate | LayerSpec, *inputs: Edge, arguments: str | None = None
+    ) -> Edge:
+        """Add a layer that is called on `inputs`; return its (first) output.
+
+        Parameters
+        ----------
+        layer
+            From `graph_meta.layers`, whose weights and output shapes follow from the shapes of the
+            inputs; or a finished spec, whose output shapes are unknown.
+        inputs
+            Outputs of layers added before.
+        arguments
+            Overrides how the template is called; see `Call.arguments`.
+
+        Raises
+        ------
+        GraphError
+            If the layer cannot be called on tensors of these shapes.
+        """
+        if isinstance(layer, LayerSpec):
+            spec, shapes = layer, None
+        else:
+            spec, shapes = layer.at(tuple([self.shape(edge) for edge in inputs]))
+            if arguments is None:
+                arguments = layer.arguments
+        self._layers.append(Layer(spec, (Call(inputs, arguments),)))
+        self._shapes.append([shapes])
+        return Edge(len(self._layers) - 1)
+
+    def call(self, layer: Edge, template: LayerTemplate | LayerSpec, *inputs: Edge) -> Edge:
+        """Call a layer that was added before once more, sharing its weights.
+
+        Parameters
+        ----------
+        layer
+            Any output of the layer.
+        template
+            What the layer was added from.
+        inputs
+            Outputs of layers added before `layer` itself.
+
+        Raises
+        ------
+        GraphError
+            If its weights would have other shapes, or an input does not come before the layer.
+        """
+        spec, calls = self._layers[layer.layer]
+        arguments, shapes, called = None, None, template
+        if not isinstance(template, LayerSpec):
+            called, shapes = template.at(tuple([self.shape(edge) for edge in inputs]))
+            arguments = template.arguments
+        if called != spec:
+            raise GraphError(
+                f"layer {layer.layer} ({spec.class_name}) cannot be called on these tensors: its "
+                f"weights are {[w.shape for w in spec.weights]}"
+            )
+        for edge in inputs:
+            if edge.layer >= layer.layer:
+                raise GraphError(
+                    f"layer {layer.layer} ({spec.class_name}) is to be called on layer "
+                    f"{edge.layer}, which was added after it: add the shared layer later"
+                )
+        self._layers[layer.layer] = Layer(spec, (*calls, Call(inputs, arguments)))
+        self._shapes[layer.layer].append(shapes)
+        return Edge(layer.layer, len(calls))
+
+    def shape(self, edge: Edge) -> Shape:
+        """Shape of a tensor, without the batch axis.
+
+        Raises
+        ------
+        GraphError
+            If the layer was added as a finished spec.
+        """
+        shapes = self._shapes[edge[0]][edge[1]]
+        if shapes is None:
+            raise GraphError(
+                f"layer {edge.layer} ({self._layers[edge.layer].spec.class_name}): the shape of "
+                "its output is unknown, since it was added as a LayerSpec"
+            )
+        return shapes[edge[2]]
+
+    def build(self, *outputs: Edge) -> LayerGraph:
+        """Return the graph with these outputs. Every layer added is part of it.
+
+        Raises
+        ------
+        GraphError
+            Without outputs.
+        """
+        if not outputs:
+            raise GraphError("the graph has no outputs")
+        return LayerGraph._trusted(tuple(self._layers), tuple(self._inputs), outputs)
+
+
+def prefix(a: LayerGraph, b: LayerGraph) -> list[str]:
+    """Return the stable names that both graphs have, in the order of `a`."""
+    others = set(b.names)
+    return [name for name in a.names if name in others]
