@@ -1,0 +1,148 @@
+"""The conformance suite of search spaces: every registered space must pass it.
+
+A new space goes into `VARIANTS`; a space that is registered but not listed fails the suite.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from transfer_nas import spaces
+from transfer_nas.errors import SpaceError
+from transfer_nas.spaces import DenseSkip, FeedForward, Space
+
+VARIANTS: dict[str, Space] = {
+    "feed_forward": FeedForward([(8, 8)], 10, "softmax"),
+    "feed_forward, two inputs": FeedForward([(5,), (2, 3)], 1, max_depth=3, units=(4, 8)),
+    "dense_skip": DenseSkip([(8, 8)], 10, "softmax"),
+    "dense_skip, two inputs": DenseSkip([(5,), (2, 3)], 1, nodes=5, units=(4, 8), max_skips=2),
+    "dense_skip, twins": DenseSkip([(4,)], 2, nodes=4, units=(4, 5), activations=("linear",)),
+}
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda name: name.replace(", ", "-"))
+def space(request: pytest.FixtureRequest) -> Space:
+    return VARIANTS[request.param]
+
+
+def genomes(space: Space, count: int, seed: int = 0) -> list[tuple[int, ...]]:
+    """Both extremes, and random genomes."""
+    rng = np.random.default_rng(seed)
+    lowest = tuple(0 for _ in space.genes)
+    highest = tuple(len(gene.values) - 1 for gene in space.genes)
+    return [lowest, highest, *(space.sample(rng) for _ in range(count))]
+
+
+def test_every_registered_space_is_tested() -> None:
+    assert {type(space) for space in VARIANTS.values()} == set(spaces.REGISTRY.values())
+
+
+def test_genes_have_unique_names_and_distinct_values(space: Space) -> None:
+    names = [gene.name for gene in space.genes]
+    assert len(set(names)) == len(names)
+    for gene in space.genes:
+        assert len(set(gene.values)) == len(gene.values) >= 1
+
+
+def test_size_counts_the_genomes(space: Space) -> None:
+    size = 1
+    for gene in space.genes:
+        size *= len(gene.values)
+    assert space.size == size and isinstance(space.size, int)
+
+
+def test_size_is_the_number_of_distinct_genomes() -> None:
+    space = FeedForward([(2,)], 1, max_depth=2, units=(3,), activations=("relu",))
+    rng = np.random.default_rng(0)
+    assert len({space.sample(rng) for _ in range(2000)}) == space.size == 36
+
+
+def test_samples_are_reproducible_and_cover_every_value(space: Space) -> None:
+    first = [space.sample(np.random.default_rng(5)) for _ in range(2)]
+    assert first[0] == first[1]
+    rng = np.random.default_rng(0)
+    samples = [space.sample(rng) for _ in range(600)]
+    for position, gene in enumerate(space.genes):
+        assert {genome[position] for genome in samples} == set(range(len(gene.values)))
+
+
+def test_a_mutation_gives_one_gene_another_value(space: Space) -> None:
+    rng = np.random.default_rng(1)
+    mutated = set()
+    for genome in genomes(space, 30):
+        for _ in range(20):
+            child = space.mutate(genome, rng)
+            space.check(child)
+            changed = [i for i, (a, b) in enumerate(zip(genome, child, strict=True)) if a != b]
+            assert len(changed) == 1
+            mutated.update(changed)
+    assert mutated == set(range(len(space.genes)))
+
+
+def test_a_mutation_changes_the_architecture(space: Space) -> None:
+    rng = np.random.default_rng(2)
+    for genome in genomes(space, 100):
+        child = space.mutate(genome, rng)
+        before, after = space.graph(genome), space.graph(child)
+        assert before.names != after.names
+
+
+def test_values_name_what_each_gene_chooses(space: Space) -> None:
+    for genome in genomes(space, 10):
+        values = space.values(genome)
+        assert list(values) == [gene.name for gene in space.genes]
+        for gene, choice in zip(space.genes, genome, strict=True):
+            assert values[gene.name] == gene.values[choice]
+
+
+def test_refuses_genomes_that_are_not_its_own(space: Space) -> None:
+    genome = genomes(space, 1)[-1]
+    with pytest.raises(SpaceError, match="expected a genome of"):
+        space.graph(genome[:-1])
+    for wrong in (-1, len(space.genes[0].values)):
+        with pytest.raises(SpaceError, match=space.genes[0].name):
+            space.graph((wrong, *genome[1:]))
+
+
+def test_a_graph_is_a_function_of_the_genome(space: Space) -> None:
+    for genome in genomes(space, 10):
+        assert space.graph(genome) == space.graph(genome)
+
+
+def test_graph_and_keras_model_are_the_same_network(space: Space) -> None:
+    from graph_meta import keras_io
+
+    for genome in genomes(space, 5, seed=3):
+        graph, model = space.graph(genome), space.build(genome)
+        found = keras_io.from_keras(model)
+        assert sorted(graph.names) == sorted(found.names)
+        assert graph.nbytes == found.nbytes == sum(math.prod(w.shape) * 4 for w in model.weights)
+        shapes = {
+            name: [weight.shape for weight in layer.spec.weights]
+            for name, layer in zip(graph.names, graph.layers, strict=True)
+        }
+        assert shapes == {
+            layer.name: [tuple(weight.shape) for weight in layer.weights] for layer in model.layers
+        }
+        assert [tuple(i.shape[1:]) for i in model.inputs] == list(space.input_shapes)
+        assert tuple(model.output.shape[1:]) == (space.output_units,)
+
+
+def test_unknown_names_suggest_near_misses() -> None:
+    with pytest.raises(SpaceError, match="did you mean 'dense_skip'"):
+        spaces.find("denseskip")
+    with pytest.raises(SpaceError, match="Known: dense_skip, feed_forward"):
+        spaces.find("resnet50")
+
+
+def test_ones_own_space_is_found_by_module_and_attribute() -> None:
+    assert spaces.find("transfer_nas.spaces.dense_skip:DenseSkip") is DenseSkip
+    with pytest.raises(SpaceError, match="not a subclass"):
+        spaces.find("transfer_nas.spaces:REGISTRY")
+
+
+@pytest.mark.parametrize(("shapes", "units"), [([], 1), ([(0,)], 1), ([(4,)], 0)])
+def test_refuses_shapes_that_make_no_sense(shapes: list[tuple[int, ...]], units: int) -> None:
+    with pytest.raises(SpaceError):
+        FeedForward(shapes, units)

@@ -1,0 +1,47 @@
+"""Applications: the tasks that networks are searched for.
+
+`_base.py` says what an application is, `digits.py` is the example, and
+`docs/own_application.md` shows how to bring one's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from transfer_nas.applications._base import Application, Arrays, Data, as_tuple
+from transfer_nas.errors import ApplicationError, near_misses
+from transfer_nas.plugins import is_plugin, load_attribute
+
+NAMES = ("digits",)
+"""Applications that come along, each a module of this package with an `application` in it."""
+
+__all__ = ["NAMES", "Application", "Arrays", "Data", "as_tuple", "resolve"]
+
+
+def resolve(spec: str) -> Application:
+    """Return the application that a user names.
+
+    Parameters
+    ----------
+    spec
+        A name in `NAMES`, or ``package.module:attribute`` or ``path/to/file.py:attribute`` of an
+        `Application`.
+
+    Raises
+    ------
+    ApplicationError
+        There is none (the message names near misses), its module does not import, or the
+        attribute is something else.
+    """
+    if spec in NAMES:
+        found = importlib.import_module(f"transfer_nas.applications.{spec}").application
+    elif is_plugin(spec):
+        found = load_attribute(spec, ApplicationError)
+    else:
+        raise ApplicationError(
+            f"unknown application {spec!r}; {near_misses(spec, (*NAMES, 'none'))}; one's own: "
+            "package.module:attribute or path/to/file.py:attribute"
+        )
+    if not isinstance(found, Application):
+        raise ApplicationError(f"{spec} is not a transfer_nas.applications.Application: {found!r}")
+    return found

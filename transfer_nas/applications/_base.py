@@ -1,0 +1,154 @@
+"""What an application is: data, what goes in and out, and what a good model is."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from transfer_nas.errors import ApplicationError
+from transfer_nas.spaces import Space, find
+
+Arrays = npt.NDArray[np.generic] | tuple[npt.NDArray[np.generic], ...]
+"""One array, or one for each input of the model; the first axis counts the rows."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows to train on and rows to judge by.
+
+    Attributes
+    ----------
+    x_train, x_valid
+        Inputs, ``(rows, *shape)``; a tuple of arrays if the model has several inputs.
+    y_train, y_valid
+        Targets, ``(rows, ...)``, as the loss expects them.
+    """
+
+    x_train: Arrays
+    y_train: Arrays
+    x_valid: Arrays
+    y_valid: Arrays
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that stand for all bytes, shapes and dtypes."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name in ("x_train", "y_train", "x_valid", "y_valid"):
+            for array in as_tuple(getattr(self, name)):
+                digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def as_tuple(arrays: Arrays) -> tuple[npt.NDArray[np.generic], ...]:
+    """Return one array or several as a tuple of arrays."""
+    return tuple(arrays) if isinstance(arrays, tuple | list) else (arrays,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Application:
+    """A task to find a network for.
+
+    Attributes
+    ----------
+    name
+        Short; part of the namespace of the stored models.
+    load
+        Returns the data; called once in each process that trains. Same data at each call.
+    input_shapes
+        Shape of each input without the batch axis.
+    output_units
+        Width of the model's last layer.
+    output_activation
+        Keras name of its activation; None: linear.
+    loss
+        Keras name of the loss.
+    metric
+        Keras name of the metric that, on the validation rows, is the objective.
+    mode
+        ``max`` if more of the metric is better, ``min`` if less is (the objective, which is
+        maximised, is then the metric's negative).
+    optimizer
+        Keras name of the optimizer.
+    learning_rate
+        Its learning rate.
+    epochs
+        Epochs that a candidate trains unless the user says otherwise.
+    batch_size
+        Rows a step unless the user says otherwise.
+    default_space
+        Name of the space to search unless the user names one (see `transfer_nas.spaces.find`), or
+        a subclass of `Space`.
+    """
+
+    name: str
+    load: Callable[[], Data]
+    input_shapes: Sequence[Sequence[int]]
+    output_units: int
+    loss: str
+    metric: str
+    output_activation: str | None = None
+    mode: Literal["max", "min"] = "max"
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    epochs: int = 10
+    batch_size: int = 32
+    default_space: str | type[Space] = "dense_skip"
+
+    @functools.cached_property
+    def data(self) -> Data:
+        """The data, loaded once and checked against the shapes.
+
+        Raises
+        ------
+        ApplicationError
+            `load` raises, or what it returns does not fit the application.
+        """
+        try:
+            data = self.load()
+        except Exception as cause:  # a user's function may raise anything
+            raise ApplicationError(
+                f"application {self.name}: loading the data failed with "
+                f"{type(cause).__name__}: {cause}"
+            ) from cause
+        if not isinstance(data, Data):
+            raise ApplicationError(
+                f"application {self.name}: load() must return transfer_nas.applications.Data, "
+                f"not {type(data).__name__}"
+            )
+        for part in ("train", "valid"):
+            self._check(part, getattr(data, f"x_{part}"), getattr(data, f"y_{part}"))
+        return data
+
+    @property
+    def namespace(self) -> str:
+        """Name and digest of the data: models of different namespaces never match."""
+        return f"{self.name}-{self.data.digest}"
+
+    def space(self, name: str | None = None) -> Space:
+        """Make a space for this application's shapes; None: the default space."""
+        chosen = self.default_space if name is None else name
+        found = find(chosen) if isinstance(chosen, str) else chosen
+        return found(self.input_shapes, self.output_units, self.output_activation)
+
+    def _check(self, part: str, x: Arrays, y: Arrays) -> None:
+        inputs, targets = as_tuple(x), as_tuple(y)
+        shapes = [tuple(array.shape[1:]) for array in inputs]
+        expected = [tuple(shape) for shape in self.input_shapes]
+        if shapes != expected:
+            raise ApplicationError(
+                f"application {self.name}: x_{part} must hold inputs of shapes {expected} after "
+                f"the first axis, found {shapes}"
+            )
+        rows = {len(array) for array in (*inputs, *targets)}
+        if len(rows) != 1 or 0 in rows:
+            raise ApplicationError(
+                f"application {self.name}: x_{part} and y_{part} must have the same number of rows, "
+                f"at least one; found {[len(array) for array in (*inputs, *targets)]}"
+            )

@@ -1,0 +1,44 @@
+"""The exceptions of `transfer_nas`.
+
+Everything a user can put right by changing a flag, a file or an environment variable is an
+`InputError`: the commands print its message as one line and end with exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TransferNasError(Exception):
+    """Base class of the exceptions of this package."""
+
+
+class InputError(TransferNasError, ValueError):
+    """A setting, a file or an environment variable that does not make sense."""
+
+
+class SpaceError(InputError):
+    """An unknown space, an option it does not take, or a genome that is not one of its own."""
+
+
+class ApplicationError(InputError):
+    """An application that cannot be found or imported, or whose parts do not fit together."""
+
+
+class RunDirectoryError(InputError):
+    """A directory that holds another run, or files of a run that cannot be read."""
+
+
+def near_misses(name: str, known: Iterable[str]) -> str:
+    """Say what a mistyped name may have meant, and what there is.
+
+    Returns
+    -------
+    str
+        For instance ``did you mean 'digits'? Known: digits, nt3``.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{meant}Known: {', '.join(names)}"

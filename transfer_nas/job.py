@@ -1,0 +1,109 @@
+"""What travels between the search and those who evaluate: a job, and what became of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Measure = float | int | str
+"""A value of one of the ``m:*`` columns."""
+
+DONE = "DONE"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One candidate to evaluate.
+
+    Attributes
+    ----------
+    id
+        Number of the job in its search, from 0 in the order of asking.
+    genome
+        Position of each gene's value among the gene's values.
+    parent
+        Id of the job whose genome was mutated; None for a random genome.
+    seed
+        Seed of everything random in the evaluation; a function of the search's seed and of `id`.
+    """
+
+    id: int
+    genome: tuple[int, ...]
+    parent: int | None = None
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {
+            "id": self.id,
+            "genome": list(self.genome),
+            "parent": self.parent,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Job:
+        """Undo `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
+        parent = fields["parent"]
+        return cls(
+            id=int(fields["id"]),
+            genome=tuple(int(value) for value in fields["genome"]),
+            parent=None if parent is None else int(parent),
+            seed=int(fields["seed"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What became of a job.
+
+    Attributes
+    ----------
+    job
+        The job.
+    status
+        ``DONE``, or ``F_`` and the reason of the failure.
+    objective
+        What the search maximises; NaN if it failed.
+    measures
+        The ``m:*`` columns, without the ``m:``.
+    """
+
+    job: Job
+    status: str
+    objective: float
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether it worked."""
+        return self.status == DONE
+
+    @classmethod
+    def failure(
+        cls, job: Job, reason: str, measures: Mapping[str, Measure] | None = None
+    ) -> Evaluation:
+        """Return the evaluation of a job that failed for `reason` (one word)."""
+        return cls(job, f"F_{reason}", math.nan, measures or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values (which know no NaN: a failure's objective is None)."""
+        return {
+            "job": self.job.to_dict(),
+            "status": self.status,
+            "objective": None if math.isnan(self.objective) else self.objective,
+            "measures": dict(self.measures),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Evaluation:
+        """Undo `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
+        objective = fields["objective"]
+        return cls(
+            job=Job.from_dict(fields["job"]),
+            status=str(fields["status"]),
+            objective=math.nan if objective is None else float(objective),
+            measures=dict(fields["measures"]),
+        )

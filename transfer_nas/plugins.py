@@ -1,0 +1,70 @@
+"""Objects that users name on the command line: ``package.module:attribute``, ``file.py:attribute``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from transfer_nas.errors import InputError, near_misses
+
+
+def is_plugin(spec: str) -> bool:
+    """Whether `spec` names an attribute of a module or of a file, and not something registered."""
+    return ":" in spec
+
+
+def load_attribute(spec: str, error: type[InputError]) -> Any:
+    """Import what ``package.module:attribute`` or ``path/to/file.py:attribute`` names.
+
+    Modules are looked for in the working directory too, as ``python -m`` does.
+
+    Raises
+    ------
+    error
+        The file or the attribute does not exist, or the import raises; with what to do.
+    """
+    source, _, attribute = spec.rpartition(":")
+    if not source or not attribute:
+        raise error(f"{spec!r} is neither package.module:attribute nor path/to/file.py:attribute")
+    module = _load_file(Path(source), error) if source.endswith(".py") else _import(source, error)
+    value = module
+    for name in attribute.split("."):
+        if not hasattr(value, name):
+            public = [known for known in vars(module) if not known.startswith("_")]
+            raise error(f"{source} has no attribute {name!r}; {near_misses(name, public)}")
+        value = getattr(value, name)
+    return value
+
+
+def _import(name: str, error: type[InputError]) -> Any:
+    directory = str(Path.cwd())
+    if "" not in sys.path and directory not in sys.path:
+        sys.path.insert(0, directory)
+    try:
+        return importlib.import_module(name)
+    except Exception as cause:  # a user's module may raise anything
+        raise error(f"cannot import {name}: {_one_line(cause)}") from cause
+
+
+def _load_file(path: Path, error: type[InputError]) -> Any:
+    if not path.is_file():
+        raise error(f"{path}: no such file")
+    name = f"transfer_nas_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise error(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # classes defined there must be found again by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as cause:  # a user's file may raise anything
+        del sys.modules[name]
+        raise error(f"cannot import {path}: {_one_line(cause)}") from cause
+    return module
+
+
+def _one_line(cause: BaseException) -> str:
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"

@@ -1,0 +1,65 @@
+"""Search spaces: from a genome, a short integer vector, to an architecture.
+
+`_base.py` states the contract; `tests/transfer_nas/test_spaces.py` holds every registered space
+to it. Nothing here imports Keras until a model is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transfer_nas.errors import SpaceError, near_misses
+from transfer_nas.plugins import is_plugin, load_attribute
+from transfer_nas.spaces._base import Gene, Genome, Scalar, Space
+from transfer_nas.spaces.dense_skip import DenseSkip
+from transfer_nas.spaces.feed_forward import FeedForward
+
+REGISTRY: Mapping[str, type[Space]] = {space.name: space for space in (DenseSkip, FeedForward)}
+
+__all__ = [
+    "REGISTRY",
+    "DenseSkip",
+    "FeedForward",
+    "Gene",
+    "Genome",
+    "Scalar",
+    "Space",
+    "find",
+    "get",
+]
+
+
+def find(name: str) -> type[Space]:
+    """Return the class of a space.
+
+    Parameters
+    ----------
+    name
+        A registered name, or ``package.module:attribute`` or ``path/to/file.py:attribute`` of a
+        subclass of `Space`.
+
+    Raises
+    ------
+    SpaceError
+        There is none; the message names near misses.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    if not is_plugin(name):
+        raise SpaceError(f"unknown space {name!r}; {near_misses(name, REGISTRY)}")
+    found = load_attribute(name, SpaceError)
+    if not (isinstance(found, type) and issubclass(found, Space)):
+        raise SpaceError(f"{name} is not a subclass of transfer_nas.spaces.Space: {found!r}")
+    return found
+
+
+def get(
+    name: str,
+    input_shapes: Sequence[Sequence[int]],
+    output_units: int,
+    output_activation: str | None = None,
+    **options: Any,
+) -> Space:
+    """Make the space called `name` for these inputs and outputs; see `find` and `Space`."""
+    return find(name)(input_shapes, output_units, output_activation, **options)

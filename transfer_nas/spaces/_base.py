@@ -1,0 +1,163 @@
+"""What a search space is; `feed_forward.py` is the shortest example."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from graph_meta import layers
+from graph_meta.graph import Edge, GraphBuilder, LayerGraph
+from transfer_nas.errors import SpaceError
+
+if TYPE_CHECKING:
+    import keras
+
+Scalar = int | float | str | bool
+Genome = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gene:
+    """One decision of a space.
+
+    Attributes
+    ----------
+    name
+        Unique in its space; the column ``p:name`` of the results.
+    values
+        What can be chosen, at least one value, no value twice.
+    """
+
+    name: str
+    values: tuple[Scalar, ...]
+
+
+class Space(ABC):
+    """The architectures among which a search chooses, each encoded as a genome.
+
+    A genome holds one integer for each gene: the position of the chosen value in `Gene.values`.
+    A subclass sets `name` and `genes` and implements `graph`. Genes should be such that each
+    change of one gene changes the architecture: a mutation that changes nothing costs a training.
+
+    Spaces are immutable; every method may be called from several threads. No method but `build`
+    imports Keras.
+
+    Parameters
+    ----------
+    input_shapes
+        Shape of each input without the batch axis. Inputs of more than one axis are flattened,
+        several are concatenated.
+    output_units
+        Width of the last layer.
+    output_activation
+        Keras name of its activation; None: linear.
+    """
+
+    name: ClassVar[str]
+    genes: tuple[Gene, ...]
+
+    def __init__(
+        self,
+        input_shapes: Sequence[Sequence[int]],
+        output_units: int,
+        output_activation: str | None = None,
+    ) -> None:
+        self.input_shapes = tuple(tuple(int(axis) for axis in shape) for shape in input_shapes)
+        self.output_units = int(output_units)
+        self.output_activation = output_activation
+        if not self.input_shapes or any(axis < 1 for shape in self.input_shapes for axis in shape):
+            raise SpaceError(
+                f"space {self.name}: expected the shapes of one input or more, each without the "
+                f"batch axis, found {list(self.input_shapes)}"
+            )
+        if self.output_units < 1:
+            raise SpaceError(
+                f"space {self.name}: output_units must be positive, not {output_units}"
+            )
+
+    @abstractmethod
+    def graph(self, genome: Sequence[int]) -> LayerGraph:
+        """Return the layer graph of a genome, in microseconds.
+
+        Raises
+        ------
+        SpaceError
+            `genome` is not one of this space.
+        """
+
+    def build(self, genome: Sequence[int]) -> keras.Model:
+        """Build the Keras model of a genome; its layers carry their stable names."""
+        from graph_meta import keras_io  # imports Keras: only those who train pay for it
+
+        return keras_io.to_keras(self.graph(genome))
+
+    @property
+    def size(self) -> int:
+        """Number of genomes, exactly."""
+        return math.prod(len(gene.values) for gene in self.genes)
+
+    def sample(self, rng: np.random.Generator) -> Genome:
+        """Draw a genome; all are equally likely."""
+        return tuple(int(rng.integers(len(gene.values))) for gene in self.genes)
+
+    def mutate(self, genome: Sequence[int], rng: np.random.Generator) -> Genome:
+        """Give one gene another value.
+
+        All genes that have a choice are equally likely, and so are the other values of the gene.
+        """
+        mutable = [i for i, gene in enumerate(self.genes) if len(gene.values) > 1]
+        if not mutable:
+            raise SpaceError(f"space {self.name} holds one genome: there is nothing to mutate")
+        position = mutable[rng.integers(len(mutable))]
+        value = int(rng.integers(len(self.genes[position].values) - 1))
+        value += value >= genome[position]  # skips the present value
+        return (*genome[:position], value, *genome[position + 1 :])
+
+    def values(self, genome: Sequence[int]) -> dict[str, Scalar]:
+        """Return what each gene chooses: the ``p:*`` columns of the results."""
+        self.check(genome)
+        return {
+            gene.name: gene.values[value] for gene, value in zip(self.genes, genome, strict=True)
+        }
+
+    def check(self, genome: Sequence[int]) -> None:
+        """Raise SpaceError unless `genome` is one of this space."""
+        if len(genome) != len(self.genes):
+            raise SpaceError(
+                f"space {self.name}: expected a genome of {len(self.genes)} genes, "
+                f"found {len(genome)}"
+            )
+        for gene, value in zip(self.genes, genome, strict=True):
+            if not 0 <= value < len(gene.values):
+                raise SpaceError(
+                    f"space {self.name}: gene {gene.name} has values 0 to {len(gene.values) - 1}, "
+                    f"found {value}"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Return what makes this space this space, as JSON values; kept with the results."""
+        return {
+            "name": self.name,
+            "input_shapes": [list(shape) for shape in self.input_shapes],
+            "output_units": self.output_units,
+            "output_activation": self.output_activation,
+            "genes": {gene.name: list(gene.values) for gene in self.genes},
+        }
+
+    def _features(self, builder: GraphBuilder) -> Edge:
+        """Add the inputs; return one vector that holds them all."""
+        edges = []
+        for shape in self.input_shapes:
+            edge = builder.input(shape)
+            edges.append(edge if len(shape) == 1 else builder.add(layers.flatten(), edge))
+        return edges[0] if len(edges) == 1 else builder.add(layers.concatenate(), *edges)
+
+    def _head(self, builder: GraphBuilder, edge: Edge) -> LayerGraph:
+        """Add the output layer and return the finished graph."""
+        head = layers.dense(self.output_units, activation=self.output_activation or "linear")
+        return builder.build(builder.add(head, edge))
