@@ -1,0 +1,168 @@
+"""Aging evolution against a straightforward oracle, and taken up from its journal."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from transfer_nas.errors import InputError
+from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.spaces import FeedForward
+
+SPACE = FeedForward([(4,)], 2, max_depth=3)
+
+
+def objective(job: Job) -> float:
+    """A deterministic landscape: wide layers are good."""
+    return sum(job.genome) + job.id % 7 / 10
+
+
+def evaluate(job: Job) -> Evaluation:
+    if job.id % 5 == 3:
+        return Evaluation.failure(job, "unlucky")
+    return Evaluation(job, DONE, objective(job))
+
+
+def search(population: int = 6, sample: int = 3, seed: int = 7) -> AgingEvolution:
+    return AgingEvolution(SPACE, population, sample, seed)
+
+
+def differences(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    return sum(x != y for x, y in zip(a, b, strict=True))
+
+
+def test_population_is_the_last_members_that_worked() -> None:
+    evolution = search()
+    worked: list[int] = []
+    for _ in range(60):
+        (job,) = evolution.ask()
+        evaluation = evaluate(job)
+        retired = evolution.tell(evaluation)
+        if evaluation.done:
+            worked.append(job.id)
+            assert retired == ([worked[-7]] if len(worked) > 6 else [])
+        else:
+            assert retired == []
+        assert [member.job.id for member in evolution.population] == worked[-6:]
+
+
+def test_jobs_are_random_first_and_then_mutations_of_a_good_member() -> None:
+    evolution = search(population=8, sample=8)
+    for number in range(40):
+        population = evolution.population
+        (job,) = evolution.ask()
+        assert job.id == number
+        SPACE.check(job.genome)
+        if number < 8:
+            assert job.parent is None
+        else:
+            # All members compete, so the parent is the best one.
+            best = max(population, key=lambda e: (e.objective, e.job.id))
+            assert job.parent == best.job.id
+            assert differences(job.genome, best.job.genome) == 1
+        evolution.tell(evaluate(job))
+
+
+def test_a_tournament_prefers_good_members_but_not_always_the_best() -> None:
+    evolution = search(population=20, sample=2, seed=1)
+    for job in evolution.ask(20):
+        evolution.tell(Evaluation(job, DONE, float(job.id)))
+    parents = Counter(job.parent for job in evolution.ask(4000))
+    expected = [2 * rank / (20 * 19) for rank in range(20)]  # the better of two distinct members
+    observed = [parents[rank] / 4000 for rank in range(20)]
+    np.testing.assert_allclose(observed, expected, atol=0.02)
+    assert parents[0] == 0
+
+
+def test_ties_go_to_the_newer_member() -> None:
+    evolution = search(population=4, sample=4)
+    for job in evolution.ask(4):
+        evolution.tell(Evaluation(job, DONE, 0.5))
+    assert {job.parent for job in evolution.ask(5)} == {3}
+
+
+def test_same_seed_same_jobs_other_seed_other_jobs() -> None:
+    def run(seed: int) -> list[Job]:
+        evolution, jobs = search(seed=seed), []
+        for _ in range(30):
+            jobs += evolution.ask()
+            evolution.tell(evaluate(jobs[-1]))
+        return jobs
+
+    assert run(3) == run(3)
+    assert [job.genome for job in run(3)] != [job.genome for job in run(4)]
+    assert len({job.seed for job in run(3)}) == 30
+
+
+def test_stays_random_while_every_candidate_fails() -> None:
+    evolution = search(population=2, sample=1)
+    for _ in range(10):
+        (job,) = evolution.ask()
+        assert job.parent is None
+        evolution.tell(Evaluation.failure(job, "always"))
+    assert evolution.population == ()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 6, 23, 50])
+def test_taking_up_a_search_is_as_if_it_had_never_stopped(cut: int) -> None:
+    def go_on(
+        evolution: AgingEvolution, steps: int, jobs: list[Job], told: list[Evaluation]
+    ) -> None:
+        waiting = [job for job in jobs if job.id not in {e.job.id for e in told}]
+        for _ in range(steps):
+            while len(waiting) < 3:  # three in flight, the newest first to be done
+                asked = evolution.ask()
+                jobs += asked
+                waiting += asked
+            told.append(evaluate(waiting.pop()))
+            evolution.tell(told[-1])
+
+    straight: tuple[list[Job], list[Evaluation]] = ([], [])
+    go_on(search(), 60, *straight)
+
+    jobs: list[Job] = []
+    told: list[Evaluation] = []
+    go_on(search(), cut, jobs, told)
+    resumed = search()
+    resumed.restore(jobs, told)
+    unfinished = [job for job in jobs if job.id not in {e.job.id for e in told}]
+    assert resumed.ask(len(unfinished)) == unfinished
+    go_on(resumed, 60 - cut, jobs, told)
+
+    assert jobs == straight[0]
+    assert [(e.job, e.status) for e in told] == [(e.job, e.status) for e in straight[1]]
+
+
+def test_refuses_results_that_nobody_waits_for() -> None:
+    evolution = search()
+    (job,) = evolution.ask()
+    evolution.tell(evaluate(job))
+    with pytest.raises(ValueError, match="job 0 is not waiting"):
+        evolution.tell(evaluate(job))
+    with pytest.raises(ValueError, match="job 9 is not waiting"):
+        evolution.tell(Evaluation(Job(9, job.genome), DONE, 1.0))
+
+
+def test_nan_never_enters_the_population() -> None:
+    evolution = search()
+    (job,) = evolution.ask()
+    evolution.tell(Evaluation(job, DONE, math.nan))
+    assert evolution.population == ()
+
+
+@pytest.mark.parametrize(
+    ("population", "sample", "seed", "message"),
+    [
+        (0, 1, 0, "population size must be at least 1, not 0"),
+        (4, 0, 0, "sample size must be between 1 and the population size"),
+        (4, 5, 0, "sample size must be between 1 and the population size"),
+        (4, 2, -1, "seed must not be negative"),
+    ],
+)
+def test_refuses_sizes_that_make_no_sense(
+    population: int, sample: int, seed: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        AgingEvolution(SPACE, population, sample, seed)

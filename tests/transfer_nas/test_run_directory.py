@@ -1,0 +1,182 @@
+"""What a run leaves on disk: written, refused, torn, damaged, taken up."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transfer_nas.errors import RunDirectoryError
+from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.search.run_directory import MEASURES, RunDirectory
+from transfer_nas.spaces import FeedForward, Space
+
+SPACE = FeedForward([(4,)], 2, max_depth=2)
+SETTINGS = {"population_size": 4, "epochs": 3}
+JOBS = [Job(0, (0, 1, 2, 0), None, 11), Job(1, (3, 1, 2, 0), 0, 12), Job(2, (3, 1, 2, 1), 1, 13)]
+DONE_0 = Evaluation(
+    JOBS[0],
+    DONE,
+    0.1 + 0.2,
+    {"ancestor": "m,1", "layers": 5, "match_seconds": 0.25, "rank": 1},
+)
+FAILED_1 = Evaluation.failure(JOBS[1], "ValueError", {"parent": 0})
+
+
+def begin(path: Path) -> RunDirectory:
+    directory = RunDirectory.create(path, SPACE, SETTINGS, {"versions": {}})
+    for job in JOBS:
+        directory.asked(job)
+    directory.told(DONE_0)
+    directory.told(FAILED_1)
+    return directory
+
+
+def resume(path: Path, space: Space = SPACE, **changed: Any) -> RunDirectory:
+    return RunDirectory.resume(path, space, {**SETTINGS, **changed}, {"versions": {}})
+
+
+def test_results_have_the_columns_of_deephyper(tmp_path: Path) -> None:
+    directory = begin(tmp_path / "run")
+    # Flushed: another process sees it while the run is open.
+    with (tmp_path / "run" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    directory.close()
+    assert list(rows[0]) == [
+        *("p:layer_0", "p:dropout_0", "p:layer_1", "p:dropout_1"),
+        *("objective", "job_id", "job_status"),
+        *(f"m:{name}" for name in MEASURES),
+    ]
+    assert rows[0]["p:layer_0"] == "none" and rows[0]["p:dropout_0"] == "0.1"
+    assert float(rows[0]["objective"]) == 0.1 + 0.2
+    assert rows[0]["job_status"] == "DONE" and rows[0]["m:ancestor"] == "m,1"
+    assert rows[1]["objective"] == rows[1]["job_status"] == "F_ValueError"
+    assert rows[1]["m:parent"] == "0" and rows[1]["m:ancestor"] == ""
+
+
+def test_a_later_process_finds_everything(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    with resume(tmp_path) as directory:
+        assert directory.jobs == JOBS
+        assert directory.evaluations[0] == DONE_0
+        assert directory.evaluations[1].job == JOBS[1]
+        assert directory.evaluations[1].status == "F_ValueError"
+        assert math.isnan(directory.evaluations[1].objective)
+        directory.told(Evaluation(JOBS[2], DONE, 0.5))
+    with resume(tmp_path) as directory:
+        assert [e.job.id for e in directory.evaluations] == [0, 1, 2]
+    assert len(json.loads((tmp_path / "run.json").read_text())["resumed"]) == 2
+
+
+@pytest.mark.parametrize("name", ["results.csv", "checkpoint"])
+def test_a_torn_last_line_is_dropped_wherever_it_is_cut(tmp_path: Path, name: str) -> None:
+    begin(tmp_path).close()
+    whole = (tmp_path / name).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    last = len(lines[-1])
+    if name == "checkpoint":  # of a job without a result: written before it was handed out
+        expected = ([0, 1], [0, 1])
+    else:
+        expected = ([0, 1, 2], [0])
+    for cut in range(1, last + 1):
+        (tmp_path / name).write_bytes(whole[: len(whole) - cut])
+        with resume(tmp_path) as directory:
+            found = (
+                [job.id for job in directory.jobs],
+                [evaluation.job.id for evaluation in directory.evaluations],
+            )
+            assert found == expected
+            if name == "results.csv":  # goes on where the whole lines end
+                directory.told(FAILED_1)
+        if name == "results.csv":
+            assert (tmp_path / name).read_bytes() == whole
+
+
+def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    (tmp_path / "results.csv").unlink()
+    (tmp_path / "checkpoint").unlink()
+    with resume(tmp_path) as directory:
+        assert directory.jobs == directory.evaluations == []
+    assert (tmp_path / "results.csv").read_text().startswith("p:layer_0,")
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("checkpoint", b"{]\n", r"checkpoint, line 2: not a job"),
+        ("checkpoint", b'{"id":1}\n', r"checkpoint, line 2: not a job"),
+        ("checkpoint", b"\xff\n", r"checkpoint, line 2: not UTF-8"),
+        (
+            "checkpoint",
+            b'{"id":1,"genome":[0,0,0,99],"parent":null,"seed":1}\n',
+            r"checkpoint, line 2: .*dropout_1 has values 0 to 2, found 99",
+        ),
+        ("results.csv", b"a,b\n", r"results.csv, line 2: not an evaluation"),
+        (
+            "results.csv",
+            b"none,0.0,none,0.0,0.5,77,DONE" + b"," * len(MEASURES) + b"\n",
+            r"results.csv, line 2: .*job 77 is not in the checkpoint",
+        ),
+    ],
+)
+def test_damage_elsewhere_is_named(tmp_path: Path, name: str, line: bytes, message: str) -> None:
+    begin(tmp_path).close()
+    lines = (tmp_path / name).read_bytes().splitlines(keepends=True)
+    lines[1] = line
+    (tmp_path / name).write_bytes(b"".join(lines))
+    with pytest.raises(RunDirectoryError, match=message):
+        resume(tmp_path)
+
+
+def test_a_result_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    content = (tmp_path / "results.csv").read_bytes()
+    (tmp_path / "results.csv").write_bytes(content + content.splitlines(keepends=True)[1])
+    with pytest.raises(RunDirectoryError, match="line 4: job 0 is there twice"):
+        resume(tmp_path)
+
+
+def test_refuses_a_directory_that_holds_another_run(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    with pytest.raises(RunDirectoryError, match=r"holds another run \(run.json\).*--resume"):
+        RunDirectory.create(tmp_path, SPACE, SETTINGS, {})
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RunDirectoryError, match=r"holds another run \(results.csv\)"):
+        RunDirectory.create(tmp_path, SPACE, SETTINGS, {})
+
+
+def test_refuses_a_path_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="is a file"):
+        RunDirectory.create(tmp_path / "file", SPACE, SETTINGS, {})
+    with pytest.raises(RunDirectoryError, match="cannot write to"):
+        RunDirectory.create(tmp_path / "file" / "run", SPACE, SETTINGS, {})
+
+
+def test_refuses_to_work_on_a_run_that_another_works_on(tmp_path: Path) -> None:
+    with begin(tmp_path), pytest.raises(RunDirectoryError, match="another process works on"):
+        resume(tmp_path)
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    with pytest.raises(RunDirectoryError, match="started with epochs 3, not 4"):
+        resume(tmp_path, epochs=4)
+    with pytest.raises(RunDirectoryError, match="another space: genes"):
+        resume(tmp_path, FeedForward([(4,)], 2, max_depth=3))
+
+
+def test_resume_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"nothing to resume: .*run.json"):
+        resume(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(RunDirectoryError, match=r"run.json: not a run's description"):
+        resume(tmp_path)
+
+
+def test_measures_without_a_column_are_a_mistake(tmp_path: Path) -> None:
+    with begin(tmp_path) as directory, pytest.raises(ValueError, match="loss"):
+        directory.told(Evaluation(JOBS[2], DONE, 0.5, {"loss": 1.0}))
