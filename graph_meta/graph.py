@@ -269,7 +269,10 @@ class LayerGraph:
 
     @cached_property
     def _naming(self) -> tuple[tuple[bytes, ...], tuple[int, ...], LayerTable]:
-        return _core.name_layers(self.layers, self.inputs, self.outputs)
+        try:
+            return _core.name_layers(self.layers, self.inputs, self.outputs)
+        except _core.InvalidArgument as error:  # a builder was given edges that are not its own
+            raise GraphError(str(error)) from error
 
     @property
     def digests(self) -> tuple[bytes, ...]:

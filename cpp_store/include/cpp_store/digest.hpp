@@ -17,7 +17,7 @@ struct Digest {
     auto operator<=>(const Digest&) const = default;
 };
 
-[[nodiscard]] Digest xxh3_128(std::string_view bytes) noexcept;
+[[nodiscard]] Digest xxh3_128(std::string_view bytes, std::uint64_t seed = 0) noexcept;
 
 // A layer graph in flat arrays. Views point into the caller's memory.
 struct GraphView {
@@ -25,6 +25,7 @@ struct GraphView {
         std::uint32_t layer = 0;
         std::uint32_t call = 0;
         std::uint32_t tensor = 0;
+        bool operator==(const Edge&) const = default;
     };
     struct Call {
         std::uint32_t edges_end = 0;  // its inputs are edges[previous call's end, end)

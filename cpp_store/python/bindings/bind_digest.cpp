@@ -127,8 +127,10 @@ py::tuple name(const py::tuple& layers, const py::tuple& inputs, const py::tuple
 void bind_digest(py::module_& m) {
     m.def(
         "xxh3_128",
-        [](const py::bytes& data) { return bytes_of(xxh3_128(std::string_view(data))); },
-        py::arg("data"), "XXH3-128 of some bytes: 16 bytes, big-endian.");
+        [](const py::bytes& data, std::uint64_t seed) {
+            return bytes_of(xxh3_128(std::string_view(data), seed));
+        },
+        py::arg("data"), py::arg("seed") = 0, "XXH3-128 of some bytes: 16 bytes, big-endian.");
     m.def("name_layers", &name, py::arg("layers"), py::arg("inputs"), py::arg("outputs"), R"(
 Digests, occurrences among twins, and the table of stable names of a layer graph.
 

@@ -21,11 +21,6 @@ namespace {
 constexpr std::uint64_t call_seed = 1;  // calls and layers are hashed apart
 constexpr std::uint64_t layer_seed = 2;
 
-Digest digest_of(std::string_view bytes, std::uint64_t seed) noexcept {
-    const XXH128_hash_t hash = XXH3_128bits_withSeed(bytes.data(), bytes.size(), seed);
-    return {hash.high64, hash.low64};
-}
-
 struct DigestHash {
     std::size_t operator()(const Digest& digest) const noexcept {
         return static_cast<std::size_t>(digest.low);
@@ -113,7 +108,8 @@ class Namer {
 
     void rank(std::span<const std::uint32_t> members, std::span<const Edge> outputs);
     void reach(std::uint32_t layer);
-    void visit(std::uint32_t call);
+    void visit(std::uint32_t call, std::vector<std::uint32_t>* met = nullptr);
+    [[nodiscard]] std::vector<std::uint32_t> outlook(std::uint32_t layer, std::uint32_t call);
     void drain();
     void finish();
 
@@ -140,6 +136,7 @@ class Namer {
     std::vector<std::uint32_t> ranks_;
     std::vector<char> visited_;           // calls
     std::vector<std::uint32_t> reached_;  // layers, by rank
+    std::vector<std::uint32_t> entered_;  // calls that an outlook visited
     std::size_t settled_ = 0;             // reached layers whose untied calls are visited
     std::size_t finished_ = 0;            // reached layers all of whose calls are visited
     std::vector<char> member_;            // scratch of ancestors_of
@@ -230,7 +227,7 @@ void Namer::hash_layer(std::uint32_t layer, Terms& terms) {
             message_.number(edge.tensor);
         }
         message_.text(graph_.calls[call].arguments);
-        terms.calls[call] = digest_of(message_.view(), call_seed);
+        terms.calls[call] = xxh3_128(message_.view(), call_seed);
         sorted_calls_.push_back(terms.calls[call]);
     }
     if (sorted_calls_.size() > 1) std::sort(sorted_calls_.begin(), sorted_calls_.end());
@@ -239,7 +236,7 @@ void Namer::hash_layer(std::uint32_t layer, Terms& terms) {
     message_.number(ordinals_[layer]);
     message_.number(static_cast<std::uint32_t>(sorted_calls_.size()));
     for (const Digest& call : sorted_calls_) message_.digest(call);
-    terms.layers[layer] = digest_of(message_.view(), layer_seed);
+    terms.layers[layer] = xxh3_128(message_.view(), layer_seed);
 }
 
 bool Namer::find_ties() {
@@ -286,15 +283,20 @@ void Namer::reach(std::uint32_t layer) {
 }
 
 // Depth first along the ordered inputs of one call; a layer's other calls wait, since a later path
-// may lead to a certain one of them.
-void Namer::visit(std::uint32_t call) {
+// may lead to a certain one of them. Appends the ranks of the layers met, new ones included.
+void Namer::visit(std::uint32_t call, std::vector<std::uint32_t>* met) {
     if (visited_[call] != 0) return;
-    visited_[call] = 1;
     struct Frame {
         std::uint32_t call;
         std::uint32_t next;
     };
-    std::vector<Frame> stack{{call, 0}};
+    std::vector<Frame> stack;
+    const auto enter = [&](std::uint32_t next) {
+        visited_[next] = 1;
+        stack.push_back({next, 0});
+        if (met != nullptr) entered_.push_back(next);
+    };
+    enter(call);
     while (!stack.empty()) {
         Frame& frame = stack.back();
         const std::span<const Edge> inputs = inputs_of(frame.call);
@@ -304,12 +306,29 @@ void Namer::visit(std::uint32_t call) {
         }
         const Edge& edge = inputs[frame.next++];
         reach(edge.layer);
+        if (met != nullptr) met->push_back(ranks_[edge.layer]);
         const std::uint32_t target = calls_begin(edge.layer) + edge.call;
-        if (visited_[target] == 0) {
-            visited_[target] = 1;
-            stack.push_back({target, 0});
-        }
+        if (visited_[target] == 0) enter(target);
     }
+}
+
+// How often the layer is called so, and the ranks that visiting this call would meet and give.
+std::vector<std::uint32_t> Namer::outlook(std::uint32_t layer, std::uint32_t call) {
+    const auto same = [&](std::uint32_t other) {
+        return std::ranges::equal(inputs_of(other), inputs_of(call)) &&
+               graph_.calls[other].arguments == graph_.calls[call].arguments;
+    };
+    std::vector<std::uint32_t> met{0};
+    for (std::uint32_t other = calls_begin(layer); other < calls_end(layer); ++other) {
+        if (same(other)) ++met[0];
+    }
+    const std::size_t reached = reached_.size();
+    entered_.clear();
+    visit(call, &met);
+    for (const std::uint32_t entered : entered_) visited_[entered] = 0;
+    for (std::size_t i = reached; i < reached_.size(); ++i) ranks_[reached_[i]] = unranked;
+    reached_.resize(reached);
+    return met;
 }
 
 // Visits the waiting calls of the layers reached, save those whose order nothing tells.
@@ -335,19 +354,33 @@ void Namer::drain() {
     }
 }
 
-// What is left is symmetric as far as we can see; the order in which it is written decides.
+// Visits the calls that tie: the one first that meets the layers of lowest ranks. Where even that
+// ties, they are symmetric as far as we can see, and the order in which they are written decides.
 void Namer::finish() {
     for (; finished_ < reached_.size(); ++finished_) {
         const std::uint32_t layer = reached_[finished_];
-        std::vector<std::uint32_t> calls;
-        for (std::uint32_t call = calls_begin(layer); call < calls_end(layer); ++call) {
-            if (visited_[call] == 0) calls.push_back(call);
-        }
-        std::stable_sort(calls.begin(), calls.end(), [this](std::uint32_t a, std::uint32_t b) {
-            return plain_.calls[a] < plain_.calls[b];
-        });
-        for (const std::uint32_t call : calls) {
-            visit(call);
+        while (true) {
+            std::vector<std::uint32_t> tied;
+            for (std::uint32_t call = calls_begin(layer); call < calls_end(layer); ++call) {
+                if (visited_[call] != 0) continue;
+                if (!tied.empty() && plain_.calls[call] < plain_.calls[tied[0]]) tied.clear();
+                if (tied.empty() || plain_.calls[call] == plain_.calls[tied[0]]) {
+                    tied.push_back(call);
+                }
+            }
+            if (tied.empty()) break;
+            std::uint32_t best = tied[0];
+            if (tied.size() > 1) {
+                std::vector<std::uint32_t> best_outlook = outlook(layer, best);
+                for (const std::uint32_t call : std::span(tied).subspan(1)) {
+                    std::vector<std::uint32_t> other = outlook(layer, call);
+                    if (other < best_outlook) {
+                        best = call;
+                        best_outlook = std::move(other);
+                    }
+                }
+            }
+            visit(best);
             drain();
         }
     }
@@ -491,8 +524,9 @@ NamedLayers Namer::result() {
 
 }  // namespace
 
-Digest xxh3_128(std::string_view bytes) noexcept {
-    return digest_of(bytes, 0);
+Digest xxh3_128(std::string_view bytes, std::uint64_t seed) noexcept {
+    const XXH128_hash_t hash = XXH3_128bits_withSeed(bytes.data(), bytes.size(), seed);
+    return {hash.high64, hash.low64};
 }
 
 NamedLayers name_layers(const GraphView& graph) {
