@@ -16,11 +16,11 @@ namespace cpp_store {
 enum class Weight : std::uint8_t { layers = 0, bytes = 1 };
 
 struct Query {
-    std::string_view ns;                    // models of other namespaces never match
+    std::string_view ns = {};               // models of other namespaces never match
     Weight weight = Weight::layers;
     std::uint32_t count = 1;                // how many matches at most
     std::uint32_t min_layers = 1;           // prefixes of fewer layers are no match
-    std::vector<std::string> exclude;       // model ids that are not to be returned
+    std::vector<std::string> exclude = {};  // model ids that are not to be returned
 };
 
 struct Match {

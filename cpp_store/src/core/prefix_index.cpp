@@ -1,36 +1,68 @@
 #include "cpp_store/prefix_index.hpp"
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <map>
 #include <mutex>
 #include <shared_mutex>
 
+#include "core/id_table.hpp"
+#include "core/layer_dag.hpp"
+#include "core/prefix_search.hpp"
+#include "core/shared_lock.hpp"
 #include "cpp_store/error.hpp"
 
 namespace cpp_store {
 
 namespace {
 
-struct Model {
-    std::string ns;
-    LayerTable table;
-    double score;
-    std::uint64_t sequence;
-};
-
-double comparable(double score) {
-    return std::isnan(score) ? -std::numeric_limits<double>::infinity() : score;
+std::uint64_t hash_of(std::string_view name) noexcept {
+    return XXH3_64bits(name.data(), name.size());
 }
 
 }  // namespace
 
-// A scan of all models: right, and as slow as that sounds.
+// One graph holds the layers of all namespaces; a namespace's salt in every key keeps them apart.
 struct PrefixIndex::Impl {
-    mutable std::shared_mutex mutex;
-    std::map<std::string, Model, std::less<>> models;
+    // Held by whoever changes the index, from its first look at it on.
+    std::mutex writers;
+    // Guards everything below: exclusive only while something changes, shared while it is read.
+    // A writer that only reads needs neither.
+    mutable WriterFirstMutex content;
+
+    LayerDag dag;
+    IdTable models;  // by name
+    struct Space {
+        std::string ns;
+        std::uint64_t models = 0;
+    };
+    std::vector<Space> spaces;  // by LayerDag::Model::space; those without models are used again
+    std::map<std::string, std::uint32_t, std::less<>> space_by_ns;
     std::uint64_t last_sequence = 0;
+    LayerDag::Plan plan;  // scratch of add()
+
+    [[nodiscard]] ModelId find(std::string_view model) const noexcept {
+        return models.find(hash_of(model), [&](ModelId id) { return dag.name(id) == model; });
+    }
+
+    [[nodiscard]] std::uint32_t space_of(std::string_view ns) {
+        const auto found = space_by_ns.find(ns);
+        if (found != space_by_ns.end()) return found->second;
+        const auto unused = std::find_if(spaces.begin(), spaces.end(),
+                                         [](const Space& space) { return space.models == 0; });
+        const auto space = static_cast<std::uint32_t>(unused - spaces.begin());
+        if (unused == spaces.end()) spaces.emplace_back();
+        space_by_ns.emplace(ns, space);
+        spaces[space].ns = ns;
+        return space;
+    }
+
+    void leave_space(std::uint32_t space) noexcept {
+        if (spaces[space].models != 0) return;
+        space_by_ns.erase(spaces[space].ns);
+    }
 };
 
 PrefixIndex::PrefixIndex() : impl_(std::make_unique<Impl>()) {}
@@ -38,64 +70,61 @@ PrefixIndex::~PrefixIndex() = default;
 
 void PrefixIndex::add(std::string_view model, std::string_view ns, const LayerTable& table,
                       double score, std::uint64_t sequence) {
-    const std::unique_lock lock(impl_->mutex);
-    if (impl_->models.contains(model)) {
+    const std::lock_guard writing(impl_->writers);
+    if (impl_->find(model) != no_id) {
         throw Error(Errc::already_exists, "model '" + std::string(model) + "' is registered");
     }
+    impl_->dag.plan(table, layer_key(ns), impl_->plan);
     if (sequence == 0) sequence = impl_->last_sequence + 1;
-    impl_->models.emplace(std::string(model), Model{std::string(ns), table, score, sequence});
+
+    const std::unique_lock lock(impl_->content);
+    const std::uint32_t space = impl_->space_of(ns);
+    ModelId id = no_id;
+    try {
+        id = impl_->dag.add(model, impl_->plan, score, sequence, space);
+        impl_->models.insert(hash_of(model), id);
+    } catch (...) {
+        if (id != no_id) impl_->dag.remove(id);
+        impl_->leave_space(space);
+        throw;
+    }
+    ++impl_->spaces[space].models;
     impl_->last_sequence = std::max(impl_->last_sequence, sequence);
 }
 
 bool PrefixIndex::remove(std::string_view model) {
-    const std::unique_lock lock(impl_->mutex);
-    const auto found = impl_->models.find(model);
-    if (found == impl_->models.end()) return false;
-    impl_->models.erase(found);
+    const std::lock_guard writing(impl_->writers);
+    const ModelId id = impl_->find(model);
+    if (id == no_id) return false;
+    const std::uint32_t space = impl_->dag.model(id).space;
+
+    const std::unique_lock lock(impl_->content);
+    impl_->dag.remove(id);
+    impl_->models.erase(hash_of(model), id);
+    --impl_->spaces[space].models;
+    impl_->leave_space(space);
     return true;
 }
 
 bool PrefixIndex::contains(std::string_view model) const {
-    const std::shared_lock lock(impl_->mutex);
-    return impl_->models.contains(model);
+    const std::shared_lock lock(impl_->content);
+    return impl_->find(model) != no_id;
 }
 
 std::vector<Match> PrefixIndex::best_matches(const LayerTable& table, const Query& query) const {
-    const std::shared_lock lock(impl_->mutex);
-    std::vector<Match> matches;
-    for (const auto& [id, model] : impl_->models) {
-        if (model.ns != query.ns ||
-            std::find(query.exclude.begin(), query.exclude.end(), id) != query.exclude.end()) {
-            continue;
-        }
-        Match match{id, model.score, model.sequence, 0, 0, {}};
-        for (std::uint32_t i = 0; i < table.size(); ++i) {
-            if (model.table.find(table.key(i)) == model.table.size()) continue;
-            match.positions.push_back(i);
-            match.layers += 1;
-            match.bytes += table.nbytes(i);
-        }
-        if (match.layers >= std::max(query.min_layers, 1U)) matches.push_back(std::move(match));
-    }
-    const auto better = [&](const Match& a, const Match& b) {
-        const auto weight = [&](const Match& match) {
-            return query.weight == Weight::layers ? match.layers : match.bytes;
-        };
-        if (weight(a) != weight(b)) return weight(a) > weight(b);
-        if (comparable(a.score) != comparable(b.score)) {
-            return comparable(a.score) > comparable(b.score);
-        }
-        return a.sequence > b.sequence;
-    };
-    std::sort(matches.begin(), matches.end(), better);
-    if (matches.size() > query.count) matches.resize(query.count);
-    return matches;
+    thread_local PrefixSearch search;
+    const LayerKey salt = layer_key(query.ns);
+    const std::shared_lock lock(impl_->content);
+    return search.run(impl_->dag, table, salt, query);
 }
 
 PrefixIndex::Stats PrefixIndex::stats() const {
-    const std::shared_lock lock(impl_->mutex);
+    const std::shared_lock lock(impl_->content);
     Stats stats;
-    stats.models = impl_->models.size();
+    stats.models = impl_->dag.models();
+    stats.layers = impl_->dag.layers();
+    stats.bytes = impl_->dag.bytes() + impl_->models.bytes();
+    stats.namespaces = impl_->space_by_ns.size();
     return stats;
 }
 
