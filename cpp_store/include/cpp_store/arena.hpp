@@ -1,6 +1,7 @@
 // Memory for tensors: few large regions, touched before use, returned piece by piece.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -12,8 +13,8 @@ namespace cpp_store {
 // aligned part of an allocation may be given back on its own.
 struct Extent {
     std::byte* data = nullptr;
-    std::uint64_t size = 0;      // as allocated: a multiple of Arena::alignment
-    int region = -1;             // which memory file it lies in, and where: for clients that map it
+    std::uint64_t size = 0;  // as allocated: a multiple of Arena::alignment
+    int region = -1;         // which memory file it lies in, and where: for clients that map it
     std::uint64_t offset = 0;
 };
 
@@ -27,7 +28,11 @@ class Arena {
     struct Options {
         std::uint64_t limit = std::uint64_t{4} << 30;          // bytes that may be in use at once
         std::uint64_t region_size = std::uint64_t{256} << 20;  // larger requests get their own
-        std::uint64_t ahead = std::uint64_t{128} << 20;  // free bytes that are kept touched; 0: none
+        std::uint64_t ahead = std::uint64_t{128}
+                              << 20;  // free bytes that are kept touched; 0: none
+        // How long touched memory beyond `ahead` must have been free before the kernel gets it
+        // back.
+        std::chrono::milliseconds linger{5'000};
     };
     struct Stats {
         std::uint64_t limit = 0;
@@ -47,7 +52,8 @@ class Arena {
     [[nodiscard]] Extent allocate(std::uint64_t bytes);
     void release(const Extent& extent) noexcept;
 
-    // The memory file of a region, to be handed to another process; valid while the arena lives.
+    // The memory file of a region, to be handed to another process; valid while anything is
+    // allocated in the region. Throws Errc::invalid_argument for a region that is gone.
     [[nodiscard]] int region_fd(int region) const;
     [[nodiscard]] Stats stats() const;
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -23,7 +24,7 @@ namespace cpp_store {
 struct Inherited {
     std::uint32_t layer = 0;  // position in the child's table
     std::string owner;        // the model that put the tensors; never itself an heir of them
-    bool foreign = false;     // the owner lives on another server, where `acquire` was called before
+    bool foreign = false;  // the owner lives on another server, where `acquire` was called before
 };
 
 // A layer that a model brings along.
@@ -36,21 +37,21 @@ struct PutRequest {
     std::string model;
     std::string ns;
     LayerTablePtr table;
-    std::vector<Own> own;              // a layer in neither list has no tensors (and nbytes == 0)
+    std::vector<Own> own;  // a layer in neither list has no tensors (and nbytes == 0)
     std::vector<Inherited> inherited;
     double score = 0;
-    std::string parent;                // evolutionary parent; may be empty
-    std::string graph;                 // layer graph as JSON; opaque here
-    std::string metadata;              // the user's JSON; opaque here
-    std::uint64_t created_ns = 0;      // since the epoch; 0: now
+    std::string parent;            // evolutionary parent; may be empty
+    std::string graph;             // layer graph as JSON; opaque here
+    std::string metadata;          // the user's JSON; opaque here
+    std::uint64_t created_ns = 0;  // since the epoch; 0: now
 };
 
 // The tensors of one layer, immutable and complete. Holding the pointer keeps the bytes.
 struct StoredLayer {
     struct Tensor {
         TensorSpec spec;
-        Extent extent;       // 64-byte aligned; extent.data for spec.nbytes() bytes
-        Checksum checksum;   // taken when the bytes arrived
+        Extent extent;      // 64-byte aligned; extent.data for spec.nbytes() bytes
+        Checksum checksum;  // taken when the bytes arrived
     };
     std::string owner;
     LayerKey key;
@@ -62,7 +63,7 @@ using StoredLayerPtr = std::shared_ptr<const StoredLayer>;
 struct LayerLocation {
     std::uint32_t layer = 0;
     std::string owner;
-    StoredLayerPtr stored;   // null if the owner is foreign, or if the layer has no tensors
+    StoredLayerPtr stored;  // null if the owner is foreign, or if the layer has no tensors
 };
 
 struct ModelInfo {
@@ -88,24 +89,25 @@ struct ForeignReferences {
 
 struct LeasedMatch {
     Match match;
-    std::uint64_t lease = 0;                  // 0 if none was asked for
-    std::vector<LayerLocation> layers;        // of match.positions that have tensors
+    std::uint64_t lease = 0;  // 0 if none was asked for
+    // Of match.positions that have tensors; `layer` is the position in the query's table.
+    std::vector<LayerLocation> layers;
 };
 
 struct StoreStats {
     Arena::Stats memory;
     PrefixIndex::Stats index;
-    std::uint64_t models = 0;          // visible ones
-    std::uint64_t retired = 0;         // retired ones that leases still hold
-    std::uint64_t layers = 0;          // stored layers
+    std::uint64_t models = 0;   // visible ones
+    std::uint64_t retired = 0;  // retired ones that leases still hold
+    std::uint64_t layers = 0;   // stored layers
     std::uint64_t tensors = 0;
-    std::uint64_t bytes_stored = 0;    // of all tensors now held, each once
+    std::uint64_t bytes_stored = 0;      // of all tensors now held, each once
     std::uint64_t bytes_referenced = 0;  // what whole copies of the visible models would take
     std::uint64_t leases = 0;
     std::uint64_t foreign_holders = 0;
     std::uint64_t puts = 0, reads = 0, matches = 0, retires = 0;  // calls that succeeded
     std::uint64_t bytes_put = 0, bytes_read = 0;
-    std::uint64_t layers_inherited = 0, bytes_inherited = 0;      // by puts, over the lifetime
+    std::uint64_t layers_inherited = 0, bytes_inherited = 0;  // by puts, over the lifetime
 };
 
 // A put whose tensors are being filled in. Dropping it gives the memory back.
@@ -119,7 +121,8 @@ class PendingPut {
     [[nodiscard]] std::span<const std::span<std::byte>> buffers() const noexcept;
 
     // Copies one tensor in and takes its checksum in the same pass. A buffer that was filled
-    // otherwise (RMA) gets its checksum at commit.
+    // otherwise (RMA) gets its checksum at commit. Different tensors may be filled by different
+    // threads.
     void fill(std::size_t tensor, const std::byte* source);
 
   private:
@@ -135,6 +138,8 @@ class Store {
     struct Options {
         Arena::Options memory;
         std::chrono::milliseconds lease{600'000};  // for leases whose taker says nothing
+        std::function<std::chrono::steady_clock::time_point()> clock{
+            &std::chrono::steady_clock::now};  // what leases expire by
     };
 
     explicit Store(const Options& options);
@@ -143,8 +148,12 @@ class Store {
     Store& operator=(const Store&) = delete;
 
     // First half of a put: checks the request, reserves memory, takes the references to inherited
-    // layers. Nothing is visible yet. Throws invalid_argument, not_found (an inherited layer that is
+    // layers. Nothing is visible yet. Throws invalid_argument (among others: a layer whose tensors
+    // have other bytes than its table says, where it says), not_found (an inherited layer that is
     // not here), out_of_memory; already_exists early if the id is taken by other content for sure.
+    //
+    // The id of a retired model stays taken while anybody refers to its layers (other models, here
+    // or on other servers, and leases): layers are found by their owner's id.
     [[nodiscard]] PendingPut prepare(PutRequest request);
 
     // Second half: the model becomes visible, whole. A model of the same id and content is success
@@ -161,15 +170,23 @@ class Store {
     [[nodiscard]] std::vector<StoredLayerPtr> fetch(std::string_view owner,
                                                     std::span<const LayerKey> keys);
 
-    // Best matches; each is leased for `lease` (0: no lease) so that its tensors can be read and
-    // inherited though it is retired meanwhile. The match and its lease are taken atomically.
+    // Best matches; each is leased for `lease` (0: no lease, negative: Options::lease) so that its
+    // tensors can be read and inherited though it is retired meanwhile. The match and its lease are
+    // taken atomically. An expired lease frees what it held at the next call that changes the
+    // store.
     [[nodiscard]] std::vector<LeasedMatch> best_matches(const LayerTable& table, const Query& query,
                                                         std::chrono::milliseconds lease);
 
     // Ends a lease; unknown ones (expired) are ignored.
     ForeignReferences end_lease(std::uint64_t lease);
+    // Ends the leases whose time is over, and returns how many. Foreign references that they were
+    // the last to keep are left to the scrub.
+    std::size_t expire_leases();
 
     [[nodiscard]] ModelInfo lookup(std::string_view model) const;
+    [[nodiscard]] bool contains(std::string_view model) const;
+    // Whether a model may still use what it refers to: it is visible, or retired but leased.
+    [[nodiscard]] bool is_alive(std::string_view model) const;
     // Ids of the visible models of a namespace (all namespaces: nullptr), oldest first.
     [[nodiscard]] std::vector<std::string> list(const std::string* ns = nullptr) const;
 
@@ -179,7 +196,8 @@ class Store {
     // References of a model on another server (`holder`) to layers stored here. Idempotent.
     void acquire(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
     void release(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
-    [[nodiscard]] std::vector<std::string> holders() const;
+    // Those whose last `acquire` is at least `age` old: a younger one may be a put in progress.
+    [[nodiscard]] std::vector<std::string> holders(std::chrono::milliseconds age = {}) const;
     // Drops everything that a holder refers to here.
     void release_holder(std::string_view holder);
 
@@ -190,6 +208,7 @@ class Store {
     [[nodiscard]] const Arena& arena() const noexcept;
 
   private:
+    friend class PendingPut;
     struct Impl;
     std::shared_ptr<Impl> impl_;  // pinned layers outlive the store: they keep its arena
 };

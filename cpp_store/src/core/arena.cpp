@@ -1,0 +1,412 @@
+#include "cpp_store/arena.hpp"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <condition_variable>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "cpp_store/error.hpp"
+
+namespace cpp_store {
+
+namespace {
+
+constexpr std::uint64_t page = 4096;
+constexpr std::uint64_t huge_page = std::uint64_t{2} << 20;
+constexpr std::uint64_t prefault_chunk = std::uint64_t{4} << 20;
+
+constexpr std::uint64_t round_down(std::uint64_t value, std::uint64_t unit) noexcept {
+    return value / unit * unit;
+}
+constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) noexcept {
+    return round_down(value + unit - 1, unit);
+}
+
+// A memory file, mapped. Everything before `touched` has been allocated or pre-faulted at least
+// once and is resident; what lies behind it is fresh and nobody's.
+struct Region {
+    int fd = -1;
+    std::byte* base = nullptr;
+    std::uint64_t size = 0;
+    std::uint64_t touched = 0;
+    std::map<std::uint64_t, std::uint64_t> free;  // offset -> size, before `touched`, coalesced
+    bool closing = false;                         // being given back to the kernel
+
+    explicit Region(std::uint64_t bytes) : size(bytes) {
+        fd = ::memfd_create("cpp_store", MFD_CLOEXEC);
+        if (fd < 0) throw std::system_error(errno, std::generic_category(), "memfd_create");
+        if (::ftruncate(fd, static_cast<off_t>(size)) != 0) fail("ftruncate");
+        void* const mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (mapped == MAP_FAILED) fail("mmap");
+        base = static_cast<std::byte*>(mapped);
+        ::madvise(base, size, MADV_HUGEPAGE);  // where the kernel grants them to memory files
+        ASAN_POISON_MEMORY_REGION(base, size);
+    }
+    Region(const Region&) = delete;
+    Region& operator=(const Region&) = delete;
+    ~Region() {
+        ASAN_UNPOISON_MEMORY_REGION(base, size);
+        ::munmap(base, size);
+        ::close(fd);
+    }
+
+    // Makes the pages that hold [from, to) resident. Returns false if the kernel has no memory.
+    [[nodiscard]] bool populate(std::uint64_t from, std::uint64_t to) const noexcept {
+        from = round_down(from, page);
+        to = std::min(round_up(to, page), size);
+        if (from >= to) return true;
+        // Allocating in bulk first is about a third faster than letting the page faults do it,
+        // and it fails with an error where a fault would be a SIGBUS.
+        if (::fallocate(fd, 0, static_cast<off_t>(from), static_cast<off_t>(to - from)) != 0) {
+            return false;
+        }
+#ifdef MADV_POPULATE_WRITE
+        ::madvise(base + from, to - from, MADV_POPULATE_WRITE);  // older kernels fault on use
+#endif
+        return true;
+    }
+
+    // Gives the pages of [from, to) back, also those that another process has mapped.
+    void punch(std::uint64_t from, std::uint64_t to) const noexcept {
+        ::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
+                    static_cast<off_t>(to - from));
+    }
+
+    // Where an allocation that needs fresh bytes would start: the free block that ends at
+    // `touched`, if there is one, is used first.
+    [[nodiscard]] std::uint64_t tail() const noexcept {
+        if (!free.empty()) {
+            const auto& [offset, length] = *free.rbegin();
+            if (offset + length == touched) return offset;
+        }
+        return touched;
+    }
+
+  private:
+    [[noreturn]] void fail(const char* what) const {
+        const int error = errno;
+        ::close(fd);
+        throw std::system_error(error, std::generic_category(), what);
+    }
+};
+
+}  // namespace
+
+struct Arena::Impl {
+    const Options options;
+    mutable std::mutex mutex;  // guards everything below; never held while pages are touched
+    std::condition_variable wake;
+    std::vector<std::unique_ptr<Region>> regions;                     // by id; null: given back
+    std::set<std::tuple<std::uint64_t, int, std::uint64_t>> by_size;  // (size, region, offset)
+    std::uint64_t used = 0;
+    std::uint64_t high_water = 0;
+    std::uint64_t mapped = 0;
+    std::uint64_t warm_free = 0;  // sum of all free blocks
+    // The least that was free within the current window of `linger`: what nobody needed in it.
+    std::uint64_t least_free = 0;
+    bool window_open = false;
+    bool kernel_full = false;  // the last pre-fault failed
+    bool stop = false;
+    std::thread keeper;  // touches pages ahead of demand and gives surplus back
+
+    explicit Impl(Options given) : options(sane(given)) {
+        keeper = std::thread([this] { keep(); });
+    }
+    ~Impl() {
+        {
+            const std::lock_guard lock(mutex);
+            stop = true;
+        }
+        wake.notify_all();
+        keeper.join();
+    }
+
+    static Options sane(Options given) noexcept {
+        given.linger = std::max(given.linger, std::chrono::milliseconds{1});  // 0 would spin
+        return given;
+    }
+
+    Extent allocate(std::uint64_t bytes);
+    void release(const Extent& extent) noexcept;
+
+    // All of the following expect the mutex to be held.
+    Extent take(int id, std::uint64_t offset, std::uint64_t size);
+    template <typename Condition>
+    int find_region(Condition suits) const;  // -1 if none does
+    int add_region(std::uint64_t size);
+    void insert_free(int id, std::uint64_t offset, std::uint64_t size);
+    void erase_free(int id, std::map<std::uint64_t, std::uint64_t>::iterator block);
+    std::uint64_t touched() const noexcept;
+    [[noreturn]] void fail(std::uint64_t need, const std::string& why) const;
+
+    // The background thread.
+    void keep();
+    bool wants_prefault() const noexcept;
+    void prefault(std::unique_lock<std::mutex>& lock);
+    void trim(std::unique_lock<std::mutex>& lock);
+    void trim_tail(int id, std::uint64_t surplus, std::unique_lock<std::mutex>& lock);
+};
+
+Extent Arena::Impl::allocate(std::uint64_t bytes) {
+    if (bytes == 0) return {};
+    if (bytes > std::numeric_limits<std::int64_t>::max()) {
+        const std::lock_guard lock(mutex);
+        fail(bytes, "");
+    }
+    const std::uint64_t size = round_up(bytes, alignment);
+    std::unique_lock lock(mutex);
+    if (size > options.limit || used > options.limit - size) fail(size, "");
+
+    // Warm memory first: best fit, the lowest region and offset among equals.
+    if (const auto fit = by_size.lower_bound({size, -1, 0}); fit != by_size.end()) {
+        const auto [length, id, offset] = *fit;
+        return take(id, offset, size);
+    }
+    int id = find_region([size](const Region& each) { return each.size - each.tail() >= size; });
+    if (id < 0) id = add_region(size);
+    Region& region = *regions[static_cast<std::size_t>(id)];
+    const std::uint64_t offset = region.tail();
+    const std::uint64_t fresh = region.touched;
+    region.touched = offset + size;
+    insert_free(id, fresh, region.touched - fresh);
+    const Extent extent = take(id, offset, size);
+    lock.unlock();
+    // The extent is ours already, so the region stays.
+    if (!region.populate(fresh, offset + size)) {
+        release(extent);
+        lock.lock();
+        fail(size, "; the machine has no memory left");
+    }
+    return extent;
+}
+
+// Cuts an extent from the start of the free block that lies at `offset`.
+Extent Arena::Impl::take(int id, std::uint64_t offset, std::uint64_t size) {
+    Region& region = *regions[static_cast<std::size_t>(id)];
+    const auto block = region.free.find(offset);
+    const std::uint64_t length = block->second;
+    by_size.erase({length, id, offset});
+    if (length > size) {
+        // Keep the node of the block: nothing to allocate, nothing that can throw half-way.
+        auto node = region.free.extract(block);
+        node.key() = offset + size;
+        node.mapped() = length - size;
+        region.free.insert(std::move(node));
+        by_size.insert({length - size, id, offset + size});
+    } else {
+        region.free.erase(block);
+    }
+    warm_free -= size;
+    least_free = std::min(least_free, warm_free);
+    used += size;
+    high_water = std::max(high_water, used);
+    if (wants_prefault()) wake.notify_one();
+    ASAN_UNPOISON_MEMORY_REGION(region.base + offset, size);
+    return {region.base + offset, size, id, offset};
+}
+
+template <typename Condition>
+int Arena::Impl::find_region(Condition suits) const {
+    for (std::size_t id = 0; id < regions.size(); ++id) {
+        const Region* const region = regions[id].get();
+        if (region && !region->closing && suits(*region)) return static_cast<int>(id);
+    }
+    return -1;
+}
+
+int Arena::Impl::add_region(std::uint64_t size) {
+    const std::uint64_t bytes = round_up(std::max(size, options.region_size), huge_page);
+    try {
+        regions.push_back(std::make_unique<Region>(bytes));
+    } catch (const std::system_error& error) {
+        fail(size, std::string("; the kernel gives no region: ") + error.what());
+    }
+    mapped += bytes;
+    return static_cast<int>(regions.size() - 1);
+}
+
+void Arena::Impl::insert_free(int id, std::uint64_t offset, std::uint64_t size) {
+    if (size == 0) return;
+    Region& region = *regions[static_cast<std::size_t>(id)];
+    warm_free += size;
+    auto next = region.free.lower_bound(offset);
+    if (next != region.free.begin()) {
+        const auto before = std::prev(next);
+        if (before->first + before->second == offset) {
+            by_size.erase({before->second, id, before->first});
+            offset = before->first;
+            size += before->second;
+            region.free.erase(before);
+        }
+    }
+    if (next != region.free.end() && offset + size == next->first) {
+        by_size.erase({next->second, id, next->first});
+        size += next->second;
+        next = region.free.erase(next);
+    }
+    region.free.emplace_hint(next, offset, size);
+    by_size.insert({size, id, offset});
+}
+
+void Arena::Impl::erase_free(int id, std::map<std::uint64_t, std::uint64_t>::iterator block) {
+    warm_free -= block->second;
+    by_size.erase({block->second, id, block->first});
+    regions[static_cast<std::size_t>(id)]->free.erase(block);
+}
+
+// A failure to allocate a few bytes of bookkeeping ends the program here, as noexcept says: there
+// is nothing that a caller who gives memory back could do about it.
+void Arena::Impl::release(const Extent& extent) noexcept {
+    if (extent.size == 0) return;
+    ASAN_POISON_MEMORY_REGION(extent.data, extent.size);
+    const std::lock_guard lock(mutex);
+    insert_free(extent.region, extent.offset, extent.size);
+    used -= extent.size;
+    if (!window_open && warm_free > options.ahead) wake.notify_one();
+}
+
+std::uint64_t Arena::Impl::touched() const noexcept {
+    std::uint64_t sum = 0;
+    for (const auto& region : regions) {
+        if (region) sum += round_up(region->touched, page);
+    }
+    return sum;
+}
+
+void Arena::Impl::fail(std::uint64_t need, const std::string& why) const {
+    throw Error(Errc::out_of_memory, "need " + std::to_string(need) + " bytes, limit " +
+                                         std::to_string(options.limit) + ", used " +
+                                         std::to_string(used) + why);
+}
+
+bool Arena::Impl::wants_prefault() const noexcept {
+    return warm_free < options.ahead && used + warm_free < options.limit && !kernel_full;
+}
+
+void Arena::Impl::keep() {
+    std::unique_lock lock(mutex);
+    while (!stop) {
+        if (wants_prefault()) {
+            prefault(lock);
+        } else if (warm_free > options.ahead || kernel_full) {
+            // Nothing to do now, but perhaps after a while without need for the surplus.
+            window_open = true;
+            least_free = warm_free;
+            wake.wait_for(lock, options.linger, [this] { return stop || wants_prefault(); });
+            window_open = false;
+            kernel_full = false;
+            if (!stop && least_free > options.ahead) trim(lock);
+        } else {
+            wake.wait(lock,
+                      [this] { return stop || wants_prefault() || warm_free > options.ahead; });
+        }
+    }
+}
+
+void Arena::Impl::prefault(std::unique_lock<std::mutex>& lock) {
+    int id = find_region([](const Region& each) { return each.touched < each.size; });
+    try {
+        if (id < 0) id = add_region(page);
+    } catch (const Error&) {
+        kernel_full = true;  // allocate() will say so when somebody needs the memory
+        return;
+    }
+    // Only this thread unmaps regions, so the reference stays good without the lock.
+    Region& region = *regions[static_cast<std::size_t>(id)];
+    const std::uint64_t from = region.touched;
+    const std::uint64_t want =
+        std::min({prefault_chunk, options.ahead - warm_free, options.limit - used - warm_free});
+    const std::uint64_t to = std::min(round_up(from + want, page), region.size);
+    lock.unlock();
+    const bool resident = region.populate(from, to);
+    lock.lock();
+    kernel_full = !resident;
+    if (resident && region.touched < to) {
+        // Otherwise allocate() went past us meanwhile and touched them itself.
+        const std::uint64_t start = region.touched;
+        region.touched = to;
+        insert_free(id, start, to - start);
+    }
+}
+
+// Gives back what was free throughout the last window, from the ends of the regions, the youngest
+// region first. Holes between allocations stay: they are the memory to use next.
+void Arena::Impl::trim(std::unique_lock<std::mutex>& lock) {
+    std::uint64_t surplus = least_free - options.ahead;
+    for (std::size_t id = regions.size(); id-- > 0 && surplus > 0 && !stop;) {
+        if (!regions[id]) continue;
+        const std::uint64_t before = warm_free;
+        trim_tail(static_cast<int>(id), surplus, lock);
+        const std::uint64_t given = before > warm_free ? before - warm_free : 0;
+        surplus -= std::min(surplus, given);
+    }
+}
+
+void Arena::Impl::trim_tail(int id, std::uint64_t surplus, std::unique_lock<std::mutex>& lock) {
+    Region& region = *regions[static_cast<std::size_t>(id)];
+    const std::uint64_t start = region.tail();
+    const std::uint64_t end = region.touched;
+    const std::uint64_t cut =
+        round_up(std::max(start, end - std::min(surplus, end)), page);  // the rest stays
+    if (cut >= end) return;
+
+    // Out of everybody's reach first, then without the lock to the kernel.
+    const bool whole = cut == 0 && mapped > region.size;
+    region.closing = whole;
+    erase_free(id, region.free.find(start));
+    insert_free(id, start, cut - start);
+    lock.unlock();
+    region.punch(cut, end);
+    lock.lock();
+    if (whole) {
+        mapped -= region.size;
+        regions[static_cast<std::size_t>(id)].reset();
+    } else if (region.touched == end) {
+        region.touched = cut;
+    } else {
+        insert_free(id, cut, end - cut);  // somebody allocated behind it
+    }
+}
+
+Arena::Arena(const Options& options) : impl_(std::make_unique<Impl>(options)) {}
+
+Arena::~Arena() = default;
+
+Extent Arena::allocate(std::uint64_t bytes) {
+    return impl_->allocate(bytes);
+}
+
+void Arena::release(const Extent& extent) noexcept {
+    impl_->release(extent);
+}
+
+int Arena::region_fd(int region) const {
+    const std::lock_guard lock(impl_->mutex);
+    const auto& regions = impl_->regions;
+    if (region < 0 || static_cast<std::size_t>(region) >= regions.size() ||
+        !regions[static_cast<std::size_t>(region)]) {
+        throw Error(Errc::invalid_argument, "the arena has no region " + std::to_string(region));
+    }
+    return regions[static_cast<std::size_t>(region)]->fd;
+}
+
+Arena::Stats Arena::stats() const {
+    const std::lock_guard lock(impl_->mutex);
+    return {impl_->options.limit, impl_->used, impl_->high_water, impl_->mapped, impl_->touched()};
+}
+
+}  // namespace cpp_store

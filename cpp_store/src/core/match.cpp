@@ -1,0 +1,117 @@
+// Best matches and the leases that keep them readable.
+#include <algorithm>
+
+#include "core/store_impl.hpp"
+
+namespace cpp_store {
+
+namespace {
+
+// The layers of a match that have tensors, or false if the model has not all of them: it is another
+// one than the index spoke of, put under the same id since.
+bool locate(const Model& model, const LayerTable& table, const Match& match,
+            std::vector<LayerLocation>& out) {
+    for (const std::uint32_t position : match.positions) {
+        const std::size_t layer = model.table->find(table.key(position));
+        if (layer == model.table->size()) return false;
+        if (const Slot* const slot = model.slot(static_cast<std::uint32_t>(layer))) {
+            out.push_back(slot->location(position));
+        }
+    }
+    return true;
+}
+
+}  // namespace
+
+std::vector<LeasedMatch> Store::best_matches(const LayerTable& table, const Query& query,
+                                             std::chrono::milliseconds lease) {
+    if (lease.count() < 0) lease = impl_->options.lease;
+    Garbage garbage;
+    std::vector<LeasedMatch> out;
+    // Ask without the lock, then take the leases if all matches are still there. Where retirements
+    // keep coming in between, ask once under the lock.
+    constexpr int optimistic_tries = 4;
+    for (int tries = 0; tries < optimistic_tries; ++tries) {
+        std::vector<Match> matches = impl_->index.best_matches(table, query);
+        const std::lock_guard lock(impl_->mutex);
+        impl_->expire_leases(garbage);
+        if (impl_->add_leases(table, matches, lease, out)) return out;
+    }
+    const std::lock_guard lock(impl_->mutex);
+    std::vector<Match> matches = impl_->index.best_matches(table, query);
+    if (!impl_->add_leases(table, matches, lease, out)) {
+        throw Error(Errc::internal, "the index knows a model that the store does not");
+    }
+    return out;
+}
+
+bool Store::Impl::add_leases(const LayerTable& table, std::vector<Match>& matches,
+                             std::chrono::milliseconds lease, std::vector<LeasedMatch>& out) {
+    out.clear();
+    std::vector<ModelPtr> found;
+    found.reserve(matches.size());
+    for (Match& match : matches) {
+        const auto model = models.find(match.model);
+        LeasedMatch leased;
+        if (model == models.end() || !locate(*model->second, table, match, leased.layers)) {
+            return false;
+        }
+        leased.match = std::move(match);
+        out.push_back(std::move(leased));
+        found.push_back(model->second);
+    }
+    if (lease.count() > 0) {
+        for (std::size_t i = 0; i < out.size(); ++i) out[i].lease = add_lease(found[i], lease);
+    }
+    ++counts.matches;
+    return true;
+}
+
+std::uint64_t Store::Impl::add_lease(const ModelPtr& model, std::chrono::milliseconds duration) {
+    const auto now = options.clock();
+    // A lease for centuries must not overflow the clock.
+    const auto longest = std::chrono::duration_cast<std::chrono::milliseconds>(
+        std::chrono::steady_clock::time_point::max() - now);
+    const auto expires = now + std::min(duration, longest);
+    const std::uint64_t lease = next_lease++;
+    leases.emplace(lease, Lease{model, expires});
+    lease_ends.emplace(expires, lease);
+    ++model->leases;
+    return lease;
+}
+
+ForeignReferences Store::Impl::remove_lease(std::uint64_t lease, Garbage& garbage) {
+    const auto found = leases.find(lease);
+    if (found == leases.end()) return {};
+    const ModelPtr model = std::move(found->second.model);
+    lease_ends.erase({found->second.expires, lease});
+    leases.erase(found);
+    --model->leases;
+    if (!model->retired || model->leases > 0) return {};
+    retired.erase(model->id);
+    return drop_references(model, garbage);
+}
+
+std::size_t Store::Impl::expire_leases(Garbage& garbage) {
+    std::size_t expired = 0;
+    const auto now = options.clock();
+    while (!lease_ends.empty() && lease_ends.begin()->first <= now) {
+        remove_lease(lease_ends.begin()->second, garbage);
+        ++expired;
+    }
+    return expired;
+}
+
+ForeignReferences Store::end_lease(std::uint64_t lease) {
+    Garbage garbage;
+    const std::lock_guard lock(impl_->mutex);
+    return impl_->remove_lease(lease, garbage);
+}
+
+std::size_t Store::expire_leases() {
+    Garbage garbage;
+    const std::lock_guard lock(impl_->mutex);
+    return impl_->expire_leases(garbage);
+}
+
+}  // namespace cpp_store

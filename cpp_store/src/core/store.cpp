@@ -1,0 +1,175 @@
+// The store's life, its questions that move no tensors, and the helpers of store_impl.hpp.
+#include "cpp_store/store.hpp"
+
+#include <algorithm>
+#include <random>
+
+#include "core/checksum.hpp"
+#include "core/store_impl.hpp"
+
+namespace cpp_store {
+
+std::size_t Owner::find(const LayerKey& key) const noexcept {
+    const auto at = std::lower_bound(keys.begin(), keys.end(), key);
+    if (at == keys.end() || *at != key) return entries.size();
+    const auto entry = static_cast<std::size_t>(at - keys.begin());
+    return entries[entry].layer ? entry : entries.size();
+}
+
+const Slot* Model::slot(std::uint32_t layer) const noexcept {
+    const auto at = std::lower_bound(
+        slots.begin(), slots.end(), layer,
+        [](const Slot& slot, std::uint32_t position) { return slot.layer < position; });
+    return at != slots.end() && at->layer == layer ? &*at : nullptr;
+}
+
+std::uint64_t bytes_of(const StoredLayer& layer) {
+    std::uint64_t sum = 0;
+    for (const StoredLayer::Tensor& tensor : layer.tensors) sum += tensor.spec.nbytes();
+    return sum;
+}
+
+std::string hex(const LayerKey& key) {
+    static constexpr std::string_view digits = "0123456789abcdef";
+    std::string out;
+    for (const std::uint64_t half : {key.high, key.low}) {
+        for (int shift = 60; shift >= 0; shift -= 4) out += digits[(half >> shift) & 15];
+    }
+    return out;
+}
+
+// Leases start at a random number, so that one of a server that was restarted is no lease of its
+// successor.
+Store::Impl::Impl(const Options& given)
+    : options(given), arena(std::make_shared<Arena>(given.memory)) {
+    std::random_device random;
+    next_lease = (std::uint64_t{random()} << 24) + 1;
+}
+
+ModelPtr Store::Impl::find(std::string_view model) const {
+    const std::lock_guard lock(mutex);
+    const auto found = models.find(model);
+    if (found == models.end()) {
+        throw Error(Errc::not_found, "there is no model '" + std::string(model) + "'");
+    }
+    return found->second;
+}
+
+std::pair<std::shared_ptr<Owner>, std::size_t> Store::Impl::find_layer(std::string_view owner,
+                                                                       const LayerKey& key) const {
+    const auto found = owners.find(owner);
+    const std::size_t entry = found == owners.end() ? 0 : found->second->find(key);
+    if (found == owners.end() || entry == found->second->entries.size()) {
+        throw Error(Errc::not_found, "model '" + std::string(owner) +
+                                         "' owns no tensors of layer key " + hex(key) + " here");
+    }
+    return {found->second, entry};
+}
+
+void Store::Impl::refer(Owner& owner, std::size_t entry) noexcept {
+    ++owner.entries[entry].referrers;
+}
+
+void Store::Impl::drop(Owner& owner, std::size_t entry, Garbage& garbage) {
+    Owner::Entry& dropped = owner.entries[entry];
+    if (--dropped.referrers > 0) return;
+    --counts.layers;
+    counts.tensors -= dropped.layer->tensors.size();
+    counts.bytes_stored -= bytes_of(*dropped.layer);
+    garbage.layers.push_back(std::move(dropped.layer));
+    if (--owner.referred == 0) owners.erase(owner.model);
+}
+
+Store::Store(const Options& options) : impl_(std::make_shared<Impl>(options)) {}
+
+Store::~Store() = default;
+
+bool Store::contains(std::string_view model) const {
+    const std::lock_guard lock(impl_->mutex);
+    return impl_->models.contains(model);
+}
+
+bool Store::is_alive(std::string_view model) const {
+    const std::lock_guard lock(impl_->mutex);
+    return impl_->models.contains(model) || impl_->retired.contains(model);
+}
+
+ModelInfo Store::lookup(std::string_view model) const {
+    const ModelPtr found = impl_->find(model);
+    ModelInfo info{.model = found->id,
+                   .ns = found->ns,
+                   .table = found->table,
+                   .layers = {},
+                   .score = found->score,
+                   .parent = found->parent,
+                   .graph = found->graph,
+                   .metadata = found->metadata,
+                   .created_ns = found->created_ns,
+                   .bytes_own = found->bytes_own,
+                   .bytes_inherited = found->bytes_inherited};
+    info.layers.reserve(found->slots.size());
+    for (const Slot& slot : found->slots) info.layers.push_back(slot.location(slot.layer));
+    return info;
+}
+
+std::vector<std::string> Store::list(const std::string* ns) const {
+    std::vector<std::pair<std::uint64_t, std::string>> found;
+    {
+        const std::lock_guard lock(impl_->mutex);
+        found.reserve(impl_->models.size());
+        for (const auto& [id, model] : impl_->models) {
+            if (!ns || model->ns == *ns) found.emplace_back(model->sequence, id);
+        }
+    }
+    std::sort(found.begin(), found.end());
+    std::vector<std::string> ids;
+    ids.reserve(found.size());
+    for (auto& [sequence, id] : found) ids.push_back(std::move(id));
+    return ids;
+}
+
+std::vector<std::string> Store::verify() const {
+    std::vector<StoredLayerPtr> layers;
+    {
+        const std::lock_guard lock(impl_->mutex);
+        layers.reserve(impl_->counts.layers);
+        for (const auto& [id, owner] : impl_->owners) {
+            for (const Owner::Entry& entry : owner->entries) {
+                if (entry.layer) layers.push_back(entry.layer);
+            }
+        }
+    }
+    std::vector<std::string> changed;
+    for (const StoredLayerPtr& layer : layers) {
+        const bool intact = std::all_of(
+            layer->tensors.begin(), layer->tensors.end(), [](const StoredLayer::Tensor& tensor) {
+                return checksum_of(tensor.extent.data, tensor.spec.nbytes()) == tensor.checksum;
+            });
+        if (!intact) changed.push_back(layer->owner + "/" + hex(layer->key));
+    }
+    std::sort(changed.begin(), changed.end());
+    return changed;
+}
+
+StoreStats Store::stats() const {
+    StoreStats stats;
+    {
+        const std::lock_guard lock(impl_->mutex);
+        stats = impl_->counts;
+        stats.models = impl_->models.size();
+        stats.retired = impl_->retired.size();
+        stats.leases = impl_->leases.size();
+        stats.foreign_holders = impl_->holders.size();
+    }
+    stats.reads = impl_->reads.load(std::memory_order_relaxed);
+    stats.bytes_read = impl_->bytes_read.load(std::memory_order_relaxed);
+    stats.memory = impl_->arena->stats();
+    stats.index = impl_->index.stats();
+    return stats;
+}
+
+const Arena& Store::arena() const noexcept {
+    return *impl_->arena;
+}
+
+}  // namespace cpp_store

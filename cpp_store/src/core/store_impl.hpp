@@ -1,0 +1,159 @@
+// What the operations of the store (put.cpp, read.cpp, match.cpp, retire.cpp, foreign.cpp) share.
+//
+// Who keeps what: a stored layer is held by its Owner as long as somebody refers to it by name
+// (models, leases through their model, models on other servers), and by whoever reads it as long as
+// they hold its StoredLayerPtr. Its memory goes with the last of both.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+#include <utility>
+
+#include "cpp_store/store.hpp"
+
+namespace cpp_store {
+
+// For maps by id that are asked with string_views.
+struct StringHash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view text) const noexcept {
+        return std::hash<std::string_view>{}(text);
+    }
+};
+template <typename Value>
+using ById = std::unordered_map<std::string, Value, StringHash, std::equal_to<>>;
+
+// The layers that one put brought, while anybody refers to one of them.
+struct Owner {
+    struct Entry {
+        StoredLayerPtr layer;  // null: nobody refers to it any more
+        std::uint32_t referrers = 0;
+    };
+    std::string model;
+    std::vector<Entry> entries;  // ascending by key
+    std::vector<LayerKey> keys;  // of the entries
+    std::size_t referred = 0;    // entries with referrers
+
+    // Index of the entry of that key, or entries.size() if it is not here (any more).
+    [[nodiscard]] std::size_t find(const LayerKey& key) const noexcept;
+};
+
+// A layer with tensors, as a model refers to it.
+struct Slot {
+    std::uint32_t layer = 0;
+    std::shared_ptr<Owner> owner;  // null: foreign
+    std::size_t entry = 0;         // of owner->entries
+    StoredLayerPtr stored;
+    std::string foreign_owner;
+
+    [[nodiscard]] const std::string& owner_name() const noexcept {
+        return owner ? owner->model : foreign_owner;
+    }
+    [[nodiscard]] LayerLocation location(std::uint32_t position) const {
+        return {position, owner_name(), stored};
+    }
+};
+
+struct Model {
+    std::string id;
+    std::string ns;
+    LayerTablePtr table;
+    std::vector<Slot> slots;  // ascending by layer
+    double score = 0;
+    std::string parent;
+    std::string graph;
+    std::string metadata;
+    std::uint64_t created_ns = 0;
+    std::uint64_t bytes_own = 0;
+    std::uint64_t bytes_inherited = 0;
+    Checksum description;  // of all that the put said but the tensors' bytes
+    Checksum content;      // of everything
+
+    // Guarded by Store::Impl::mutex; all the rest is never changed once the model is visible.
+    std::uint64_t sequence = 0;  // order of visibility in this store
+    std::uint32_t leases = 0;
+    bool retired = false;
+
+    // The slot of a layer, or null if it has no tensors.
+    [[nodiscard]] const Slot* slot(std::uint32_t layer) const noexcept;
+};
+using ModelPtr = std::shared_ptr<Model>;
+
+struct Lease {
+    ModelPtr model;
+    std::chrono::steady_clock::time_point expires;
+};
+
+// A model on another server, and what it refers to here.
+struct Holder {
+    struct Reference {
+        std::shared_ptr<Owner> owner;
+        std::size_t entry = 0;
+        auto operator<=>(const Reference&) const = default;
+    };
+    std::set<Reference> references;
+    std::chrono::steady_clock::time_point acquired;  // the last time
+};
+
+// What must be destroyed only after the mutex is free, since it may give back much memory.
+struct Garbage {
+    std::vector<ModelPtr> models;
+    std::vector<StoredLayerPtr> layers;
+};
+
+struct Store::Impl {
+    const Options options;
+    const std::shared_ptr<Arena> arena;  // stored layers hold it, too
+    // Has its own lock, which is taken after `mutex` where both are.
+    PrefixIndex index;
+
+    // Guards what follows, and that the index holds exactly the visible models. Never held while
+    // tensor bytes are copied, summed or freed.
+    mutable std::mutex mutex;
+    ById<ModelPtr> models;  // the visible ones
+    ById<std::shared_ptr<Owner>> owners;
+    std::set<std::string, std::less<>> retired;  // ids of retired models that leases hold
+    std::unordered_map<std::uint64_t, Lease> leases;
+    std::set<std::pair<std::chrono::steady_clock::time_point, std::uint64_t>> lease_ends;
+    ById<Holder> holders;
+    std::uint64_t next_lease;
+    std::uint64_t last_sequence = 0;
+    StoreStats counts;  // but for `memory`, `index`, and the two below
+
+    std::atomic<std::uint64_t> reads = 0;
+    std::atomic<std::uint64_t> bytes_read = 0;
+
+    explicit Impl(const Options& given);
+
+    // Throws Errc::not_found. Takes the mutex.
+    [[nodiscard]] ModelPtr find(std::string_view model) const;
+    void count_read(std::span<const StoredLayerPtr> layers) noexcept;
+
+    // All of the following expect the mutex to be held.
+
+    // The entry of an owner's layer; throws Errc::not_found.
+    [[nodiscard]] std::pair<std::shared_ptr<Owner>, std::size_t> find_layer(
+        std::string_view owner, const LayerKey& key) const;
+    void refer(Owner& owner, std::size_t entry) noexcept;
+    void drop(Owner& owner, std::size_t entry, Garbage& garbage);
+    // Throws Errc::already_exists if the id cannot become a new model.
+    void check_id_is_free(std::string_view model) const;
+    // Takes away what a retired model without leases refers to.
+    ForeignReferences drop_references(const ModelPtr& model, Garbage& garbage);
+
+    std::uint64_t add_lease(const ModelPtr& model, std::chrono::milliseconds duration);
+    ForeignReferences remove_lease(std::uint64_t lease, Garbage& garbage);
+    std::size_t expire_leases(Garbage& garbage);
+    // The matches with their layers and leases; false if one of them was retired since.
+    bool add_leases(const LayerTable& table, std::vector<Match>& matches,
+                    std::chrono::milliseconds lease, std::vector<LeasedMatch>& out);
+};
+
+// Bytes of a layer's tensors, without padding.
+[[nodiscard]] std::uint64_t bytes_of(const StoredLayer& layer);
+
+[[nodiscard]] std::string hex(const LayerKey& key);
+
+}  // namespace cpp_store
