@@ -1,4 +1,4 @@
-"""Objects that users name on the command line: ``package.module:attribute``, ``file.py:attribute``."""
+"""Objects that users name: ``package.module:attribute``, ``path/to/file.py:attribute``."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ TRAIN_ROWS = 1347  # three quarters
 def load() -> Data:
     """Return the digits, pixels scaled to [0, 1], split once and for all.
 
-    The split is stratified by class and does not depend on scikit-learn's version: rows of each
-    class are dealt in file order, every fourth one to the validation rows.
+    The split is stratified and does not depend on scikit-learn's version: of the rows in order of
+    class, and of the file within a class, every fourth one is for validation.
     """
     from sklearn.datasets import load_digits  # takes half a second; only those who train need it
 

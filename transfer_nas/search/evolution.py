@@ -145,7 +145,9 @@ class AgingEvolution:
 
     def _tournament(self, rng: np.random.Generator) -> Evaluation:
         size = min(self.sample_size, len(self._members))
-        drawn = rng.choice(len(self._members), size, replace=False, shuffle=False)
+        drawn: list[int] = rng.choice(
+            len(self._members), size, replace=False, shuffle=False
+        ).tolist()
         # Ties go to the newer member, as ties between matches do.
         members = [self._members[i] for i in drawn]
         return max(members, key=lambda member: (member.objective, member.job.id))

@@ -1,0 +1,188 @@
+"""The engine under MPI, with evaluations that cost nothing; the real ones are in end_to_end."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FAKE = Path(__file__).with_name("fake_search.py")
+RANKS = [1, 2, 4]
+
+
+def outcome(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert isinstance(result, dict)
+    return result
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with (path / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_every_job_is_evaluated_once_and_by_every_rank(
+    mpiexec: Any, tmp_path: Path, ranks: int
+) -> None:
+    options = {"max_evals": 80, "seconds": 0.01, "fail_every": 7}
+    result = outcome(mpiexec(ranks, FAKE, tmp_path, json.dumps(options)))
+    found = rows(tmp_path)
+
+    assert sorted(int(row["job_id"]) for row in found) == list(range(80))
+    assert {row["job_id"] for row in found if row["job_status"] == "F_RuntimeError"} == {
+        str(job) for job in range(0, 80, 7)
+    }
+    assert result["evaluations"] == 80 and result["failures"] == 12
+    worked = Counter(int(row["m:rank"]) for row in found)
+    assert set(worked) == set(range(ranks))
+    assert min(worked.values()) >= 80 / ranks / 2
+    # Whoever died did so in the order of arrival, failures never lived.
+    alive = [int(row["job_id"]) for row in found if row["job_status"] == "DONE"]
+    assert result["retired"] == alive[:-8]
+    for row in found:
+        assert 0 <= float(row["m:timestamp_submit"]) <= float(row["m:timestamp_gather"])
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_the_best_model_is_kept_though_it_was_retired(
+    mpiexec: Any, tmp_path: Path, ranks: int
+) -> None:
+    result = outcome(mpiexec(ranks, FAKE, tmp_path, json.dumps({"max_evals": 60})))
+    best = max(float(row["objective"]) for row in rows(tmp_path))
+    assert result["best_objective"] == best
+    kept = json.loads((tmp_path / "best.keras").read_text())
+    assert kept["id"] == result["best"]
+    assert not list(tmp_path.glob("candidate-*"))
+
+
+def test_one_rank_under_mpiexec_does_what_one_process_does(mpiexec: Any, tmp_path: Path) -> None:
+    options = json.dumps({"max_evals": 40})
+    outcome(mpiexec(1, FAKE, tmp_path / "mpi", options))
+    subprocess.run([sys.executable, FAKE, tmp_path / "plain", options], check=True, timeout=60)
+
+    def without_times(path: Path) -> list[dict[str, str]]:
+        return [{k: v for k, v in row.items() if "timestamp" not in k} for row in rows(path)]
+
+    assert without_times(tmp_path / "mpi") == without_times(tmp_path / "plain")
+
+
+def test_nobody_waits_for_a_slow_evaluation_and_waiting_costs_no_core(
+    mpiexec: Any, tmp_path: Path
+) -> None:
+    options = {"timeout": 3.0, "seconds": 1.0, "max_evals": 4}
+    result = outcome(mpiexec(4, FAKE, tmp_path, json.dumps(options)))
+    assert result["evaluations"] == 4
+    assert result["seconds"] < 2.0  # four at once, not one after the other
+    assert max(result["cpu"]) < 1.2  # seconds, start of Python included
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_timeout_ends_it_with_what_was_finished(mpiexec: Any, tmp_path: Path, ranks: int) -> None:
+    result = outcome(mpiexec(ranks, FAKE, tmp_path, json.dumps({"timeout": 1.0, "seconds": 0.2})))
+    assert result["reason"] == "timeout"
+    assert 1.0 <= result["seconds"] < 3.0
+    assert len(rows(tmp_path)) == result["evaluations"] >= ranks
+
+
+def test_an_evaluation_that_runs_at_the_timeout_is_done_again_by_a_resumed_search(
+    mpiexec: Any, tmp_path: Path
+) -> None:
+    first = outcome(mpiexec(2, FAKE, tmp_path, json.dumps({"timeout": 0.5, "seconds": 60})))
+    assert first["evaluations"] == 0 and first["seconds"] < 5
+    asked = [json.loads(line)["id"] for line in (tmp_path / "checkpoint").open()]
+    assert sorted(asked) == [0, 1]
+    outcome(mpiexec(2, FAKE, tmp_path, json.dumps({"resume": True, "max_evals": 10})))
+    assert sorted(int(row["job_id"]) for row in rows(tmp_path)) == list(range(10))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_signal_ends_all_ranks_with_everything_on_disk(
+    tmp_path: Path, ranks: int, number: signal.Signals
+) -> None:
+    launcher = Path(sys.executable).with_name("mpiexec")
+    options = json.dumps({"seconds": 0.1})
+    process = subprocess.Popen(
+        [launcher, "-n", str(ranks), sys.executable, FAKE, tmp_path, options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    try:
+        while "first evaluation" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    result = json.loads(out.splitlines()[-1])  # mpiexec has its own say before
+    assert result["reason"] == "signal"
+    assert len(rows(tmp_path)) == result["evaluations"] >= 1
+
+
+def test_an_error_of_the_manager_ends_all_ranks(mpiexec: Any, tmp_path: Path) -> None:
+    options = {"seconds": 0.05, "manager_error_at": 6}
+    done = mpiexec(3, FAKE, tmp_path, json.dumps(options), timeout=20)
+    assert done.returncode == 1
+    assert "disk full, as asked" in done.stderr
+    assert len(rows(tmp_path)) == 6
+
+
+def test_a_killed_job_is_taken_up_without_losing_or_repeating_anything(tmp_path: Path) -> None:
+    launcher = Path(sys.executable).with_name("mpiexec")
+    for start in range(3):
+        options = json.dumps({"seconds": 0.05, "resume": start > 0})
+        process = subprocess.Popen(
+            [launcher, "-n", "2", sys.executable, FAKE, tmp_path, options],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stderr is not None
+        wanted = 5 * (start + 1)
+        while not (tmp_path / "results.csv").exists() or len(rows(tmp_path)) < wanted:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        before = rows(tmp_path)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert rows(tmp_path)[: len(before)] == before
+    subprocess.run(
+        [launcher, "-n", "2", sys.executable, FAKE, tmp_path]
+        + [json.dumps({"resume": True, "max_evals": 40})],
+        check=True,
+        timeout=60,
+        stdout=subprocess.DEVNULL,
+    )
+    jobs = [int(row["job_id"]) for row in rows(tmp_path)]
+    assert sorted(jobs) == list(range(40))
+
+
+def test_without_thread_support_rank_0_only_manages(mpiexec: Any, tmp_path: Path) -> None:
+    result = outcome(
+        mpiexec(
+            3,
+            FAKE,
+            tmp_path,
+            json.dumps({"max_evals": 30}),
+            env={"MPI4PY_RC_THREAD_LEVEL": "funneled"},
+        )
+    )
+    assert result["evaluations"] == 30
+    assert {row["m:rank"] for row in rows(tmp_path)} == {"1", "2"}
