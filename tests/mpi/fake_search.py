@@ -69,6 +69,7 @@ def main() -> int:
             max_evals=options.get("max_evals"),
             retire=retire,
             report=report,
+            warn=print,
         )
     ranks.share(None)
     evaluator = Fake(options.get("seconds", 0.0), options.get("fail_every", 0))

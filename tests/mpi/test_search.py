@@ -163,9 +163,9 @@ def test_a_killed_job_is_taken_up_without_losing_or_repeating_anything(tmp_path:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert rows(tmp_path)[: len(before)] == before
+    options = json.dumps({"resume": True, "max_evals": 40})
     subprocess.run(
-        [launcher, "-n", "2", sys.executable, FAKE, tmp_path]
-        + [json.dumps({"resume": True, "max_evals": 40})],
+        [launcher, "-n", "2", sys.executable, FAKE, tmp_path, options],
         check=True,
         timeout=60,
         stdout=subprocess.DEVNULL,

@@ -76,10 +76,8 @@ def test_a_torn_last_line_is_dropped_wherever_it_is_cut(tmp_path: Path, name: st
     whole = (tmp_path / name).read_bytes()
     lines = whole.splitlines(keepends=True)
     last = len(lines[-1])
-    if name == "checkpoint":  # of a job without a result: written before it was handed out
-        expected = ([0, 1], [0, 1])
-    else:
-        expected = ([0, 1, 2], [0])
+    # Jobs are written down before they are handed out: the last one has no result yet.
+    expected = ([0, 1], [0, 1]) if name == "checkpoint" else ([0, 1, 2], [0])
     for cut in range(1, last + 1):
         (tmp_path / name).write_bytes(whole[: len(whole) - cut])
         with resume(tmp_path) as directory:

@@ -149,6 +149,6 @@ class Application:
         rows = {len(array) for array in (*inputs, *targets)}
         if len(rows) != 1 or 0 in rows:
             raise ApplicationError(
-                f"application {self.name}: x_{part} and y_{part} must have the same number of rows, "
-                f"at least one; found {[len(array) for array in (*inputs, *targets)]}"
+                f"application {self.name}: x_{part} and y_{part} must have the same number of "
+                f"rows, at least one; found {[len(array) for array in (*inputs, *targets)]}"
             )

@@ -87,6 +87,8 @@ class Manager:
         Called with the ids of jobs whose models left the population.
     report
         Called after each evaluation.
+    warn
+        Called with a line about what the user should know at once.
     """
 
     def __init__(
@@ -97,12 +99,15 @@ class Manager:
         max_evals: int | None,
         retire: Callable[[Sequence[int]], None],
         report: Callable[[Status], None],
+        warn: Callable[[str], None],
     ) -> None:
         self._algorithm = algorithm
         self._directory = directory
         self._max_evals = max_evals
         self._retire = retire
         self._report = report
+        self._warn = warn
+        self._warned = False
         self._stopped = False
         self._on_disk = {job.id for job in directory.jobs}
         self._submitted: dict[int, float] = {}
@@ -179,6 +184,10 @@ class Manager:
         self._keep_model(evaluation, best=self._count(evaluation))
         if dead:
             self._retire(dead)
+        if "transfer_error" in evaluation.measures and not self._warned:
+            self._warned = True  # once is enough: results.csv has them all
+            error = evaluation.measures["transfer_error"]
+            self._warn(f"job {job.id} went without transfer, the search goes on: {error}")
         self._report(self.status)
 
     def abandoned(self, job: Job) -> None:

@@ -18,6 +18,10 @@ class Progress(ABC):
     def update(self, status: Status) -> None:
         """Show a status."""
 
+    @abstractmethod
+    def warn(self, text: str) -> None:
+        """Show a line that stays."""
+
     def __enter__(self) -> Progress:
         return self
 
@@ -47,6 +51,10 @@ class PlainProgress(Progress):
         self._pending = status
         if time.monotonic() - self._shown_at >= _EVERY:
             self._show(status)
+
+    def warn(self, text: str) -> None:
+        """Show a line."""
+        print(f"warning: {text}", file=self._stream, flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self._pending is not None:
@@ -90,6 +98,10 @@ class TerminalProgress(Progress):
             completed=status.evaluations,
             description=describe(status, self._timeout),
         )
+
+    def warn(self, text: str) -> None:
+        """Show a line above the bar."""
+        self._bar.console.print(f"warning: {text}", markup=False, highlight=False)
 
     def __enter__(self) -> TerminalProgress:
         self._bar.start()

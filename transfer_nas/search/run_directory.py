@@ -23,6 +23,7 @@ import io
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
     "timestamp_submit": float,
     "timestamp_gather": float,
     "rank": int,
+    "parameters": int,
+    "transfer_error": str,
 }
 """The ``m:*`` columns. Timestamps count seconds since the run was started for the first time."""
 
@@ -62,6 +65,8 @@ class RunDirectory:
     ----------
     path
         The directory.
+    id
+        Tells the run from all others.
     started
         When the run was started for the first time, in seconds since the epoch.
     jobs
@@ -70,9 +75,12 @@ class RunDirectory:
         Evaluations found on disk, in the order in which they were told.
     """
 
-    def __init__(self, path: Path, space: Space, started: float, created: bool) -> None:
+    def __init__(
+        self, path: Path, space: Space, description: Mapping[str, Any], created: bool
+    ) -> None:
         self.path = path
-        self.started = started
+        self.id = str(description["id"])
+        self.started = float(description["started"])
         self._space = space
         self._columns = [
             *(f"p:{gene.name}" for gene in space.genes),
@@ -124,10 +132,10 @@ class RunDirectory:
                     f"output directory {path} holds another run ({name}); continue it with "
                     "--resume or choose another directory"
                 )
-        started = time.time()
         description = {
             "format": _FORMAT,
-            "started": started,
+            "id": secrets.token_hex(6),
+            "started": time.time(),
             "settings": dict(settings),
             "space": space.describe(),
             **extra,
@@ -135,7 +143,7 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
             _write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
-            return cls(path, space, started, created=True)
+            return cls(path, space, description, created=True)
         except OSError as cause:
             raise RunDirectoryError(f"cannot write to {path}: {cause.strerror}") from cause
 
@@ -165,7 +173,7 @@ class RunDirectory:
                 f"{path} was started with another space: "
                 f"{_difference(description['space'], space.describe())}"
             )
-        directory = cls(path, space, float(description["started"]), created=False)
+        directory = cls(path, space, description, created=False)
         description.setdefault("resumed", []).append({"at": time.time(), **extra})
         _write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
         return directory
@@ -275,7 +283,7 @@ def load_description(path: Path) -> dict[str, Any]:
             raise RunDirectoryError(
                 f"{file}: expected format {_FORMAT}, found {description['format']}"
             )
-        if not {"settings", "space", "started"} <= description.keys():
+        if not {"id", "settings", "space", "started"} <= description.keys():
             raise RunDirectoryError(f"{file}: not a search's run.json")
     except OSError as cause:
         raise RunDirectoryError(

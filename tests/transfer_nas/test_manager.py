@@ -1,0 +1,194 @@
+"""The manager and the serial host: what is kept, retired, counted, and how a failure looks."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.search import serial
+from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.interruption import Interrupted, Interruption
+from transfer_nas.search.manager import Manager, Status
+from transfer_nas.search.progress import PlainProgress, describe, seconds_left
+from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.spaces import FeedForward
+
+SPACE = FeedForward([(4,)], 2, max_depth=2)
+
+
+class Evaluator:
+    """Does what a function says; a saved model is the job's number."""
+
+    def __init__(self, function: Callable[[Job], Evaluation]) -> None:
+        self.function = function
+        self.last = -1
+        self.saved: list[int] = []
+
+    def evaluate(self, job: Job) -> Evaluation:
+        self.last = job.id
+        return self.function(job)
+
+    def save_model(self, path: Path) -> None:
+        self.saved.append(self.last)
+        path.write_text(str(self.last))
+
+
+class Search:
+    """A manager with everything that it reports to."""
+
+    def __init__(self, path: Path, max_evals: int, *, resume: bool = False) -> None:
+        begin = RunDirectory.resume if resume else RunDirectory.create
+        self.directory = begin(path, SPACE, {}, {})
+        self.retired: list[int] = []
+        self.reports: list[Status] = []
+        self.warnings: list[str] = []
+        self.log: list[str] = []
+        self.manager = Manager(
+            AgingEvolution(SPACE, 4, 2, seed=1),
+            self.directory,
+            max_evals=max_evals,
+            retire=self._retire,
+            report=self.reports.append,
+            warn=self.warnings.append,
+        )
+
+    def _retire(self, jobs: Sequence[int]) -> None:
+        self.retired.extend(jobs)
+
+    def run(self, function: Callable[[Job], Evaluation]) -> Evaluator:
+        evaluator = Evaluator(function)
+        with self.directory, Interruption() as interruption:
+            serial.run(self.manager, evaluator, interruption, log=self.log.append)
+        return evaluator
+
+
+def wavy(job: Job) -> Evaluation:
+    """Best at job 5."""
+    measures = {"layers": 5, "layers_transferred": 2, "bytes_stored": 7}
+    return Evaluation(job, DONE, -abs(job.id - 5.0), measures)
+
+
+def test_keeps_the_best_model_and_counts(tmp_path: Path) -> None:
+    search = Search(tmp_path, 12)
+    evaluator = search.run(wavy)
+    assert (tmp_path / "best.keras").read_text() == "5"
+    assert evaluator.saved == [0, 1, 2, 3, 4, 5]  # only what was better than all before
+    assert not list(tmp_path.glob("candidate-*"))
+    status = search.reports[-1]
+    assert len(search.reports) == status.evaluations == status.fresh == 12
+    assert status.best is not None and status.best.job.id == 5
+    assert status.layers == 5 * 8 and status.layers_transferred == 2 * 8  # of the children
+    assert status.share_transferred == 0.4
+    assert status.bytes_stored == 7 * 12
+    assert status.bytes_whole_copies == sum(
+        SPACE.graph(job.genome).nbytes for job in read_jobs(tmp_path)
+    )
+    assert search.retired == list(range(8))
+
+
+def read_jobs(path: Path) -> list[Job]:
+    return [Job.from_dict(json.loads(line)) for line in (path / "checkpoint").open()]
+
+
+def test_failures_are_rows_and_the_search_goes_on(tmp_path: Path) -> None:
+    def unlucky(job: Job) -> Evaluation:
+        if job.id % 3 == 0:
+            raise ValueError("shape (3,) does not fit")
+        return Evaluation(job, DONE, math.nan if job.id % 3 == 1 else 1.0, {"layers": 5})
+
+    search = Search(tmp_path, 9)
+    search.run(unlucky)
+    statuses = [row.split(",")[6] for row in (tmp_path / "results.csv").read_text().splitlines()]
+    assert statuses == ["job_status", *["F_ValueError", "F_nan", "DONE"] * 3]
+    assert search.reports[-1].failures == 6
+    assert any("shape (3,) does not fit" in text and "Traceback" in text for text in search.log)
+
+
+def test_every_candidate_failing_leaves_no_best(tmp_path: Path) -> None:
+    search = Search(tmp_path, 6)
+    search.run(lambda job: Evaluation.failure(job, "oom"))
+    assert search.manager.status.best is None
+    assert search.manager.status.failures == search.manager.status.evaluations == 6
+    assert not (tmp_path / "best.keras").exists()
+
+
+def test_takes_up_a_search_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    Search(tmp_path / "straight", 30).run(wavy)
+    Search(tmp_path / "halting", 7).run(wavy)
+    second = Search(tmp_path / "halting", 30, resume=True)
+    second.run(wavy)
+    assert read_jobs(tmp_path / "halting") == read_jobs(tmp_path / "straight")
+    assert second.reports[0].evaluations == 8 and second.reports[0].fresh == 1
+    assert second.reports[-1].layers == 5 * 26
+    assert (tmp_path / "halting" / "best.keras").read_text() == "5"
+
+
+def test_an_interrupted_evaluation_is_the_first_of_the_resumed_search(tmp_path: Path) -> None:
+    def interrupt(job: Job) -> Evaluation:
+        if job.id == 3:
+            raise Interrupted
+        return wavy(job)
+
+    search = Search(tmp_path, 10)
+    search.run(interrupt)
+    assert search.manager.status.evaluations == 3
+    resumed = Search(tmp_path, 4, resume=True)
+    evaluator = resumed.run(wavy)
+    assert evaluator.last == 3 and resumed.manager.status.evaluations == 4
+    assert len(read_jobs(tmp_path)) == 4
+
+
+def test_models_that_a_killed_process_left_undecided(tmp_path: Path) -> None:
+    search = Search(tmp_path, 6)
+    search.run(wavy)
+    (tmp_path / "best.keras").unlink()
+    (tmp_path / "candidate-5.keras").write_text("5")  # written, told, not renamed
+    (tmp_path / "candidate-6.keras").write_text("6")  # written, never told
+    with Search(tmp_path, 6, resume=True).directory:
+        assert (tmp_path / "best.keras").read_text() == "5"
+        assert not list(tmp_path.glob("candidate-*"))
+
+
+def test_says_once_that_transfer_failed(tmp_path: Path) -> None:
+    search = Search(tmp_path, 6)
+    search.run(lambda job: Evaluation(job, DONE, 1.0, {"transfer_error": "no answer from host"}))
+    assert len(search.warnings) == 1 and "no answer from host" in search.warnings[0]
+
+
+def status(**changed: float | None) -> Status:
+    values = {
+        "evaluations": 10,
+        "failures": 0,
+        "max_evals": 40,
+        "layers_transferred": 1,
+        "layers": 4,
+        "bytes_transferred": 0,
+        "bytes_stored": 0,
+        "bytes_whole_copies": 0,
+        "seconds": 20.0,
+        "fresh": 5,
+        "best": Evaluation(Job(3, ()), DONE, 0.9639),
+    }
+    return Status(**(values | changed))  # type: ignore[arg-type]
+
+
+def test_the_progress_line() -> None:
+    assert describe(status(), None) == (
+        "10/40 evaluations · best 0.9639 (job 3) · 25% of layers transferred · 2:00 left"
+    )
+    assert "2 failed" in describe(status(failures=2), None)
+    assert seconds_left(status(), 100.0) == 80.0
+    assert seconds_left(status(max_evals=None), None) is None
+    assert seconds_left(status(evaluations=0, fresh=0), None) is None
+
+
+def test_plain_progress_always_shows_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+
+    with PlainProgress(sys.stdout, None) as progress:
+        progress.update(status(evaluations=39))
+        progress.update(status(evaluations=40))
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["40/40"]
