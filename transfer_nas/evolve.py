@@ -1,0 +1,235 @@
+"""``python -m transfer_nas.evolve``: search for a network, or generate a population.
+
+Imports little before it knows that there is work to do: ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from transfer_nas.errors import InputError
+from transfer_nas.ranks import Ranks, expected_rank, join
+from transfer_nas.settings import POLICIES, TRANSFERS, Settings
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments
+        Instead of those of the command line.
+
+    Returns
+    -------
+    int
+        0; 1 if no candidate worked; 2 for bad input; 128 plus the number of the signal that ended
+        it (130 for Ctrl-C).
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        settings = parse(given)
+    except InputError as error:
+        _complain(error, expected_rank())
+        return BAD_INPUT
+    ranks = join()
+    try:
+        code = _run(settings, ranks)
+    except InputError as error:
+        _complain(error, ranks.rank)
+        code = BAD_INPUT
+    except KeyboardInterrupt:  # outside the search proper, which ends in good order
+        ranks.abort(128 + signal.SIGINT)
+        raise
+    except BaseException:
+        # One rank alone cannot end in good order: the others may be in the middle of anything.
+        traceback.print_exc(file=sys.__stderr__)
+        sys.stdout.flush()
+        ranks.abort(FAILED)
+        raise
+    ranks.finish()
+    return code
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    """Return the settings of a command line.
+
+    Flags may be spelled with underscores or with hyphens.
+
+    Raises
+    ------
+    InputError
+        A flag is unknown or lacks its value, or the settings make no sense.
+    """
+    with_underscores = [_underscores(argument) for argument in arguments]
+    given = vars(_parser().parse_args(with_underscores))
+    if given.get("resume"):
+        return _resumed(given)
+    return Settings.checked(given)
+
+
+def _resumed(given: dict[str, Any]) -> Settings:
+    """Fill in what the run to resume was started with."""
+    from pathlib import Path
+
+    from transfer_nas.search.run_directory import compare_settings, load_description
+
+    if "output_dir" not in given:
+        raise InputError("--resume needs --output_dir: which run?")
+    path = Path(given["output_dir"])
+    before = load_description(path)["settings"]
+    known = {field.name for field in dataclasses.fields(Settings)}
+    kept = {name: value for name, value in before.items() if name in known and value is not None}
+    asked = Settings(**given).fixed()
+    compare_settings(path, before, {name: asked[name] for name in given if name in asked})
+    for name in ("initial_population_dir", "evolve_count"):
+        kept.pop(name, None)
+    if "timeout" not in given:
+        kept.pop("timeout", None)
+    return Settings.checked({**kept, **given})
+
+
+def _run(settings: Settings, ranks: Ranks) -> int:
+    settings = _settle(settings, ranks)
+    if settings.application == "none":
+        from transfer_nas import population
+
+        return population.run(settings, ranks)
+    from transfer_nas.search import run
+
+    return run.run(settings, ranks)
+
+
+def _settle(settings: Settings, ranks: Ranks) -> Settings:
+    """Choose in rank 0, for all, what the user left open."""
+    name = settings.application.rpartition(":")[2] or "run"
+    chosen = {
+        "seed": int.from_bytes(os.urandom(4), "little"),
+        "output_dir": f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+    }
+    chosen = ranks.share(chosen)[0]
+    return dataclasses.replace(
+        settings,
+        seed=chosen["seed"] if settings.seed is None else settings.seed,
+        output_dir=settings.output_dir or chosen["output_dir"],
+    )
+
+
+def _complain(error: InputError, rank: int) -> None:
+    if rank == 0:
+        line = " ".join(str(error).split())
+        print(f"evolve: error: {line}", file=sys.__stderr__, flush=True)
+
+
+def _underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument[2:].partition("=")
+    return "--" + flag.replace("-", "_") + equals + value
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists the flags)")
+
+    def print_help(self, file: Any = None) -> None:
+        if expected_rank() == 0:
+            super().print_help(file)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m transfer_nas.evolve",
+        description="Search for a network by aging evolution, each candidate starting from the "
+        "weights of the stored model that shares its longest prefix. Without an application: "
+        "generate a population of architectures, and mutate it, without training anything.",
+        epilog="Runs in one process as it is, and on N ranks under mpiexec -n N. Servers of the "
+        "weight store are taken from MODEL_SERVERS; if that is not set, the job starts its own. "
+        "Flags may also be spelled with hyphens. "
+        "Exit codes: 0 done, 1 every candidate failed, 2 bad input, 130 Ctrl-C.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--application",
+        metavar="NAME",
+        help="what to search a network for: digits, or one's own as package.module:attribute or "
+        "path/to/file.py:attribute; none: train nothing (default: none)",
+    )
+    add(
+        "--space",
+        metavar="NAME",
+        help="architectures to choose from: dense_skip, feed_forward, or one's own as "
+        "package.module:attribute or path/to/file.py:attribute (default: the application's)",
+    )
+    add("--population_size", type=int, metavar="P", help="members of the population (default: 32)")
+    add(
+        "--sample_size",
+        type=int,
+        metavar="S",
+        help="members that compete to be a parent (default: a quarter of the population)",
+    )
+    add(
+        "--max_evals",
+        type=int,
+        metavar="N",
+        help="evaluations, failures included (default: 200; no limit with --timeout)",
+    )
+    add(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="end the search after that many seconds (default: no limit)",
+    )
+    add("--epochs", type=int, metavar="N", help="epochs a candidate (default: the application's)")
+    add("--batch_size", type=int, metavar="ROWS", help="rows a step (default: the application's)")
+    add(
+        "--transfer",
+        metavar="METHOD",
+        help=f"how weights reach children: {', '.join(TRANSFERS)} (default: store)",
+    )
+    add(
+        "--policy",
+        metavar="POLICY",
+        help=f"what happens to transferred layers: {', '.join(POLICIES)} (default: freeze)",
+    )
+    add(
+        "--output_dir",
+        metavar="DIR",
+        help="where everything is written; must not hold another run "
+        "(default: runs/APPLICATION-TIME)",
+    )
+    add(
+        "--initial_population_dir",
+        metavar="DIR",
+        help="with --application none: output directory of an earlier run to start from",
+    )
+    add(
+        "--evolve_count",
+        type=int,
+        metavar="M",
+        help="with --application none: mutations of members (default: 0)",
+    )
+    add("--seed", type=int, help="seed of everything random (default: drawn, and written down)")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue the run in --output_dir; settings not given are those it was started with",
+    )
+    add("--json", action="store_true", help="print the summary at the end as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

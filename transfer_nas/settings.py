@@ -1,0 +1,106 @@
+"""What a user can choose on the command line of `transfer_nas.evolve`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transfer_nas.errors import InputError
+
+TRANSFERS = ("store", "hdf5", "noop")
+POLICIES = ("freeze", "finetune", "freeze_then_finetune")
+
+_ONLY_TRAINING = ("max_evals", "timeout", "epochs", "batch_size", "transfer", "policy", "resume")
+_ONLY_GENERATION = ("initial_population_dir", "evolve_count")
+_MAY_CHANGE = ("max_evals", "timeout", "output_dir", "resume", "json")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run; `transfer_nas.evolve --help` says what they mean.
+
+    A field that is None has a default that depends on something else, or no limit.
+    """
+
+    application: str = "none"
+    space: str | None = None
+    population_size: int = 32
+    sample_size: int | None = None
+    max_evals: int | None = None
+    timeout: float | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    transfer: str = "store"
+    policy: str = "freeze"
+    output_dir: str | None = None
+    initial_population_dir: str | None = None
+    evolve_count: int = 0
+    seed: int | None = None
+    resume: bool = False
+    json: bool = False
+
+    @classmethod
+    def checked(cls, given: dict[str, Any]) -> Settings:
+        """Return the settings that a user gave, with the defaults of the others.
+
+        Raises
+        ------
+        InputError
+            A value makes no sense, or two do not go together; names the flag.
+        """
+        settings = cls(**given)
+        for name in ("population_size", "sample_size", "max_evals", "epochs", "batch_size"):
+            _at_least(name, getattr(settings, name), 1)
+        for name in ("evolve_count", "seed"):
+            _at_least(name, getattr(settings, name), 0)
+        if settings.timeout is not None and not settings.timeout > 0:
+            raise InputError(f"--timeout must be positive, not {settings.timeout:g}")
+        sample = settings.sample_size or max(1, settings.population_size // 4)
+        if sample > settings.population_size and "evolve_count" not in given:
+            raise InputError(
+                f"--sample_size {sample} is above --population_size {settings.population_size}"
+            )
+        _one_of("transfer", settings.transfer, TRANSFERS)
+        _one_of("policy", settings.policy, POLICIES)
+        trains = settings.application != "none"
+        for name in _ONLY_GENERATION if trains else _ONLY_TRAINING:
+            if name in given:
+                raise InputError(
+                    f"--{name} goes only with --application none, which trains nothing"
+                    if trains
+                    else f"--{name} needs an --application: without one nothing is trained"
+                )
+        if settings.resume and settings.output_dir is None:
+            raise InputError("--resume needs --output_dir: which run?")
+        max_evals = settings.max_evals
+        if max_evals is None and settings.timeout is None:
+            max_evals = 200
+        return dataclasses.replace(settings, sample_size=sample, max_evals=max_evals)
+
+    @property
+    def directory(self) -> Path:
+        """The output directory; set by the time anything is written."""
+        assert self.output_dir is not None
+        return Path(self.output_dir)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as JSON values."""
+        return dataclasses.asdict(self)
+
+    def fixed(self) -> dict[str, Any]:
+        """Return those that a resumed run must keep."""
+        return {name: value for name, value in self.to_dict().items() if name not in _MAY_CHANGE}
+
+
+def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise InputError(f"--{name} must be at least {least}, not {value}")
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        from transfer_nas.errors import near_misses
+
+        raise InputError(f"unknown --{name} {value!r}; {near_misses(value, known)}")
