@@ -15,6 +15,7 @@ from graph_meta.graph import (
     WeightSpec,
     prefix,
 )
+from graph_meta.service import PrefixService
 
 __all__ = [
     "Call",
@@ -24,6 +25,7 @@ __all__ = [
     "Layer",
     "LayerGraph",
     "LayerSpec",
+    "PrefixService",
     "WeightSpec",
     "prefix",
 ]

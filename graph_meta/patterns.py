@@ -1,0 +1,366 @@
+"""``python -m graph_meta.patterns RUN``: what a search, or a generated population, reused.
+
+Reads ``results.csv`` of a run directory or the Parquet files of a population, and says
+
+* which prefixes were reused most: how often, how deep, from how many ancestors, and the name of the
+  last layer of each where the digests are known (populations);
+* how deep the lineages are: an ancestor's ancestor's ancestor ...;
+* how the share of layers transferred went over time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+OK, BAD_INPUT = 0, 2
+
+_PERIODS = 20  # of time, in table and plot
+_COLUMNS = ("job_id", "job_status", "m:ancestor", "m:layers", "m:layers_transferred")
+_DONE = "DONE"
+
+
+class PatternsError(ValueError):
+    """A run that cannot be read; the message names file and row."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What matters of one model here.
+
+    Attributes
+    ----------
+    id
+        Its name in the run: a job, or the number of a member.
+    ancestor
+        Whose prefix it shares, by that name; ``None`` if nobody's.
+    layers, transferred
+        How many layers it has, and how many of them its ancestor has too.
+    digests
+        Of its layers, where they are known.
+    """
+
+    id: str
+    ancestor: str | None
+    layers: int
+    transferred: int
+    digests: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix and how often it was reused.
+
+    Attributes
+    ----------
+    uses
+        Number of models that took exactly this prefix from an ancestor.
+    layers
+        How many layers it has.
+    ancestors
+        From how many different models it was taken.
+    example
+        One of these.
+    digest
+        Of its last layer in hex; empty if the run keeps no digests. Without them two prefixes are
+        the same if they are of equal length and from one ancestor.
+    """
+
+    uses: int
+    layers: int
+    ancestors: int
+    example: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Period:
+    """A stretch of a run: models `begin` to `end`, and the share of layers that transferred."""
+
+    begin: int
+    end: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """What a run reused.
+
+    Attributes
+    ----------
+    models
+        How many models there are, those without an ancestor included.
+    without_ancestor
+        How many these are.
+    layers, transferred
+        Sums over all models.
+    prefixes
+        Those reused most, most used first.
+    depths
+        For each lineage depth the number of models; depth 0 has no ancestor.
+    periods
+        In order of time.
+    """
+
+    models: int
+    without_ancestor: int
+    layers: int
+    transferred: int
+    prefixes: list[Prefix]
+    depths: list[int]
+    periods: list[Period]
+
+
+def read(run: Path) -> list[Model]:
+    """Return the models of a run directory or a population, oldest first.
+
+    Raises
+    ------
+    PatternsError
+        If it is neither, or a file is damaged.
+    """
+    if (run / "results.csv").exists():
+        return list(_read_results(run / "results.csv"))
+    members = sorted(run.glob("*.parquet"))
+    if members:
+        return _read_population(members)
+    raise PatternsError(f"{run} holds neither results.csv of a search nor Parquet files")
+
+
+def find(models: Sequence[Model], count: int = 10) -> Patterns:
+    """Find the patterns in the models of a run.
+
+    Parameters
+    ----------
+    models
+        Oldest first.
+    count
+        How many prefixes to return at most.
+    """
+    return Patterns(
+        models=len(models),
+        without_ancestor=sum(model.ancestor is None for model in models),
+        layers=sum(model.layers for model in models),
+        transferred=sum(model.transferred for model in models),
+        prefixes=_prefixes(models, count),
+        depths=_depths(models),
+        periods=_over_time(models),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 for bad input."""
+    try:
+        given = _parser().parse_args(arguments)
+        if given.count < 1:
+            raise PatternsError(f"--count must be at least 1, not {given.count}")
+        pyplot = None if given.output is None else _load_matplotlib()
+        found = find(read(Path(given.run)), given.count)
+        print(json.dumps(asdict(found), indent=2) if given.json else _table(found))
+        if pyplot is not None:
+            _plot(pyplot, Path(given.output), given.run, found)
+    except PatternsError as error:
+        print(f"patterns: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    return OK
+
+
+def _prefixes(models: Sequence[Model], count: int) -> list[Prefix]:
+    by_id = {model.id: model for model in models}
+    ancestors: defaultdict[tuple[object, int], Counter[str]] = defaultdict(Counter)
+    digests: dict[tuple[object, int], str] = {}
+    for model in models:
+        if model.ancestor is None or not model.transferred:
+            continue
+        ancestor = by_id.get(model.ancestor)
+        identity: object = model.ancestor
+        last = ""
+        if ancestor is not None and ancestor.digests and model.digests:
+            theirs = set(ancestor.digests)
+            shared = [digest for digest in model.digests if digest in theirs]
+            identity = frozenset(shared)
+            last = shared[-1].hex() if shared else ""
+        key = (identity, model.transferred)
+        ancestors[key][model.ancestor] += 1
+        digests.setdefault(key, last)
+    most = sorted(ancestors.items(), key=lambda item: (-item[1].total(), -item[0][1]))[:count]
+    return [
+        Prefix(uses.total(), key[1], len(uses), uses.most_common(1)[0][0], digests[key])
+        for key, uses in most
+    ]
+
+
+def _depths(models: Sequence[Model]) -> list[int]:
+    """Count the models by the length of their line of ancestors; an ancestor comes before."""
+    depth: dict[str, int] = {}
+    for model in models:
+        # An ancestor that the run does not hold is of depth 0: it came from elsewhere.
+        depth[model.id] = 0 if model.ancestor is None else depth.get(model.ancestor, 0) + 1
+    counts = Counter(depth.values())
+    return [counts[length] for length in range(max(counts, default=-1) + 1)]
+
+
+def _over_time(models: Sequence[Model]) -> list[Period]:
+    periods = []
+    parts = min(_PERIODS, len(models))
+    for part in range(parts):
+        begin, end = len(models) * part // parts, len(models) * (part + 1) // parts
+        chosen = models[begin:end]
+        layers = sum(model.layers for model in chosen)
+        share = sum(model.transferred for model in chosen) / layers if layers else 0.0
+        periods.append(Period(begin, end, share))
+    return periods
+
+
+def _read_results(path: Path) -> Iterable[Model]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
+        if missing:
+            raise PatternsError(f"{path}, line 1: there is no column {', '.join(missing)}")
+        for row in rows:
+            if row["job_status"] != _DONE:
+                continue
+            try:
+                yield _model_of_row(row)
+            except (TypeError, ValueError) as error:
+                raise PatternsError(f"{path}, line {rows.line_num}: {error}") from error
+
+
+def _model_of_row(row: Mapping[str, str]) -> Model:
+    # The store knows a job's model by an id that ends in the number of the job.
+    ancestor = re.search(r"(\d+)$", row["m:ancestor"])
+    return Model(
+        str(int(row["job_id"])),
+        ancestor and str(int(ancestor[1])),
+        int(row["m:layers"]),
+        int(row["m:layers_transferred"] or 0),
+    )
+
+
+def _read_population(paths: Sequence[Path]) -> list[Model]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise PatternsError("populations need pyarrow: pip install pyarrow") from error
+    columns = ["model", "ancestor", "layers", "layers_shared", "digests"]
+    models = []
+    for path in paths:
+        try:
+            rows = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            raise PatternsError(f"{path}: the file cannot be read ({error})") from error
+        models += [
+            (
+                row["model"],
+                Model(
+                    str(row["model"]),
+                    None if row["ancestor"] is None else str(row["ancestor"]),
+                    row["layers"],
+                    row["layers_shared"] or 0,
+                    tuple(row["digests"]),
+                ),
+            )
+            for row in rows.to_pylist()
+        ]
+    return [model for _, model in sorted(models, key=lambda item: item[0])]
+
+
+def _table(found: Patterns) -> str:
+    share = found.transferred / found.layers if found.layers else 0.0
+    lines = [
+        f"{found.models:,} models, {found.without_ancestor:,} of them without an ancestor; "
+        f"{share:.1%} of {found.layers:,} layers transferred",
+        "",
+        "prefixes reused most",
+        "uses      layers  ancestors  for example  last layer's digest",
+    ]
+    lines += [
+        f"{p.uses:<9,} {p.layers:<7} {p.ancestors:<10,} {p.example:<12} {p.digest or '-'}"
+        for p in found.prefixes
+    ]
+    lines += ["", "lineage depth  models"]
+    lines += [f"{depth:<14} {count:,}" for depth, count in enumerate(found.depths)]
+    lines += ["", "models               share of layers transferred"]
+    lines += [
+        f"{f'{p.begin:,} to {p.end - 1:,}':<20} {p.share:6.1%}  {'#' * round(40 * p.share)}"
+        for p in found.periods
+    ]
+    return "\n".join(lines)
+
+
+def _load_matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise PatternsError(
+            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _plot(pyplot: Any, path: Path, title: str, found: Patterns) -> None:
+    figure, (over_time, depths, prefixes) = pyplot.subplots(
+        1, 3, figsize=(13, 4), layout="constrained"
+    )
+    figure.suptitle(title)
+    ends = [period.end for period in found.periods]
+    over_time.step(ends, [period.share for period in found.periods], where="pre")
+    over_time.set_ylim(0, 1)
+    over_time.set_xlabel("models, in order of time")
+    over_time.set_ylabel("share of layers transferred")
+    depths.bar(range(len(found.depths)), found.depths)
+    depths.set_xlabel("lineage depth")
+    depths.set_ylabel("models")
+    labels = [f"{p.layers} layers of {p.example}" for p in found.prefixes]
+    prefixes.barh(range(len(labels)), [p.uses for p in found.prefixes])
+    prefixes.set_yticks(range(len(labels)), labels, fontsize="small")
+    prefixes.invert_yaxis()
+    prefixes.set_xlabel("times that the prefix was reused")
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise PatternsError(f"cannot write {path}: {error}") from error
+    finally:
+        pyplot.close(figure)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise PatternsError(f"{message} (--help lists the flags)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m graph_meta.patterns",
+        description="Say which prefixes a search reused most, how deep its lineages are, and how "
+        "the share of layers transferred went over time.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="run directory of a search, or directory of a population")
+    add(
+        "--count",
+        type=int,
+        default=10,
+        metavar="N",
+        help="how many prefixes to show (default: 10)",
+    )
+    add("--output", metavar="FILE", help="draw a plot, as .svg, .png or .pdf")
+    add("--json", action="store_true", help="print what was found as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
