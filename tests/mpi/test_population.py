@@ -1,0 +1,89 @@
+"""Generation without training, as a command on 1, 2 and 4 ranks."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from transfer_nas import population
+
+MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]
+RANKS = [1, 2, 4]
+
+
+def evolve(
+    mpiexec: MpiExec, ranks: int, output: Path, *flags: object
+) -> "subprocess.CompletedProcess[str]":
+    command = ["-m", "transfer_nas.evolve", "--output_dir", output, *flags, "--seed", 1]
+    return mpiexec(ranks, *map(str, command))
+
+
+def members(directory: Path) -> pa.Table:
+    return population.read_members(directory)
+
+
+@pytest.fixture
+def initial(mpiexec: MpiExec, tmp_path: Path) -> dict[int, Path]:
+    """Populations of 3,000, written by each number of ranks."""
+    paths = {ranks: tmp_path / f"initial-{ranks}" for ranks in RANKS}
+    for ranks, path in paths.items():
+        done = evolve(mpiexec, ranks, path, "--population_size", 3000)
+        assert done.returncode == 0, done.stderr
+    return paths
+
+
+def test_results_do_not_depend_on_the_number_of_ranks(
+    mpiexec: MpiExec, initial: dict[int, Path], tmp_path: Path
+) -> None:
+    assert len(list(initial[4].glob("*.parquet"))) == 4
+    expected = members(initial[1])
+    assert all(members(path).equals(expected) for path in initial.values())
+
+    evolved = {}
+    for written_by, evolved_by in [(1, 1), (4, 1), (2, 4), (1, 2)]:
+        path = tmp_path / f"evolved-{written_by}-{evolved_by}"
+        flags = ["--initial_population_dir", initial[written_by], "--evolve_count", 1000]
+        done = evolve(mpiexec, evolved_by, path, *flags, "--json")
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+        assert (summary["ranks"], summary["evolved"]) == (evolved_by, 1000)
+        assert 0.2 < summary["share_of_layers_shared"] < 1
+        evolved[written_by, evolved_by] = members(path)
+    assert all(table.equals(evolved[1, 1]) for table in evolved.values())
+    assert evolved[1, 1].num_rows == 3000
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("damage", ["digests", "truncated"])
+def test_bad_input_ends_all_ranks_with_one_line(
+    mpiexec: MpiExec, damage: str, ranks: int, tmp_path: Path
+) -> None:
+    assert evolve(mpiexec, 1, tmp_path / "initial", "--population_size", 20).returncode == 0
+    (file,) = (tmp_path / "initial").glob("*.parquet")
+    content = file.read_bytes()
+    if damage == "truncated":
+        file.write_bytes(content[:-50])
+    else:
+        # Only the rank that has the last member sees it.
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(file)
+        digests = table["digests"].to_pylist()
+        digests[-1] = digests[-1][:-1]
+        column = pa.array(digests, table.schema.field("digests").type)
+        at = table.schema.get_field_index("digests")
+        changed = table.set_column(at, table.schema.field("digests"), column)
+        pq.write_table(changed.replace_schema_metadata(table.schema.metadata), file)
+
+    flags = ["--initial_population_dir", tmp_path / "initial", "--evolve_count", 5]
+    done = evolve(mpiexec, ranks, tmp_path / "out", *flags)
+
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "error" in line]
+    assert len(lines) == 1, done.stderr
+    assert str(file) in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "population.json").exists()
