@@ -1,0 +1,53 @@
+"""What the small commands share: one line for bad input, exit code 2, numbers as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from transfer_nas.errors import InputError
+
+OK, BAD_INPUT = 0, 2
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes flags with underscores or hyphens and raises `InputError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint instead of ending the process."""
+        raise InputError(f"{message} (--help lists the flags)")
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Return the values of the flags; None: of the command line."""
+        given = sys.argv[1:] if arguments is None else arguments
+        return self.parse_args([_underscores(argument) for argument in given])
+
+
+def run(name: str, command: Callable[[], int]) -> int:
+    """Return a command's exit code; bad input becomes one line on standard error and 2."""
+    try:
+        return command()
+    except InputError as error:
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+
+
+def at_least(flag: str, value: float, least: float) -> None:
+    """Raise InputError, naming the flag, if its value is too small."""
+    if value < least:
+        raise InputError(f"--{flag} must be at least {least:g}, not {value:g}")
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print what a command found for programs to read."""
+    print(json.dumps(values, indent=2))
+
+
+def _underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument[2:].partition("=")
+    return "--" + flag.replace("-", "_") + equals + value

@@ -1,0 +1,82 @@
+"""``python -m transfer_nas.gen_models``: how many models a second can be made, named and found.
+
+Generation alone: nothing is trained and nothing is written. Under ``mpiexec`` the ranks share the
+work, and the models are those of ``evolve --application none`` with the same seed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from transfer_nas import command_line, ranks
+from transfer_nas.command_line import OK, Parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 for bad input."""
+    return command_line.run("gen_models", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse(arguments)
+    command_line.at_least("count", given.count, 1)
+    command_line.at_least("seed", given.seed, 0)
+
+    from graph_meta.service import PrefixService
+    from transfer_nas.population import default_space, generation
+
+    space = default_space(given.space)
+    everybody = ranks.join()
+    comm = everybody.comm if isinstance(everybody, ranks.MPIRanks) else None
+    everybody.share(None)  # the clock starts when all are there
+    begin = time.perf_counter()
+    with PrefixService(comm, threaded=False) as service:
+        made = generation.generate(
+            space, given.seed, given.count, 0, service, None, lambda done: None
+        )
+        layers, nbytes = (
+            sum(part) for part in zip(*everybody.share([made.layers, made.bytes]), strict=True)
+        )
+        seconds = time.perf_counter() - begin
+    if everybody.rank == 0:
+        result = {
+            "space": space.name,
+            "count": given.count,
+            "ranks": everybody.size,
+            "seconds": seconds,
+            "models_per_second": given.count / seconds,
+            "layers": layers,
+            "bytes": nbytes,
+        }
+        if given.json:
+            command_line.print_json(result)
+        else:
+            print(
+                f"{given.count:,} models of space {space.name} ({layers:,} layers) made, named and "
+                f"registered by {everybody.size} rank(s) in {seconds:.2f} s: "
+                f"{given.count / seconds:,.0f} a second"
+            )
+    everybody.finish()
+    return OK
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m transfer_nas.gen_models",
+        description="Generate models without training or writing them; say how many a second.",
+    )
+    parser.add_argument(
+        "--space", metavar="NAME", help="architectures to draw from (default: dense_skip)"
+    )
+    parser.add_argument(
+        "--count", type=int, default=10_000, metavar="N", help="models in all (default: 10000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the genomes (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
