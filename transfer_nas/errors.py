@@ -30,6 +30,14 @@ class RunDirectoryError(InputError):
     """A directory that holds another run, or files of a run that cannot be read."""
 
 
+class TransferError(TransferNasError):
+    """A transfer method could not do what it was asked to; the next call may work."""
+
+
+class TransferUnavailable(TransferError):
+    """Nothing answers a transfer method any more: a dead server, a directory that is gone."""
+
+
 def near_misses(name: str, known: Iterable[str]) -> str:
     """Say what a mistyped name may have meant, and what there is.
 

@@ -1,0 +1,407 @@
+"""Every transfer method keeps the contract of `TransferMethod`."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401 - makes NumPy know bfloat16 by name
+import numpy as np
+import pytest
+
+import cpp_store
+from graph_meta import GraphBuilder, LayerGraph, LayerSpec, WeightSpec, layers
+from transfer_nas import transfer
+from transfer_nas.errors import InputError, TransferError, TransferUnavailable
+from transfer_nas.transfer import HDF5Transfer, Tensors, TransferMethod
+
+Open = Callable[[str], TransferMethod]
+"""Opens the place for a namespace, as another process would."""
+
+
+@pytest.fixture(params=["hdf5", "store"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """An empty place for models; each of its methods is closed at the end."""
+    if request.param == "store" and not hasattr(cpp_store, "embedded"):
+        pytest.skip("cpp_store has no embedded store yet")
+    store = cpp_store.embedded(memory="64MiB") if request.param == "store" else None
+    opened = []
+
+    def open_place(namespace: str) -> TransferMethod:
+        opened.append(transfer.get(request.param, namespace, directory=tmp_path, store=store))
+        return opened[-1]
+
+    yield open_place
+    for method in opened:
+        method.close()
+    if store is not None:
+        store.close()
+
+
+@pytest.fixture
+def method(place: Open) -> TransferMethod:
+    return place("digits")
+
+
+def chain(*widths: int) -> LayerGraph:
+    """A chain of dense layers; equal first widths make a shared prefix."""
+    builder = GraphBuilder()
+    edge = builder.input((4,))
+    for width in widths:
+        edge = builder.add(layers.dense(width), edge)
+        edge = builder.add(layers.activation("relu"), edge)
+    return builder.build(edge)
+
+
+def tensors_of(graph: LayerGraph, value: float, only: Sequence[str] | None = None) -> Tensors:
+    """Tensors of a graph's layers, filled with a value."""
+    return {
+        name: [np.full(w.shape, value, w.dtype) for w in layer.spec.weights]
+        for name, layer in zip(graph.names, graph.layers, strict=True)
+        if layer.spec.weights and (only is None or name in only)
+    }
+
+
+def assert_equal(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensors in expected.items():
+        assert len(found[name]) == len(tensors)
+        for a, b in zip(found[name], tensors, strict=True):
+            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), name
+
+
+def ancestor_of(method: TransferMethod, graph: LayerGraph) -> str | None:
+    match = method.best_match(graph)
+    if match is None:
+        return None
+    with match:
+        return match.ancestor
+
+
+def put_child(method: TransferMethod, model: str, graph: LayerGraph, value: float) -> int:
+    """Put a model that inherits all it can; its own tensors hold `value`."""
+    match = method.best_match(graph)
+    assert match is not None
+    with match:
+        inherited = set(match.read())
+        own = [name for name in tensors_of(graph, 0) if name not in inherited]
+        return method.put(
+            model,
+            graph,
+            tensors_of(graph, value, own),
+            score=value,
+            parent=match.ancestor,
+            inheritance=match,
+            inherited=inherited,
+        )
+
+
+def test_an_empty_place_matches_nothing(method: TransferMethod) -> None:
+    assert method.best_match(chain(3, 5)) is None
+
+
+def test_a_match_says_what_is_shared_and_reads_it(method: TransferMethod) -> None:
+    stored, asked = chain(3, 5, 7), chain(3, 5, 8)
+    method.put("a", stored, tensors_of(stored, 1.5), score=0.5)
+
+    match = method.best_match(asked)
+
+    assert match is not None
+    with match:
+        assert (match.ancestor, match.score) == ("a", 0.5)
+        assert match.layers == asked.names[:5]
+        expected = tensors_of(stored, 1.5, asked.names[:5])
+        assert match.nbytes == sum(t.nbytes for ts in expected.values() for t in ts)
+        assert_equal(match.read(), expected)
+
+
+def test_what_is_read_outlives_the_match_and_is_read_only(method: TransferMethod) -> None:
+    graph = chain(3)
+    method.put("a", graph, tensors_of(graph, 1), score=0)
+    match = method.best_match(graph)
+    assert match is not None
+    with match:
+        tensors = match.read()
+    match.close()  # a second time
+    method.retire(["a"])
+    method.put("b", graph, tensors_of(graph, 2), score=0)
+
+    assert_equal(tensors, tensors_of(graph, 1))
+    assert not any(t.flags.writeable for ts in tensors.values() for t in ts)
+
+
+def test_put_copies(method: TransferMethod) -> None:
+    graph = chain(3)
+    tensors = tensors_of(graph, 1)
+    method.put("a", graph, tensors, score=0)
+    for array in itertools.chain(*tensors.values()):
+        array.fill(2)
+    match = method.best_match(graph)
+    assert match is not None
+    with match:
+        assert_equal(match.read(), tensors_of(graph, 1))
+
+
+def test_the_longest_prefix_wins_then_the_score_then_the_newer(method: TransferMethod) -> None:
+    asked = chain(3, 5, 7)
+    for model, graph, score in [
+        ("short", chain(3, 6), 0.9),
+        ("poor", chain(3, 5, 8), 0.1),
+        ("good", chain(3, 5, 9), 0.4),
+        ("newer", chain(3, 5, 10), 0.4),
+    ]:
+        method.put(model, graph, tensors_of(graph, score), score=score)
+    answers = []
+    for _ in range(4):
+        answers.append(ancestor_of(method, asked))
+        method.retire([answers[-1]])
+    assert answers == ["newer", "good", "poor", "short"]
+
+
+def test_a_prefix_without_tensors_is_no_match(method: TransferMethod) -> None:
+    graph = chain(3)
+    method.put("a", graph, tensors_of(graph, 1), score=0)
+    assert method.best_match(chain(4)) is None
+
+
+def test_namespaces_do_not_mix(place: Open) -> None:
+    graph = chain(3)
+    place("digits").put("a", graph, tensors_of(graph, 1), score=0)
+    assert ancestor_of(place("other"), graph) is None
+    assert ancestor_of(place("digits"), graph) == "a"
+
+
+def test_what_one_puts_and_retires_the_others_see(place: Open) -> None:
+    one, other = place("digits"), place("digits")
+    graph = chain(3, 5)
+    assert ancestor_of(other, graph) is None
+    one.put("a/1", graph, tensors_of(graph, 1), score=0)
+    one.put("b.2", chain(3, 6), tensors_of(chain(3, 6), 2), score=0)
+    assert ancestor_of(other, graph) == "a/1"
+    other.retire(["a/1", "unknown"])
+    assert ancestor_of(one, graph) == "b.2"
+    one.retire(["a/1"])
+    assert ancestor_of(other, graph) == "b.2"
+
+
+def test_a_match_survives_the_retirement_of_its_ancestor(place: Open) -> None:
+    one, other = place("digits"), place("digits")
+    parent, child = chain(3, 5), chain(3, 6)
+    one.put("parent", parent, tensors_of(parent, 1), score=0)
+    match = one.best_match(child)
+    assert match is not None
+    with match:
+        other.retire(["parent"])
+        shared = tensors_of(child, 1, match.layers)
+        assert_equal(match.read(), shared)
+        own = {name: ts for name, ts in tensors_of(child, 2).items() if name not in shared}
+        one.put("child", child, own, score=0, inheritance=match, inherited=list(shared))
+    assert ancestor_of(other, parent) == "child"
+    again = other.best_match(child)
+    assert again is not None
+    with again:
+        assert_equal(again.read(), {**shared, **own})
+
+
+def test_heirs_of_heirs_keep_what_their_ancestors_lose(method: TransferMethod) -> None:
+    generations = [chain(3), chain(3, 5), chain(3, 5, 7), chain(3, 5, 7, 9)]
+    method.put("0", generations[0], tensors_of(generations[0], 0), score=0)
+    for number, graph in enumerate(generations[1:], start=1):
+        put_child(method, str(number), graph, number)
+        method.retire([str(number - 1)])
+    match = method.best_match(generations[-1])
+    assert match is not None
+    with match:
+        assert match.ancestor == "3"
+        values = {float(tensors[0].flat[0]) for tensors in match.read().values()}
+        assert values == {0, 1, 2, 3}
+
+
+def test_a_model_of_the_same_id_is_replaced(place: Open) -> None:
+    one, other = place("digits"), place("digits")
+    before, after = chain(3, 5), chain(4, 5)
+    one.put("a", before, tensors_of(before, 1), score=0)
+    assert ancestor_of(other, before) == "a"
+    one.put("a", after, tensors_of(after, 2), score=0)
+    assert ancestor_of(other, before) is None
+    match = other.best_match(after)
+    assert match is not None
+    with match:
+        assert_equal(match.read(), tensors_of(after, 2))
+    one.retire(["a"])
+    assert ancestor_of(other, after) is None
+
+
+def test_an_interrupted_evaluation_that_is_put_again_changes_nothing(
+    method: TransferMethod,
+) -> None:
+    graph = chain(3)
+    for _ in range(2):
+        method.put("a", graph, tensors_of(graph, 1), score=0)
+    match = method.best_match(graph)
+    assert match is not None
+    with match:
+        assert_equal(match.read(), tensors_of(graph, 1))
+    method.retire(["a"])
+    assert method.best_match(graph) is None
+
+
+def test_every_kind_of_tensor_comes_back(method: TransferMethod) -> None:
+    dtypes = [
+        "float32",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "float64",
+        "int64",
+        "uint8",
+        "bool",
+    ]
+    shapes = [(), (0, 3), (2, 1, 3)]
+    builder = GraphBuilder()
+    spec = LayerSpec("Many", {}, [WeightSpec(s, d) for d in dtypes for s in shapes])
+    graph = builder.build(builder.add(spec, builder.input((4,))))
+    tensors = tensors_of(graph, 1)
+    method.put("a", graph, tensors, score=0)
+    match = method.best_match(graph)
+    assert match is not None
+    with match:
+        assert_equal(match.read(), tensors)
+
+
+def test_inherited_layers_need_their_inheritance(method: TransferMethod) -> None:
+    graph = chain(3)
+    with pytest.raises(ValueError):
+        method.put("a", graph, {}, score=0, inherited=list(tensors_of(graph, 0)))
+    assert method.best_match(graph) is None
+
+
+def test_threads_see_only_whole_models(place: Open) -> None:
+    """Each model's tensors hold its score; a mixture would show."""
+    graph = chain(3, 5, 7)
+    problems: list[str] = []
+
+    def work(worker: int) -> None:
+        method = place("digits")
+        try:
+            for round in range(12):
+                model, score = f"{worker}-{round}", float(worker * 100 + round)
+                method.put(model, graph, tensors_of(graph, score), score=score)
+                match = method.best_match(graph)
+                if match is None:
+                    problems.append(f"{model} is there, but nothing matches")
+                    continue
+                with match:
+                    values = {float(t.flat[0]) for ts in match.read().values() for t in ts}
+                    if values != {match.score}:
+                        problems.append(f"{match.ancestor}: {values}, score {match.score}")
+                if round >= 2:
+                    method.retire([f"{worker}-{round - 2}"])
+        except Exception as error:
+            problems.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert problems == []
+    method = place("digits")
+    method.retire([f"{worker}-{round}" for worker in range(4) for round in (10, 11)])
+    assert method.best_match(graph) is None
+
+
+def test_no_transfer_keeps_nothing() -> None:
+    method = transfer.get("noop", "digits")
+    graph = chain(3)
+    assert method.put("a", graph, tensors_of(graph, 1), score=0) == 0
+    assert method.best_match(graph) is None
+    method.retire(["a", "unknown"])
+
+
+def test_unknown_methods_and_missing_resources_are_named() -> None:
+    with pytest.raises(InputError, match=r"'hdf'.*did you mean 'hdf5'"):
+        transfer.get("hdf", "digits")
+    with pytest.raises(InputError, match="needs a directory"):
+        transfer.get("hdf5", "digits")
+    with pytest.raises(InputError, match="needs an open"):
+        transfer.get("store", "digits")
+
+
+def test_a_file_in_place_of_the_directory_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("not a directory")
+    with pytest.raises(InputError, match="models"):
+        transfer.get("hdf5", "digits", directory=tmp_path / "models")
+
+
+class TestFiles:
+    """What is particular to the files of `hdf5`."""
+
+    def test_copies_are_whole(self, tmp_path: Path) -> None:
+        method = HDF5Transfer("digits", tmp_path)
+        parent, child = chain(3), chain(3, 5)
+        method.put("a", parent, tensors_of(parent, 1), score=0)
+        assert put_child(method, "b", child, 2) == child.nbytes
+
+    def test_a_vanished_file_leaves_the_next_best(self, tmp_path: Path) -> None:
+        method = HDF5Transfer("digits", tmp_path)
+        for model, graph in [("best", chain(3, 5)), ("second", chain(3, 6))]:
+            method.put(model, graph, tensors_of(graph, 1), score=0)
+        (data,) = tmp_path.glob("best.*.h5")
+        data.unlink()
+        assert ancestor_of(method, chain(3, 5)) == "second"
+        for data in tmp_path.glob("*.h5"):
+            data.unlink()
+        assert ancestor_of(method, chain(3, 5)) is None
+
+    def test_foreign_and_damaged_files_are_left_alone(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "notes.json").write_text('{"mine": true}')
+        (tmp_path / "torn.json").write_text('{"format": "transfer-nas-mo')
+        method = HDF5Transfer("digits", tmp_path)
+        graph = chain(3)
+        method.put("a", graph, tensors_of(graph, 1), score=0)
+        for _ in range(2):
+            assert ancestor_of(method, graph) == "a"
+        warned = [record.args[0].name for record in caplog.records]
+        assert sorted(warned) == ["notes.json", "torn.json"]
+        assert (tmp_path / "notes.json").exists()
+
+    def test_a_damaged_model_is_a_transfer_error(self, tmp_path: Path) -> None:
+        method = HDF5Transfer("digits", tmp_path)
+        graph = chain(3)
+        method.put("a", graph, tensors_of(graph, 1), score=0)
+        (data,) = tmp_path.glob("*.h5")
+        data.write_bytes(b"not HDF5")
+        with pytest.raises(TransferError, match="cannot open"):
+            method.best_match(graph)
+
+    def test_a_failed_put_leaves_nothing(self, tmp_path: Path) -> None:
+        method = HDF5Transfer("digits", tmp_path)
+        graph = chain(3)
+        with pytest.raises(AttributeError):
+            method.put("a", graph, {"Dense": ["no array"]}, score=0)  # type: ignore[list-item]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_retiring_leaves_no_file(self, tmp_path: Path) -> None:
+        method = HDF5Transfer("digits", tmp_path)
+        graph = chain(3)
+        for model in ("a", "a.b", "a/b"):
+            method.put(model, graph, tensors_of(graph, 1), score=0)
+        method.retire(["a"])
+        assert ancestor_of(method, graph) == "a/b"
+        method.retire(["a.b", "a/b"])
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_directory_that_is_gone_is_unavailable(self, tmp_path: Path) -> None:
+        method = HDF5Transfer("digits", tmp_path / "models")
+        (tmp_path / "models").rmdir()
+        graph = chain(3)
+        with pytest.raises(TransferUnavailable, match="models"):
+            method.best_match(graph)
+        with pytest.raises(TransferUnavailable, match="models"):
+            method.put("a", graph, tensors_of(graph, 1), score=0)
+        with pytest.raises(TransferUnavailable, match="models"):
+            method.retire(["a"])
