@@ -112,8 +112,6 @@ def input_layer(shape: Shape, dtype: str = "float32") -> LayerTemplate:
         "batch_shape": [None, *shape],
         "dtype": dtype,
         "sparse": False,
-        "ragged": False,
-        "optional": False,
     }
     return LayerTemplate("InputLayer", config, infer, inputs=0)
 
@@ -128,7 +126,7 @@ def dense(units: int, *, activation: str = "linear", use_bias: bool = True) -> L
 
     config = {
         "units": units,
-        "activation": activation,
+        "activation": _function(activation),
         "use_bias": use_bias,
         "kernel_initializer": "GlorotUniform",
         "bias_initializer": "Zeros",
@@ -145,7 +143,12 @@ def _with_bias(
 @lru_cache(_CACHE)
 def activation(function: str) -> LayerTemplate:
     """Activation function by its Keras name, on its own."""
-    return LayerTemplate("Activation", {"activation": function}, _same_shape)
+    return LayerTemplate("Activation", {"activation": _function(function)}, _same_shape)
+
+
+def _function(name: str) -> str:
+    """Return an activation function's first name, which Keras writes down for its second."""
+    return {"swish": "silu", "hard_swish": "hard_silu"}.get(name, name)
 
 
 @lru_cache(_CACHE)
@@ -356,7 +359,7 @@ def _conv(
         "data_format": "channels_last",
         "dilation_rate": [1] * rank,
         "groups": 1,
-        "activation": activation,
+        "activation": _function(activation),
         "use_bias": use_bias,
         "kernel_initializer": "GlorotUniform",
         "bias_initializer": "Zeros",
@@ -410,7 +413,7 @@ def depthwise_conv2d(
         "padding": padding,
         "data_format": "channels_last",
         "dilation_rate": [1, 1],
-        "activation": activation,
+        "activation": _function(activation),
         "use_bias": use_bias,
         "depthwise_initializer": "GlorotUniform",
         "bias_initializer": "Zeros",
@@ -445,7 +448,7 @@ def separable_conv2d(
         "padding": padding,
         "data_format": "channels_last",
         "dilation_rate": [1, 1],
-        "activation": activation,
+        "activation": _function(activation),
         "use_bias": use_bias,
         "depthwise_initializer": "GlorotUniform",
         "pointwise_initializer": "GlorotUniform",
@@ -601,6 +604,7 @@ def multi_head_attention(num_heads: int, key_dim: int, *, dropout: float = 0.0) 
         "value_dim": key_dim,
         "dropout": dropout,
         "use_bias": True,
+        "attention_axes": [1],
         "kernel_initializer": "GlorotUniform",
         "bias_initializer": "Zeros",
     }
