@@ -184,6 +184,7 @@ class Store {
     std::size_t expire_leases();
 
     [[nodiscard]] ModelInfo lookup(std::string_view model) const;
+    [[nodiscard]] LayerTablePtr table(std::string_view model) const;
     [[nodiscard]] bool contains(std::string_view model) const;
     // Whether a model may still use what it refers to: it is visible, or retired but leased.
     [[nodiscard]] bool is_alive(std::string_view model) const;

@@ -6,4 +6,5 @@ PYBIND11_MODULE(_core, m) {
     cpp_store::python::bind_table(m);
     cpp_store::python::bind_index(m);
     cpp_store::python::bind_digest(m);
+    cpp_store::python::bind_store(m);
 }

@@ -1,7 +1,8 @@
 """Keeps models and their tensors, each shared tensor once, and finds the longest shared prefix.
 
-Start reading at :class:`PrefixIndex` (which stored model shares most with this one?). The work is
-done in C++ (``cpp_store._core``); this package knows nothing of Keras, MPI or search.
+Start reading at :class:`Store` (put, read, match, retire; :func:`embedded` makes one) and
+:class:`PrefixIndex` (which model shares most with this one?). The work is done in C++
+(``cpp_store._core``); this package knows nothing of Keras, MPI or search.
 """
 
 from cpp_store._core import (
@@ -11,12 +12,14 @@ from cpp_store._core import (
     InvalidArgument,
     LayerTable,
     Match,
+    ModelInfo,
     NotFound,
     OutOfMemory,
     PrefixIndex,
     ProtocolError,
     StoreError,
 )
+from cpp_store._store import LeasedMatch, Store, embedded
 
 __all__ = [
     "AlreadyExists",
@@ -24,10 +27,14 @@ __all__ = [
     "DeadlineExceeded",
     "InvalidArgument",
     "LayerTable",
+    "LeasedMatch",
     "Match",
+    "ModelInfo",
     "NotFound",
     "OutOfMemory",
     "PrefixIndex",
     "ProtocolError",
+    "Store",
     "StoreError",
+    "embedded",
 ]

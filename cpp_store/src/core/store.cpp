@@ -84,6 +84,10 @@ Store::Store(const Options& options) : impl_(std::make_shared<Impl>(options)) {}
 
 Store::~Store() = default;
 
+LayerTablePtr Store::table(std::string_view model) const {
+    return impl_->find(model)->table;
+}
+
 bool Store::contains(std::string_view model) const {
     const std::lock_guard lock(impl_->mutex);
     return impl_->models.contains(model);

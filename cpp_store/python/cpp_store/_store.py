@@ -1,0 +1,542 @@
+"""The store as users see it: one class, whether the models are in this process or on servers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from cpp_store._core import (
+    InvalidArgument,
+    LayerTable,
+    LocalStore,
+    Match,
+    ModelInfo,
+    StoreError,
+)
+
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, Sequence[npt.ArrayLike]]
+Names = list[str]  # within Store, `list` is a method
+
+
+class StoreHandle(Protocol):
+    """What :class:`Store` works over: ``_core.LocalStore``, and the client of servers.
+
+    Positional arguments only, all of them given. Every method is thread-safe, and waits and copies
+    without the GIL.
+    """
+
+    def put(
+        self,
+        model: str,
+        tensors: dict[str, Sequence[Any]],
+        table: LayerTable | None,
+        inherited: list[tuple[str, str]],
+        namespace: str,
+        score: float,
+        parent: str,
+        graph: str,
+        metadata: str,
+        /,
+    ) -> int:
+        """Store a model; ``inherited`` are pairs of layer name and owner. Returns bytes added."""
+
+    def read(self, model: str, layers: list[str] | None, copy: bool, /) -> dict[str, list[Array]]:
+        """Tensors of the named layers (None: all that have some), in the model's order."""
+
+    def read_into(self, model: str, buffers: dict[str, Sequence[Array]], /) -> int:
+        """Copy tensors into the caller's arrays. Returns bytes."""
+
+    def fetch(
+        self, table: LayerTable, layers: list[tuple[str, str]], copy: bool, /
+    ) -> dict[str, list[Array]]:
+        """Tensors by owner: pairs of a layer's name in ``table`` and its owner."""
+
+    def best_matches(
+        self,
+        table: LayerTable,
+        namespace: str,
+        weight: str,
+        count: int,
+        min_layers: int,
+        exclude: Sequence[str],
+        lease: float | None,
+        /,
+    ) -> list[tuple[Match, int, int, dict[str, str]]]:
+        """(match, lease or 0, server that holds the lease, owners by layer name), best first."""
+
+    def end_lease(self, lease: int, server: int, /) -> None:
+        """End a lease; one that has expired is ignored."""
+
+    def lookup(self, model: str, /) -> ModelInfo: ...
+    def contains(self, model: str, /) -> bool: ...
+    def models(self, namespace: str | None, /) -> list[str]: ...
+    def retire(self, model: str, /) -> None: ...
+    def stats(self, /) -> list[tuple[str, dict[str, int]]]:
+        """(address, numbers) of each server; the address in process is empty."""
+
+    def scrub(self, /) -> int: ...
+    def verify(self, /) -> list[str]: ...
+    def close(self, /) -> None: ...
+
+
+class LeasedMatch(Match):
+    """A stored model, the prefix that it shares with the query, and the lease on it.
+
+    While the lease lasts, the tensors of the prefix can be read and inherited though the model is
+    retired meanwhile. A context manager: leaving it ends the lease.
+
+    Attributes
+    ----------
+    table : LayerTable
+        The query, whose layers `positions` speaks of.
+    owners : dict[str, str]
+        For each layer of the prefix that has tensors: the model that put them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        table: LayerTable,
+        found: Match,
+        lease: int,
+        server: int,
+        owners: dict[str, str],
+    ) -> None:
+        super().__init__(
+            found.model, found.score, found.sequence, found.layers, found.bytes, found.positions
+        )
+        self.table = table
+        self.owners = owners
+        self._store = store
+        self._lease = lease
+        self._server = server
+
+    @property
+    def lease(self) -> int:
+        """Number of the lease; 0 if there is none, or if it was ended here."""
+        return self._lease
+
+    def close(self) -> None:
+        """End the lease. May be called again."""
+        lease, self._lease = self._lease, 0
+        if lease:
+            self._store._open_handle().end_lease(lease, self._server)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Store:
+    """Models and their tensors, each shared tensor once.
+
+    Made by :func:`embedded` (in this process) or :func:`connect` (on servers); the calls are the
+    same. A context manager that closes itself.
+
+    - **Thread-safe.** Any number of threads may call anything; the GIL is released while bytes move
+      and while servers are waited for.
+    - **Atomic.** A model is visible whole or not at all. What is stored never changes.
+    - **Ownership.** A put copies; the caller's arrays are free afterwards. Arrays that reads return
+      are read-only views of the store's memory where that is possible (always, in process); each
+      keeps its tensors alive, though the model is retired and the store closed.
+    - **Errors** are :class:`StoreError` and its subclasses. A call that raises has changed nothing.
+    """
+
+    def __init__(self, handle: StoreHandle) -> None:
+        self._handle: StoreHandle | None = handle
+
+    def _open_handle(self) -> StoreHandle:
+        if self._handle is None:
+            raise StoreError("the store is closed")
+        return self._handle
+
+    def put(
+        self,
+        model: str,
+        tensors: Tensors,
+        *,
+        table: LayerTable | None = None,
+        match: LeasedMatch | None = None,
+        inherited: Collection[str] = (),
+        namespace: str = "",
+        score: float = 0.0,
+        parent: str = "",
+        graph: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Store a model.
+
+        Parameters
+        ----------
+        model
+            Its id: 1 to 65,535 bytes, unique in the store. The id of a retired model stays taken
+            while others inherit its layers.
+        tensors
+            For each layer that the model brings along its tensors: C-contiguous arrays of any shape
+            and of a dtype that Keras uses, or what NumPy can see without a copy (TensorFlow, JAX
+            and Torch tensors in host memory).
+        table
+            All layers of the model. None: those of `tensors`, in their order, requiring nothing.
+        match
+            Where the inherited layers are: a match of this store, with its lease not yet ended.
+        inherited
+            Names of layers of the match's prefix that are not stored again but referenced. Layers
+            of it that have no tensors may be named.
+        namespace
+            Models of different namespaces never match.
+        score
+            Breaks ties between matches; higher is better.
+        parent
+            Id of the evolutionary parent.
+        graph
+            The layer graph as JSON; opaque here.
+        metadata
+            The user's own; anything that JSON can express.
+
+        Returns
+        -------
+        int
+            Bytes that the model added. Putting the same content under the same id again is
+            success, and returns the same number.
+
+        Raises
+        ------
+        InvalidArgument
+            A tensor is not contiguous, byte-swapped or of unknown dtype; a layer is not in the
+            table, comes twice, is missing, or has other bytes than the table says; an inherited
+            layer is not in the match.
+        AlreadyExists
+            There is a model of that id with other content.
+        NotFound
+            An inherited layer is gone, since the lease was over and its last model retired.
+        OutOfMemory
+            The store's limit would be exceeded. Everything stored stays readable.
+        """
+        return self._open_handle().put(
+            model,
+            dict(tensors),
+            table,
+            self._owners_of(inherited, match),
+            namespace,
+            score,
+            parent,
+            graph,
+            _to_json(metadata),
+        )
+
+    def _owners_of(
+        self, inherited: Collection[str], match: LeasedMatch | None
+    ) -> list[tuple[str, str]]:
+        if not inherited:
+            return []
+        if match is None:
+            raise InvalidArgument(
+                f"{len(inherited)} layers are to be inherited, but from no match; pass match="
+            )
+        if match._store is not self:
+            raise InvalidArgument("the match is another store's; ask this one")
+        owners = match.owners
+        pairs = [(name, owners[name]) for name in inherited if name in owners]
+        if len(pairs) < len(inherited):
+            names = match.table.names
+            prefix = {names[position] for position in match.positions}
+            for name in inherited:
+                if name not in prefix:
+                    raise InvalidArgument(
+                        f"layer {name!r} is not in the prefix of {len(prefix)} layers that the "
+                        f"match with model {match.model!r} shares"
+                    )
+        return pairs
+
+    def read(
+        self, model: str, layers: Collection[str] | None = None, *, copy: bool = False
+    ) -> dict[str, list[Array]]:
+        """Tensors of a model, its own and inherited ones.
+
+        Parameters
+        ----------
+        model
+            Its id.
+        layers
+            Names of the layers wanted. None: all that have tensors.
+        copy
+            Whether to return fresh, writable arrays rather than read-only views.
+
+        Returns
+        -------
+        dict[str, list[np.ndarray]]
+            By layer name in the model's order, with dtypes and shapes as they were put. Layers
+            without tensors are left out.
+
+        Raises
+        ------
+        NotFound
+            There is no such model.
+        InvalidArgument
+            The model has no such layer.
+        """
+        return self._open_handle().read(model, None if layers is None else _names(layers), copy)
+
+    def read_into(self, model: str, buffers: Mapping[str, Sequence[Array]]) -> int:
+        """Copy tensors of a model into the caller's arrays.
+
+        Parameters
+        ----------
+        model
+            Its id.
+        buffers
+            For each layer wanted one writable, C-contiguous array a tensor, of its dtype and shape.
+            Where one is not, nothing is written to any.
+
+        Returns
+        -------
+        int
+            Bytes copied.
+
+        Raises
+        ------
+        NotFound
+            There is no such model.
+        InvalidArgument
+            The model has no such layer, or an array is not as said above; names both.
+        """
+        return self._open_handle().read_into(model, dict(buffers))
+
+    def best_match(
+        self,
+        table: LayerTable,
+        *,
+        namespace: str = "",
+        weight: Literal["layers", "bytes"] = "layers",
+        min_layers: int = 1,
+        exclude: Sequence[str] = (),
+        lease: float | None = None,
+    ) -> LeasedMatch | None:
+        """Find the model with the heaviest prefix, ties to the higher score, then to the newer.
+
+        Parameters
+        ----------
+        table
+            The layers of the model that asks; it need not be stored.
+        namespace
+            Models of other namespaces never match.
+        weight
+            "layers" or "bytes": what makes a prefix heavy.
+        min_layers
+            Prefixes of fewer layers are no match; at least 1.
+        exclude
+            Ids of models that are not to be returned.
+        lease
+            Seconds for which the match can be read and inherited though it is retired meanwhile.
+            None: ten minutes; 0: no lease.
+
+        Returns
+        -------
+        LeasedMatch or None
+            None if nothing shares `min_layers` layers. Close the match (it is a context manager)
+            as soon as its tensors are no longer needed: until then they keep their memory.
+        """
+        matches = self.best_matches(
+            table,
+            count=1,
+            namespace=namespace,
+            weight=weight,
+            min_layers=min_layers,
+            exclude=exclude,
+            lease=lease,
+        )
+        return matches[0] if matches else None
+
+    def best_matches(
+        self,
+        table: LayerTable,
+        *,
+        count: int,
+        namespace: str = "",
+        weight: Literal["layers", "bytes"] = "layers",
+        min_layers: int = 1,
+        exclude: Sequence[str] = (),
+        lease: float | None = None,
+    ) -> list[LeasedMatch]:
+        """At most `count` matches, best first, each leased; otherwise as :meth:`best_match`."""
+        found = self._open_handle().best_matches(
+            table, namespace, weight, count, min_layers, exclude, lease
+        )
+        return [LeasedMatch(self, table, *each) for each in found]
+
+    def read_match(
+        self, match: LeasedMatch, layers: Collection[str] | None = None, *, copy: bool = False
+    ) -> dict[str, list[Array]]:
+        """Tensors of the layers of a match, though its model is retired meanwhile.
+
+        Parameters
+        ----------
+        match
+            A match of this store, with its lease not yet ended.
+        layers
+            Names of layers of its prefix. None: all that have tensors.
+        copy
+            Whether to return fresh, writable arrays rather than read-only views.
+
+        Returns
+        -------
+        dict[str, list[np.ndarray]]
+            As :meth:`read` returns them.
+
+        Raises
+        ------
+        InvalidArgument
+            A layer is not in the prefix.
+        NotFound
+            The lease is over and the tensors are gone.
+        """
+        wanted = match.owners if layers is None else _names(layers)
+        return self._open_handle().fetch(match.table, self._owners_of(wanted, match), copy)
+
+    def lookup(self, model: str) -> ModelInfo:
+        """All that is known of a model, but its tensors. NotFound if there is none of that id."""
+        return self._open_handle().lookup(model)
+
+    def list(self, namespace: str | None = None) -> Names:
+        """Ids of the models of a namespace (None: of all), oldest first on each server."""
+        return self._open_handle().models(namespace)
+
+    def retire(self, model: str) -> None:
+        """Take a model out of the candidates at once.
+
+        Refused for nobody: its tensors go when the last model that inherits them, the last lease
+        and the last view has gone. NotFound if there is no model of that id.
+        """
+        self._open_handle().retire(model)
+
+    def __contains__(self, model: object) -> bool:
+        return isinstance(model, str) and self._open_handle().contains(model)
+
+    def __len__(self) -> int:
+        return len(self.list())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.list())
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers: of models, layers, tensors, bytes, calls and memory.
+
+        Returns
+        -------
+        dict[str, Any]
+            Totals over all servers, and with servers the numbers of each under ``"servers"``, by
+            address. ``bytes_stored`` is what all tensors take, each counted once;
+            ``bytes_referenced`` what whole copies of the models would take. ``memory_used`` counts
+            padding and tensors that only views keep.
+        """
+        servers = self._open_handle().stats()
+        totals: dict[str, Any] = {}
+        for _, numbers in servers:
+            for name, value in numbers.items():
+                totals[name] = totals.get(name, 0) + value
+        by_address = {address: numbers for address, numbers in servers if address}
+        if by_address:
+            totals["servers"] = by_address
+        return totals
+
+    def scrub(self) -> int:
+        """Reclaim what processes that died left behind. Returns the number of references freed."""
+        return self._open_handle().scrub()
+
+    def verify(self) -> Names:
+        """Recompute all checksums. Returns the layers whose bytes changed, as "owner/key"."""
+        return self._open_handle().verify()
+
+    def close(self) -> None:
+        """Let go of the store. Models in process go with it; arrays that were read stay."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def embedded(*, memory: int | str = "4GiB") -> Store:
+    """Open a store in this process.
+
+    Parameters
+    ----------
+    memory
+        The most that tensors may take: bytes, or a number with a unit such as "512MiB" or "8GB".
+        Taken from the system as it is needed.
+    """
+    return Store(LocalStore(parse_memory(memory)))
+
+
+_UNITS = {"": 1, "B": 1} | {
+    unit: base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for unit, base in ((letter, 1024), (letter + "B", 1000), (letter + "IB", 1024))
+}
+
+
+def parse_memory(memory: int | str) -> int:
+    """Bytes of a size such as 1073741824, "1GiB", "1G" (both 1024^3) or "1GB" (10^9).
+
+    Raises
+    ------
+    InvalidArgument
+        For anything else, and for less than one byte.
+    """
+    bytes_: float = 0
+    if isinstance(memory, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", memory)
+        if found and found[2].upper() in _UNITS:
+            bytes_ = float(found[1]) * _UNITS[found[2].upper()]
+    else:
+        bytes_ = memory
+    if not 1 <= bytes_ < 2**63:
+        raise InvalidArgument(
+            f"memory is {memory!r}; it is a number of bytes, or one with a unit such as '4GiB'"
+        )
+    return int(bytes_)
+
+
+def _names(layers: Collection[str]) -> list[str]:
+    if isinstance(layers, str):
+        raise InvalidArgument(f"layers is the name {layers!r}; it is a collection of names")
+    return list(layers)
+
+
+def _to_json(metadata: Mapping[str, Any] | None) -> str:
+    if not metadata:
+        return ""
+    try:
+        return json.dumps(dict(metadata), sort_keys=True, default=_plain_number)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"metadata cannot be written as JSON: {error}") from error
+
+
+def _plain_number(value: object) -> object:
+    """Scores and sizes are often NumPy scalars."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} {value!r} has no form in JSON")
