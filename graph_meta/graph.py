@@ -36,6 +36,8 @@ FORMAT_VERSION = 1
 
 Shape = tuple[int | None, ...]
 
+_LAYERS_KEPT = 4096  # of one spec
+
 _ITEM_SIZES = {
     "bool": 1,
     "int8": 1,
@@ -99,7 +101,16 @@ class LayerSpec:
         If the configuration has no stable form, or a weight's dtype is unknown.
     """
 
-    __slots__ = ("class_name", "config", "identity", "key", "nbytes", "parameters", "weights")
+    __slots__ = (
+        "_layers",
+        "class_name",
+        "config",
+        "identity",
+        "key",
+        "nbytes",
+        "parameters",
+        "weights",
+    )
 
     class_name: str
     config: Mapping[str, Any]
@@ -131,6 +142,20 @@ class LayerSpec:
         self.nbytes = sum(w.nbytes for w in self.weights)
         self.parameters = sum(w.size for w in self.weights)
         self.identity = (self.key, label(class_name).encode(), self.nbytes)
+        self._layers: dict[tuple[Edge, ...], Layer] = {}
+
+    def layer(self, inputs: tuple[Edge, ...]) -> Layer:
+        """Return the layer of this spec that is called once, on its inputs alone.
+
+        Layers are kept, as the graphs of a space place the same specs on the same inputs over and
+        over.
+        """
+        layer = self._layers.get(inputs)
+        if layer is None:
+            if len(self._layers) >= _LAYERS_KEPT:
+                self._layers.clear()
+            layer = self._layers[inputs] = Layer(self, (Call(inputs),))
+        return layer
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerSpec):
@@ -153,6 +178,10 @@ class Edge(NamedTuple):
     layer: int
     call: int = 0
     tensor: int = 0
+
+
+# Shared, as each graph has an edge to the first output of nearly each of its layers.
+_EDGES = tuple(Edge(position) for position in range(1024))
 
 
 class Call(NamedTuple):
@@ -531,15 +560,26 @@ class GraphBuilder:
         GraphError
             If the layer cannot be called on tensors of these shapes.
         """
+        # Spaces spend most of their time here: a graph has tens of layers, a population thousands
+        # of graphs.
+        layers, known = self._layers, self._shapes
         if isinstance(layer, LayerSpec):
             spec, shapes = layer, None
         else:
-            spec, shapes = layer.at(tuple([self.shape(edge) for edge in inputs]))
+            try:
+                at = [known[position][call][tensor] for position, call, tensor in inputs]  # type: ignore[index]
+            except TypeError:  # None: a shape is unknown, and `shape` says which
+                at = [self.shape(edge) for edge in inputs]
+            spec, shapes = layer.at(tuple(at))
             if arguments is None:
                 arguments = layer.arguments
-        self._layers.append(Layer(spec, (Call(inputs, arguments),)))
-        self._shapes.append([shapes])
-        return Edge(len(self._layers) - 1)
+        if arguments is None:
+            layers.append(spec.layer(inputs))
+        else:
+            layers.append(Layer(spec, (Call(inputs, arguments),)))
+        known.append([shapes])
+        position = len(layers) - 1
+        return _EDGES[position] if position < len(_EDGES) else Edge(position)
 
     def call(self, layer: Edge, template: LayerTemplate | LayerSpec, *inputs: Edge) -> Edge:
         """Call a layer that was added before once more, sharing its weights.

@@ -2,6 +2,8 @@
 // bytes.
 #pragma once
 
+#include <array>
+#include <bit>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -16,6 +18,14 @@ struct Digest {
     std::uint64_t low = 0;
     auto operator<=>(const Digest&) const = default;
 };
+
+[[nodiscard]] inline std::array<char, 16> to_bytes(const Digest& digest) noexcept {
+    std::array<std::uint64_t, 2> halves{digest.high, digest.low};
+    if constexpr (std::endian::native == std::endian::little) {
+        for (std::uint64_t& half : halves) half = __builtin_bswap64(half);
+    }
+    return std::bit_cast<std::array<char, 16>>(halves);
+}
 
 [[nodiscard]] Digest xxh3_128(std::string_view bytes, std::uint64_t seed = 0) noexcept;
 

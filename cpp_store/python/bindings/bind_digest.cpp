@@ -13,11 +13,7 @@ namespace cpp_store::python {
 namespace {
 
 py::bytes bytes_of(const Digest& digest) {
-    std::array<char, 16> raw;
-    for (std::size_t i = 0; i < 8; ++i) {
-        raw[i] = static_cast<char>((digest.high >> (56 - 8 * i)) & 0xff);
-        raw[i + 8] = static_cast<char>((digest.low >> (56 - 8 * i)) & 0xff);
-    }
+    const std::array<char, 16> raw = to_bytes(digest);
     return {raw.data(), raw.size()};
 }
 

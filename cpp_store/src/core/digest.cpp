@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -32,24 +33,19 @@ class Message {
   public:
     void clear() noexcept { bytes_.clear(); }
     void number(std::uint32_t value) {
-        std::array<char, 4> raw;
-        for (std::size_t i = 0; i < raw.size(); ++i) {
-            raw[i] = static_cast<char>((value >> (8 * i)) & 0xff);
-        }
-        bytes_.append(raw.data(), raw.size());
+        const std::uint32_t raw = little ? value : __builtin_bswap32(value);
+        bytes_.append(reinterpret_cast<const char*>(&raw), sizeof raw);
     }
     void digest(const Digest& value) {
-        std::array<char, 16> raw;
-        for (std::size_t i = 0; i < 8; ++i) {
-            raw[i] = static_cast<char>((value.high >> (56 - 8 * i)) & 0xff);
-            raw[i + 8] = static_cast<char>((value.low >> (56 - 8 * i)) & 0xff);
-        }
+        const std::array<char, 16> raw = to_bytes(value);
         bytes_.append(raw.data(), raw.size());
     }
     void text(std::string_view value) { bytes_.append(value); }
     [[nodiscard]] std::string_view view() const noexcept { return bytes_; }
 
   private:
+    static constexpr bool little = std::endian::native == std::endian::little;
+
     std::string bytes_;
 };
 
