@@ -12,19 +12,31 @@ from typing import Any
 from transfer_nas.errors import SpaceError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute
 from transfer_nas.spaces._base import Gene, Genome, Scalar, Space
+from transfer_nas.spaces.attn import Attn
+from transfer_nas.spaces.cell_cnn import CellCnn
+from transfer_nas.spaces.combo import Combo
 from transfer_nas.spaces.dense_skip import DenseSkip
 from transfer_nas.spaces.feed_forward import FeedForward
+from transfer_nas.spaces.nt3 import Nt3
+from transfer_nas.spaces.uno import Uno
 
-REGISTRY: Mapping[str, type[Space]] = {space.name: space for space in (DenseSkip, FeedForward)}
+REGISTRY: Mapping[str, type[Space]] = {
+    space.name: space for space in (Attn, CellCnn, Combo, DenseSkip, FeedForward, Nt3, Uno)
+}
 
 __all__ = [
     "REGISTRY",
+    "Attn",
+    "CellCnn",
+    "Combo",
     "DenseSkip",
     "FeedForward",
     "Gene",
     "Genome",
+    "Nt3",
     "Scalar",
     "Space",
+    "Uno",
     "find",
     "get",
 ]

@@ -149,6 +149,11 @@ class Space(ABC):
             "genes": {gene.name: list(gene.values) for gene in self.genes},
         }
 
+    def _misfit(self, expected: str) -> SpaceError:
+        """Return the error for inputs that this space cannot take."""
+        found = ", ".join(map(str, self.input_shapes))
+        return SpaceError(f"space {self.name}: expected {expected}, found {found}")
+
     def _features(self, builder: GraphBuilder) -> Edge:
         """Add the inputs; return one vector that holds them all."""
         edges = []
