@@ -141,7 +141,10 @@ class TransferMethod(ABC):
         inheritance: Inheritance | None = None,
         inherited: Collection[str] = (),
     ) -> int:
-        """Store a model: all of it becomes visible at once. One of the same id is replaced.
+        """Store a model: all of it becomes visible at once.
+
+        One of the same id is replaced, for a resumed search evaluates again what was interrupted.
+        Where others inherit from that one, the method may refuse (`TransferError`).
 
         Parameters
         ----------

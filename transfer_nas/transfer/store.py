@@ -109,7 +109,9 @@ class StoreInheritance(Inheritance):
         The store's own words for it.
     """
 
-    def __init__(self, store: cpp_store.Store, match: cpp_store.LeasedMatch, graph: LayerGraph) -> None:
+    def __init__(
+        self, store: cpp_store.Store, match: cpp_store.LeasedMatch, graph: LayerGraph
+    ) -> None:
         self.match = match
         self.ancestor = match.model
         self.score = match.score
