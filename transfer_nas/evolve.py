@@ -102,12 +102,12 @@ def _resumed(given: dict[str, Any]) -> Settings:
 def _run(settings: Settings, ranks: Ranks) -> int:
     settings = _settle(settings, ranks)
     if settings.application == "none":
-        from transfer_nas import population
+        from transfer_nas.population import run as generate
 
-        return population.run(settings, ranks)
-    from transfer_nas.search import run
+        return generate(settings, ranks)
+    from transfer_nas.search.run import run as search
 
-    return run.run(settings, ranks)
+    return search(settings, ranks)
 
 
 def _settle(settings: Settings, ranks: Ranks) -> Settings:

@@ -124,6 +124,7 @@ class Manager:
             self._count(evaluation)
         self._found = self._evaluations
         self._adopt_candidates()
+        self._forget_models([job.id for job in algorithm.unfinished])
 
     @property
     def path(self) -> Path:
@@ -194,6 +195,7 @@ class Manager:
         """Forget that a job was handed out: it was interrupted, a resumed search does it again."""
         del self._submitted[job.id]
         candidate_path(self._directory.path, job).unlink(missing_ok=True)
+        self._forget_models([job.id])
 
     def _now(self) -> float:
         return time.time() - self._directory.started
@@ -221,6 +223,14 @@ class Manager:
             candidate.replace(self._directory.path / "best.keras")
         else:
             candidate.unlink(missing_ok=True)  # another rank was better in the meantime
+
+    def _forget_models(self, jobs: Sequence[int]) -> None:
+        """Retire models that jobs without a result may have stored.
+
+        The jobs are to be done again, and would inherit whole models from themselves.
+        """
+        if jobs:
+            self._retire(jobs)
 
     def _adopt_candidates(self) -> None:
         """Decide on the models that a killed process left undecided."""

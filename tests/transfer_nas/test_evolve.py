@@ -1,0 +1,172 @@
+"""The command line: spellings, defaults, and each bad input with its message and exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transfer_nas import evolve
+from transfer_nas.errors import InputError
+from transfer_nas.evolve import parse
+
+
+def test_defaults() -> None:
+    settings = parse([])
+    assert settings.application == "none" and settings.transfer == "store"
+    assert (settings.population_size, settings.sample_size, settings.max_evals) == (32, 8, 200)
+    assert parse(["--application", "digits", "--timeout", "5"]).max_evals is None
+
+
+def test_underscores_and_hyphens_are_the_same() -> None:
+    for spelling in (
+        ["--population-size", "8", "--sample-size=2", "--output-dir", "a-b_c"],
+        ["--population_size=8", "--sample_size", "2", "--output_dir=a-b_c"],
+    ):
+        settings = parse(spelling)
+        assert (settings.population_size, settings.sample_size) == (8, 2)
+        assert settings.output_dir == "a-b_c"
+
+
+DIGITS = ["--application", "digits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--population_size", "0"], "--population_size must be at least 1, not 0"),
+        (["--population_size", "-3"], "--population_size must be at least 1, not -3"),
+        (["--population_size", "many"], "argument --population_size: invalid int value: 'many'"),
+        (["--sample_size", "0"], "--sample_size must be at least 1"),
+        (
+            ["--sample_size", "9", "--population_size", "8"],
+            "--sample_size 9 is above --population_size 8",
+        ),
+        ([*DIGITS, "--max_evals", "0"], "--max_evals must be at least 1"),
+        ([*DIGITS, "--epochs", "-1"], "--epochs must be at least 1, not -1"),
+        ([*DIGITS, "--batch_size", "0"], "--batch_size must be at least 1"),
+        ([*DIGITS, "--timeout", "0"], "--timeout must be positive, not 0"),
+        ([*DIGITS, "--timeout", "nan"], "--timeout must be positive, not nan"),
+        (["--seed", "-1"], "--seed must be at least 0, not -1"),
+        (["--evolve_count", "-1"], "--evolve_count must be at least 0"),
+        ([*DIGITS, "--transfer", "stor"], "unknown --transfer 'stor'; did you mean 'store'"),
+        ([*DIGITS, "--policy", "melt"], "Known: finetune, freeze, freeze_then_finetune"),
+        ([*DIGITS, "--evolve_count", "5"], "--evolve_count goes only with --application none"),
+        (["--epochs", "5"], "--epochs needs an --application"),
+        (["--resume"], "--resume needs --output_dir"),
+        (["--populaton_size", "5"], "unrecognized arguments: --populaton_size"),
+        (["--population_size"], "argument --population_size: expected one argument"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert evolve.main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert message in err and err.count("\n") == 1 and out == ""
+
+
+def run(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "transfer_nas.evolve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def test_help_names_every_setting_and_needs_neither_mpi_nor_numpy() -> None:
+    code = (
+        "import sys\nfrom transfer_nas import evolve\n"
+        "try: evolve.main(['--help'])\n"
+        "finally: assert not {'numpy', 'mpi4py', 'tensorflow', 'cpp_store'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    for name in parse([]).to_dict():
+        assert f"--{name}" in done.stdout
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    """What a search on digits leaves before its first evaluation."""
+    from transfer_nas import applications
+    from transfer_nas.search.run_directory import RunDirectory
+
+    digits = applications.resolve("digits")
+    settings = parse([*DIGITS, "--seed", "1", "--output_dir", str(tmp_path / "run")])
+    keep = {**settings.to_dict(), "data": digits.namespace}
+    RunDirectory.create(tmp_path / "run", digits.space(), keep, {}).close()
+    return tmp_path / "run"
+
+
+def test_a_resumed_run_takes_its_settings_from_disk(run_directory: Path) -> None:
+    description = json.loads((run_directory / "run.json").read_text())
+    description["settings"].update(population_size=9, sample_size=4, epochs=2, max_evals=7)
+    (run_directory / "run.json").write_text(json.dumps(description))
+    settings = parse(["--resume", "--output_dir", str(run_directory)])
+    assert (settings.population_size, settings.sample_size, settings.epochs) == (9, 4, 2)
+    assert settings.application == "digits" and settings.seed == 1 and settings.max_evals == 7
+    assert (
+        parse(["--resume", "--output_dir", str(run_directory), "--max_evals", "9"]).max_evals == 9
+    )
+
+
+def test_a_resumed_run_with_other_settings_names_them(run_directory: Path) -> None:
+    with pytest.raises(InputError, match="started with population_size 32, not 16"):
+        parse(["--resume", "--output_dir", str(run_directory), "--population_size", "16"])
+
+
+def expect_bad_input(done: "subprocess.CompletedProcess[str]", *messages: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("evolve: error: ") and done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    for message in messages:
+        assert message in done.stderr
+
+
+def test_a_directory_that_holds_another_run(run_directory: Path) -> None:
+    done = run(*DIGITS, "--output_dir", run_directory)
+    expect_bad_input(done, "holds another run", "--resume")
+
+
+def test_other_data_under_the_same_name(run_directory: Path) -> None:
+    description = json.loads((run_directory / "run.json").read_text())
+    description["settings"]["data"] = "digits-0000"
+    (run_directory / "run.json").write_text(json.dumps(description))
+    done = run("--resume", "--output_dir", run_directory)
+    expect_bad_input(done, "was started with data digits-0000, not digits-")
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    done = run(*DIGITS, "--resume", "--output_dir", tmp_path / "none")
+    expect_bad_input(done, "nothing to resume", "run.json")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--population_size", "0"], "--population_size must be at least 1"),
+        (["--application", "digts"], "did you mean 'digits'"),
+        (["--application", "digits", "--space", "dense_skp"], "did you mean 'dense_skip'"),
+        (["--application", "no.such:thing"], "cannot import no.such: ModuleNotFoundError"),
+    ],
+)
+def test_all_ranks_end_with_one_line(
+    mpiexec: Any, tmp_path: Path, ranks: int, arguments: list[str], message: str
+) -> None:
+    done = mpiexec(
+        ranks, "-m", "transfer_nas.evolve", *arguments, "--output_dir", tmp_path / "x", timeout=20
+    )
+    expect_bad_input(done, message)
+    assert not (tmp_path / "x").exists()

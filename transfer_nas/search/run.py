@@ -1,0 +1,330 @@
+"""One search from the first check to the summary, in every rank of a job."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import cpp_store
+from transfer_nas import applications, transfer
+from transfer_nas.applications import Application
+from transfer_nas.errors import InputError
+from transfer_nas.ranks import MPIRanks, Ranks, together
+from transfer_nas.search import serial
+from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.interruption import Interruption
+from transfer_nas.search.manager import Manager, Status
+from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
+from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.settings import Settings
+from transfer_nas.spaces import Space
+from transfer_nas.trainer import TransferTrainer
+
+_PACKAGES = ("transfer-nas", "numpy", "keras", "tensorflow", "mpi4py")
+_CONNECT_TIMEOUT = 10.0  # seconds
+_log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, ranks: Ranks) -> int:
+    """Search; collective.
+
+    Parameters
+    ----------
+    settings
+        The same in all ranks, with seed and output directory chosen.
+    ranks
+        The processes of the job.
+
+    Returns
+    -------
+    int
+        Exit code: 0; 1 if every candidate failed; 128 plus the number of the signal that ended
+        the search.
+
+    Raises
+    ------
+    InputError
+        In all ranks, if a setting, a file or an environment variable is wrong in one of them.
+    """
+    application, space = together(ranks, lambda: _resolve(settings))
+    provenance = _provenance(ranks)
+    with contextlib.ExitStack() as stack:
+        # Servers first: if they do not answer, nothing shall have been written.
+        store = stack.enter_context(_store(settings, ranks))
+        directory = together(
+            ranks, lambda: _open(settings, application, space, provenance, ranks.rank)
+        )
+        if directory is not None:
+            stack.enter_context(directory)
+        terminal = stack.enter_context(_own_log(settings.directory, ranks.rank))
+        _pin_threads(ranks.local_size)
+        identity = ranks.share(directory and directory.id)[0]
+        evaluator = together(
+            ranks, lambda: _evaluator(settings, application, space, store, identity, stack)
+        )
+        ranks.share(None)  # --timeout counts from here, the same moment for everybody
+        interruption = stack.enter_context(Interruption(settings.timeout))
+        with _progress(terminal, settings.timeout, ranks.rank) as progress:
+            manager = None
+            if directory is not None:
+                manager = Manager(
+                    _algorithm(settings, space),
+                    directory,
+                    max_evals=settings.max_evals,
+                    retire=evaluator.retire,
+                    report=progress.update,
+                    warn=progress.warn,
+                )
+            _drive(settings, ranks, manager, evaluator, interruption)
+        if manager is not None:
+            summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
+            text = json.dumps(summary, indent=2) + "\n"
+            (settings.directory / "summary.json").write_text(text)
+            _tell(summary, settings.json)
+            if manager.status.failures == manager.status.evaluations > 0:
+                print(f"every candidate failed; see {settings.directory}/logs", file=terminal)
+        codes: list[int] = ranks.share(_exit_code(manager, interruption))
+    return max(codes)
+
+
+def _exit_code(manager: Manager | None, interruption: Interruption) -> int:
+    if interruption.exit_code or manager is None:
+        return interruption.exit_code
+    return int(manager.status.failures == manager.status.evaluations > 0)
+
+
+def _drive(
+    settings: Settings,
+    ranks: Ranks,
+    manager: Manager | None,
+    evaluator: TransferTrainer,
+    interruption: Interruption,
+) -> None:
+    if isinstance(ranks, MPIRanks) and ranks.size > 1:
+        from transfer_nas.search import mpi  # imports MPI
+
+        mpi.run(
+            ranks.comm,
+            manager,
+            evaluator,
+            interruption,
+            directory=settings.directory,
+            log=_log.warning,
+        )
+    else:
+        assert manager is not None
+        serial.run(manager, evaluator, interruption, log=_log.warning)
+
+
+def _resolve(settings: Settings) -> tuple[Application, Space]:
+    application = applications.resolve(settings.application)
+    _ = application.data  # wrong data shall be known before anything is written
+    return application, application.space(settings.space)
+
+
+def _provenance(ranks: Ranks) -> dict[str, Any]:
+    """Return what ``run.json`` says besides the settings; collective."""
+    here = {"rank": ranks.rank, "host": socket.gethostname(), "threads": _threads(ranks.local_size)}
+    layout = ranks.share(here)
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {"versions": versions, "ranks": layout}
+
+
+def _open(
+    settings: Settings,
+    application: Application,
+    space: Space,
+    provenance: dict[str, Any],
+    rank: int,
+) -> RunDirectory | None:
+    if rank != 0:
+        return None
+    # The data is as much a setting as the application's name: both must be what they were.
+    data = {"data": application.namespace}
+    if settings.resume:
+        return RunDirectory.resume(
+            settings.directory, space, {**settings.fixed(), **data}, provenance
+        )
+    return RunDirectory.create(
+        settings.directory, space, {**settings.to_dict(), **data}, provenance
+    )
+
+
+def _algorithm(settings: Settings, space: Space) -> AgingEvolution:
+    assert settings.sample_size is not None and settings.seed is not None
+    return AgingEvolution(space, settings.population_size, settings.sample_size, settings.seed)
+
+
+def _evaluator(
+    settings: Settings,
+    application: Application,
+    space: Space,
+    store: cpp_store.Store | None,
+    run: str,
+    stack: contextlib.ExitStack,
+) -> TransferTrainer:
+    method = transfer.get(
+        settings.transfer,
+        application.namespace,
+        directory=settings.directory / "models",
+        store=store,
+    )
+    stack.callback(method.close)
+    return TransferTrainer(
+        application,
+        space,
+        method,
+        policy=settings.policy,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        run=run,
+    )
+
+
+@contextlib.contextmanager
+def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
+    """Send stderr to this rank's log; give the terminal to who asks for it.
+
+    TensorFlow and the libraries under it write to file descriptor 2 as they like: hundreds of
+    lines that bury the progress line. In the log they are there for who needs them.
+    """
+    sys.stderr.flush()
+    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    with (directory / "logs" / f"rank-{rank}.log").open("a", buffering=1) as file:
+        os.dup2(file.fileno(), 2)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield terminal
+    finally:
+        logging.getLogger().removeHandler(handler)
+        sys.stderr.flush()
+        os.dup2(terminal.fileno(), 2)
+        terminal.close()
+
+
+def _threads(local_size: int) -> int:
+    """Return this rank's share of the cores that the job may use on this node."""
+    return max(1, len(os.sched_getaffinity(0)) // local_size)
+
+
+def _pin_threads(local_size: int) -> None:
+    """Keep ranks of a node from fighting for its cores; works before TensorFlow is imported."""
+    threads = str(_threads(local_size))
+    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(variable, threads)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@contextlib.contextmanager
+def _store(settings: Settings, ranks: Ranks) -> Iterator[cpp_store.Store | None]:
+    """Connect to the servers of `MODEL_SERVERS`, or to the job's own; collective.
+
+    Without `MODEL_SERVERS`, the first rank of each node serves. A job of one process needs no
+    server.
+    """
+    if settings.transfer != "store":
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        addresses = os.environ.get("MODEL_SERVERS", "").split()
+        if not addresses and ranks.size == 1:
+            yield stack.enter_context(cpp_store.embedded())
+            return
+        if not addresses:
+            server = together(ranks, lambda: _serve(ranks))
+            if server is not None:
+                stack.enter_context(server)
+            addresses = [a for a in ranks.share(server and server.address) if a is not None]
+        with together(ranks, lambda: _connect(addresses)) as client:
+            try:
+                yield client
+            except InputError:  # which all ranks raise together
+                ranks.share(None)
+                raise
+            ranks.share(None)  # nobody stops a server while others still use it
+
+
+def _serve(ranks: Ranks) -> cpp_store.Server | None:
+    if ranks.local_rank != 0:
+        return None
+    one_node = ranks.local_size == ranks.size
+    host = "127.0.0.1" if one_node else socket.gethostbyname(socket.gethostname())
+    try:
+        return cpp_store.serve(f"ofi+tcp://{host}:0")
+    except cpp_store.StoreError as error:
+        raise InputError(f"cannot start a store server on {host}: {error}") from error
+
+
+def _connect(addresses: Sequence[str]) -> cpp_store.Store:
+    try:
+        return cpp_store.connect(addresses, timeout=_CONNECT_TIMEOUT)
+    except cpp_store.StoreError as error:
+        raise InputError(f"MODEL_SERVERS: {error}") from error
+
+
+def _progress(terminal: TextIO, timeout: float | None, rank: int) -> Progress:
+    if rank == 0 and terminal.isatty():
+        return TerminalProgress(terminal, timeout)
+    return PlainProgress(terminal, timeout)
+
+
+def summarize(
+    settings: Settings, ranks: int, status: Status, space: Space, ended_by: str | None
+) -> dict[str, Any]:
+    """Return what came out of a search, as JSON values."""
+    best = status.best
+    return {
+        "application": settings.application,
+        "space": space.name,
+        "transfer": settings.transfer,
+        "policy": settings.policy,
+        "seed": settings.seed,
+        "ranks": ranks,
+        "output_dir": settings.output_dir,
+        "ended_by": ended_by or "max_evals",
+        "evaluations": status.evaluations,
+        "failures": status.failures,
+        "seconds": round(status.seconds, 3),
+        "evaluations_per_second": round(status.fresh / status.seconds, 3),
+        "best_objective": best and best.objective,
+        "best_job": best and best.job.id,
+        "best_values": best and space.values(best.job.genome),
+        "layers": status.layers,
+        "layers_transferred": status.layers_transferred,
+        "share_transferred": round(status.share_transferred, 4),
+        "bytes_transferred": status.bytes_transferred,
+        "bytes_stored": status.bytes_stored,
+        "bytes_whole_copies": status.bytes_whole_copies,
+    }
+
+
+def _tell(summary: dict[str, Any], as_json: bool) -> None:
+    """Print what came out of a search."""
+    if as_json:
+        print(json.dumps(summary), flush=True)
+        return
+    rate = f"{summary['evaluations_per_second']:.2f} evaluations/s"
+    print(f"{summary['evaluations']} evaluations in {summary['seconds']:.1f} s ({rate})")
+    if summary["failures"]:
+        print(f"{summary['failures']} failed; see {summary['output_dir']}/logs")
+    if summary["best_job"] is not None:
+        print(f"best {summary['best_objective']:.4f}: job {summary['best_job']}, best.keras")
+    print(
+        f"{summary['share_transferred']:.0%} of the children's layers transferred; stored "
+        f"{summary['bytes_stored']:,} bytes, whole copies take {summary['bytes_whole_copies']:,}"
+    )
+    print(f"everything is in {summary['output_dir']}", flush=True)
