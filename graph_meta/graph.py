@@ -529,8 +529,7 @@ class GraphBuilder:
     def __init__(self) -> None:
         self._layers: list[Layer] = []
         self._inputs: list[Edge] = []
-        # Of each call's outputs: [layer][call][tensor]. None where the maker did not say.
-        self._shapes: list[list[tuple[Shape, ...] | None]] = []
+        self._shapes: dict[Edge, Shape] = {}  # of the tensors whose maker said it
 
     def input(self, shape: Shape, dtype: str = "float32") -> Edge:
         """Add an input of the model, of that shape without the batch axis."""
@@ -562,24 +561,27 @@ class GraphBuilder:
         """
         # Spaces spend most of their time here: a graph has tens of layers, a population thousands
         # of graphs.
-        layers, known = self._layers, self._shapes
+        position = len(self._layers)
+        edge = _EDGES[position] if position < len(_EDGES) else Edge(position)
         if isinstance(layer, LayerSpec):
-            spec, shapes = layer, None
+            spec = layer
         else:
+            shapes = self._shapes
             try:
-                at = [known[position][call][tensor] for position, call, tensor in inputs]  # type: ignore[index]
-            except TypeError:  # None: a shape is unknown, and `shape` says which
-                at = [self.shape(edge) for edge in inputs]
-            spec, shapes = layer.at(tuple(at))
+                given = tuple([shapes[source] for source in inputs])
+            except KeyError:  # a shape is unknown, and `shape` says which
+                given = tuple([self.shape(source) for source in inputs])
+            spec, made = layer.known.get(given) or layer.at(given)
             if arguments is None:
                 arguments = layer.arguments
+            shapes[edge] = made[0]
+            for tensor in range(1, len(made)):
+                shapes[Edge(position, 0, tensor)] = made[tensor]
         if arguments is None:
-            layers.append(spec.layer(inputs))
+            self._layers.append(spec.layer(inputs))
         else:
-            layers.append(Layer(spec, (Call(inputs, arguments),)))
-        known.append([shapes])
-        position = len(layers) - 1
-        return _EDGES[position] if position < len(_EDGES) else Edge(position)
+            self._layers.append(Layer(spec, (Call(inputs, arguments),)))
+        return edge
 
     def call(self, layer: Edge, template: LayerTemplate | LayerSpec, *inputs: Edge) -> Edge:
         """Call a layer that was added before once more, sharing its weights.
@@ -599,24 +601,28 @@ class GraphBuilder:
             If its weights would have other shapes, or an input does not come before the layer.
         """
         spec, calls = self._layers[layer.layer]
-        arguments, shapes, called = None, None, template
+        edge = Edge(layer.layer, len(calls))
+        called: LayerTemplate | LayerSpec = template
+        arguments: str | None = None
+        made: tuple[Shape, ...] = ()
         if not isinstance(template, LayerSpec):
-            called, shapes = template.at(tuple([self.shape(edge) for edge in inputs]))
+            called, made = template.at(tuple([self.shape(source) for source in inputs]))
             arguments = template.arguments
         if called != spec:
             raise GraphError(
                 f"layer {layer.layer} ({spec.class_name}) cannot be called on these tensors: its "
                 f"weights are {[w.shape for w in spec.weights]}"
             )
-        for edge in inputs:
-            if edge.layer >= layer.layer:
+        for source in inputs:
+            if source.layer >= layer.layer:
                 raise GraphError(
                     f"layer {layer.layer} ({spec.class_name}) is to be called on layer "
-                    f"{edge.layer}, which was added after it: add the shared layer later"
+                    f"{source.layer}, which was added after it: add the shared layer later"
                 )
         self._layers[layer.layer] = Layer(spec, (*calls, Call(inputs, arguments)))
-        self._shapes[layer.layer].append(shapes)
-        return Edge(layer.layer, len(calls))
+        for tensor, shape in enumerate(made):
+            self._shapes[Edge(layer.layer, len(calls), tensor)] = shape
+        return edge
 
     def shape(self, edge: Edge) -> Shape:
         """Shape of a tensor, without the batch axis.
@@ -624,15 +630,19 @@ class GraphBuilder:
         Raises
         ------
         GraphError
-            If the layer was added as a finished spec.
+            If the layer was added as a finished spec, or does not have that output.
         """
-        shapes = self._shapes[edge[0]][edge[1]]
-        if shapes is None:
+        shape = self._shapes.get(edge)
+        if shape is None:
+            if not 0 <= edge.layer < len(self._layers):
+                raise GraphError(
+                    f"layer {edge.layer} is not there: this builder has {len(self._layers)} layers"
+                )
             raise GraphError(
                 f"layer {edge.layer} ({self._layers[edge.layer].spec.class_name}): the shape of "
-                "its output is unknown, since it was added as a LayerSpec"
+                f"tensor {edge.tensor} of call {edge.call} is unknown"
             )
-        return shapes[edge[2]]
+        return shape
 
     def build(self, *outputs: Edge) -> LayerGraph:
         """Return the graph with these outputs. Every layer added is part of it.

@@ -42,7 +42,7 @@ class LayerTemplate:
         See `graph_meta.graph.Call`.
     """
 
-    __slots__ = ("_known", "arguments", "class_name", "config", "infer", "inputs")
+    __slots__ = ("arguments", "class_name", "config", "infer", "inputs", "known")
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class LayerTemplate:
         self.infer = infer
         self.inputs = inputs
         self.arguments = arguments
-        self._known: dict[Shapes, tuple[LayerSpec, Shapes]] = {}
+        self.known: dict[Shapes, tuple[LayerSpec, Shapes]] = {}  # what `at` returned before
 
     def at(self, shapes: Shapes) -> tuple[LayerSpec, Shapes]:
         """Return the spec and the output shapes for inputs of these shapes.
@@ -68,7 +68,7 @@ class LayerTemplate:
         GraphError
             If the layer cannot be called on such tensors.
         """
-        known = self._known.get(shapes)
+        known = self.known.get(shapes)
         if known is None:
             if self.inputs is not None and len(shapes) != self.inputs:
                 raise GraphError(
@@ -76,7 +76,7 @@ class LayerTemplate:
                 )
             weights, outputs = self.infer(shapes)
             known = LayerSpec(self.class_name, self.config, weights), outputs
-            self._known[shapes] = known
+            self.known[shapes] = known
         return known
 
     def __repr__(self) -> str:

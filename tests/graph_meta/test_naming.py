@@ -149,11 +149,11 @@ def test_names_of_a_known_graph_never_change() -> None:
     left = builder.add(layers.dense(4), x)
     right = builder.add(layers.dense(4), x)
     assert builder.build(builder.add(layers.add(), left, right)).names == (
-        "InputLayer_7509deb0600b3ebcbe99d4a9767d4194",
-        "Dense_360e735d50aba4c33b2d5ff069992528",
-        "Dense_6577be9a76cb62b9240b242adc0688cc",
-        "Dense_6577be9a76cb62b9240b242adc0688cc_1",
-        "Add_f5afae58e013daad0cebffdc3f4214fc",
+        "InputLayer_d7fc78f08938fc51ffac088b9950c074",
+        "Dense_f88ae5bb7e36bf8507ce3071dcd15d2c",
+        "Dense_97f744d440901cde845e9426a06b92c4",
+        "Dense_97f744d440901cde845e9426a06b92c4_1",
+        "Add_fc1cb91c537ff68e282208693c08a62d",
     )
 
 

@@ -110,7 +110,12 @@ class Namer {
     void finish();
 
     void count_twins(std::vector<std::uint32_t>& layers, Terms& terms);
+    void group_twins();
+    void sort_by_rank(std::vector<std::uint32_t>& layers) const;
+    [[nodiscard]] bool counted_alike(std::span<const std::uint32_t> tied);
+    [[nodiscard]] bool has_doubles(std::vector<std::uint32_t>& layers) const;
     void hash_alone(std::uint32_t layer);
+    void take_alone(std::uint32_t layer, const Terms& terms);
     void ancestors_of(std::uint32_t layer, std::vector<std::uint32_t>& found);
     [[nodiscard]] std::string name(std::uint32_t layer) const;
     [[nodiscard]] NamedLayers result();
@@ -128,6 +133,9 @@ class Namer {
     std::vector<char> tied_;        // shares its plain digest with another layer
     std::vector<char> tied_calls_;  // has calls that share their plain digest
     std::vector<std::uint32_t> depths_;
+
+    std::vector<std::uint32_t> groups_;       // of the twins of the whole graph
+    std::vector<std::uint32_t> group_sizes_;  // scratch of counted_alike
 
     std::vector<std::uint32_t> ranks_;
     std::vector<char> visited_;           // calls
@@ -150,6 +158,7 @@ NamedLayers Namer::run() {
     rank(all, graph_.outputs);
     global_ = std::make_unique<Terms>(graph_.layers.size(), graph_.calls.size());
     count_twins(all, *global_);
+    group_twins();
 
     alone_ = std::make_unique<Terms>(graph_.layers.size(), graph_.calls.size());
     for (std::uint32_t layer = 0; layer < size_; ++layer) hash_alone(layer);
@@ -419,11 +428,36 @@ void Namer::rank(std::span<const std::uint32_t> members, std::span<const Edge> o
     }
 }
 
-// Digests in which twins are told apart by their ranks.
-void Namer::count_twins(std::vector<std::uint32_t>& layers, Terms& terms) {
+void Namer::sort_by_rank(std::vector<std::uint32_t>& layers) const {
     std::sort(layers.begin(), layers.end(), [this](std::uint32_t a, std::uint32_t b) {
         return depths_[a] != depths_[b] ? depths_[a] < depths_[b] : ranks_[a] < ranks_[b];
     });
+}
+
+// Numbers the groups of twins of the whole graph.
+void Namer::group_twins() {
+    std::unordered_map<Digest, std::uint32_t, DigestHash> known;
+    groups_.assign(size_, 0);
+    for (std::uint32_t layer = 0; layer < size_; ++layer) {
+        if (tied_[layer] == 0) continue;
+        const auto group = static_cast<std::uint32_t>(known.size());
+        groups_[layer] = known.try_emplace(global_->layers[layer], group).first->second;
+    }
+    group_sizes_.assign(known.size(), 0);
+}
+
+// Whether these layers, sorted by rank, count their twins as the whole graph does. Then their
+// digests are those in the whole graph, and need not be computed.
+bool Namer::counted_alike(std::span<const std::uint32_t> tied) {
+    std::fill(group_sizes_.begin(), group_sizes_.end(), 0);
+    return std::ranges::all_of(tied, [this](std::uint32_t layer) {
+        return global_->occurrences[layer] == group_sizes_[groups_[layer]]++;
+    });
+}
+
+// Digests in which twins are told apart by their ranks.
+void Namer::count_twins(std::vector<std::uint32_t>& layers, Terms& terms) {
+    sort_by_rank(layers);
     std::unordered_map<Digest, std::uint32_t, DigestHash> seen;
     for (const std::uint32_t layer : layers) {
         hash_layer(layer, terms);
@@ -447,29 +481,47 @@ void Namer::ancestors_of(std::uint32_t layer, std::vector<std::uint32_t>& found)
 // The digest of a layer: that of a graph of its ancestors alone.
 void Namer::hash_alone(std::uint32_t layer) {
     const std::span<const Edge> inputs = inputs_of_layer(layer);
-    // On one tensor, there is nothing new to tell apart: its digest has it all. (Unless it is one
-    // of several calls that only what they are called on tells apart.)
-    if (inputs.empty() || (inputs.size() == 1 && tied_calls_[inputs[0].layer] == 0)) {
+    // On one layer, there is nothing new to tell apart: its digest has it all. (Unless it has calls
+    // that only what they are called on tells apart.)
+    const bool on_one_layer = std::ranges::all_of(
+        inputs, [&](const Edge& edge) { return edge.layer == inputs[0].layer; });
+    if (inputs.empty() || (on_one_layer && tied_calls_[inputs[0].layer] == 0)) {
         hash_layer(layer, *alone_);  // occurrences are all 0 here
         return;
     }
     std::vector<std::uint32_t> ancestors;
     ancestors_of(layer, ancestors);
-    std::vector<Digest> digests;
+    std::vector<std::uint32_t> tied;
     for (const std::uint32_t ancestor : ancestors) {
-        if (tied_[ancestor] != 0) digests.push_back(plain_.layers[ancestor]);
+        if (tied_[ancestor] != 0) tied.push_back(ancestor);
     }
-    std::sort(digests.begin(), digests.end());
-    if (std::adjacent_find(digests.begin(), digests.end()) == digests.end()) {
-        alone_->layers[layer] = plain_.layers[layer];
-        std::copy(plain_.calls.begin() + calls_begin(layer),
-                  plain_.calls.begin() + calls_end(layer),
-                  alone_->calls.begin() + calls_begin(layer));
+    if (!has_doubles(tied)) {
+        take_alone(layer, plain_);
         return;
     }
     rank(ancestors, {});
+    sort_by_rank(tied);
+    if (counted_alike(tied)) {
+        take_alone(layer, *global_);
+        return;
+    }
     Terms terms(graph_.layers.size(), graph_.calls.size());
     count_twins(ancestors, terms);
+    take_alone(layer, terms);
+}
+
+bool Namer::has_doubles(std::vector<std::uint32_t>& layers) const {
+    const auto less = [this](std::uint32_t a, std::uint32_t b) {
+        return plain_.layers[a] < plain_.layers[b];
+    };
+    const auto equal = [this](std::uint32_t a, std::uint32_t b) {
+        return plain_.layers[a] == plain_.layers[b];
+    };
+    std::sort(layers.begin(), layers.end(), less);
+    return std::adjacent_find(layers.begin(), layers.end(), equal) != layers.end();
+}
+
+void Namer::take_alone(std::uint32_t layer, const Terms& terms) {
     alone_->layers[layer] = terms.layers[layer];
     std::copy(terms.calls.begin() + calls_begin(layer), terms.calls.begin() + calls_end(layer),
               alone_->calls.begin() + calls_begin(layer));
