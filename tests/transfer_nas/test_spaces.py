@@ -139,6 +139,16 @@ def test_graph_and_keras_model_are_the_same_network(space: Space) -> None:
         assert tuple(model.output.shape[1:]) == (space.output_units,)
 
 
+@pytest.mark.parametrize("name", spaces.REGISTRY)
+def test_every_space_has_an_example(name: str) -> None:
+    space = spaces.find(name).example()
+    rng = np.random.default_rng(4)
+    for _ in range(5):
+        graph = space.graph(space.sample(rng))
+        assert len(graph.inputs) == len(space.input_shapes)
+        assert len(set(graph.names)) == len(graph)
+
+
 def test_unknown_names_suggest_near_misses() -> None:
     with pytest.raises(SpaceError, match="did you mean 'dense_skip'"):
         spaces.find("denseskip")

@@ -88,14 +88,14 @@ def run(settings: Settings, ranks: Ranks) -> int:
 def default_space(name: str | None) -> Space:
     """Return a space for which no application says what goes in and comes out.
 
-    Inputs and outputs are those of the ``digits`` application: 8 x 8 images in ten classes.
+    Inputs and outputs are those the space is known for; see `Space.example`.
 
     Raises
     ------
     SpaceError
         If there is no such space.
     """
-    return spaces.get(name or DEFAULT_SPACE, [(8, 8)], 10, "softmax")
+    return spaces.find(name or DEFAULT_SPACE).example()
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,14 @@ class Space(ABC):
                 f"space {self.name}: output_units must be positive, not {output_units}"
             )
 
+    @classmethod
+    def example(cls) -> Space:
+        """Make this space for the data it is known from; for uses without an application.
+
+        The default is that of the ``digits`` application: 8 x 8 images in ten classes.
+        """
+        return cls([(8, 8)], 10, "softmax")
+
     @abstractmethod
     def graph(self, genome: Sequence[int]) -> LayerGraph:
         """Return the layer graph of a genome, in microseconds.

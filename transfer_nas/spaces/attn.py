@@ -95,6 +95,11 @@ class Attn(Space):
         )
         self._normalizations = tuple(_NORMALIZATIONS.values())
 
+    @classmethod
+    def example(cls) -> Attn:
+        """Make this space for the features of the benchmark; see `Space.example`."""
+        return cls([(6212,)], 2, "softmax")
+
     def graph(self, genome: Sequence[int]) -> LayerGraph:
         """Return the layer graph of a genome; see `Space.graph`."""
         self.check(genome)

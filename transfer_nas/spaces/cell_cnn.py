@@ -393,6 +393,11 @@ class CellCnn(Space):
             raise SpaceError(f"space cell_cnn: unknown {what} {name!r}; {near_misses(name, known)}")
         return known[name]
 
+    @classmethod
+    def example(cls) -> CellCnn:
+        """Make this space for small colour images in ten classes; see `Space.example`."""
+        return cls([(32, 32, 3)], 10, "softmax")
+
     def graph(self, genome: Sequence[int]) -> LayerGraph:
         """Return the layer graph of a genome; see `Space.graph`."""
         self.check(genome)

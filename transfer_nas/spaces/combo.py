@@ -92,6 +92,11 @@ class Combo(Space):
         self._templates = tuple(choices.values())
         self._cells, self._cell_nodes = cells, cell_nodes
 
+    @classmethod
+    def example(cls) -> Combo:
+        """Make this space for the cell lines and drugs of the benchmark; see `Space.example`."""
+        return cls([(942,), (3820,), (3820,)], 1)
+
     def graph(self, genome: Sequence[int]) -> LayerGraph:
         """Return the layer graph of a genome; see `Space.graph`."""
         self.check(genome)

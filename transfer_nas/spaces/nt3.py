@@ -131,6 +131,11 @@ class Nt3(Space):
                 f"and a pool of {pool_size} without padding; choose padding='same'"
             )
 
+    @classmethod
+    def example(cls) -> Nt3:
+        """Make this space for the gene expressions of the benchmark; see `Space.example`."""
+        return cls([(60483,)], 2, "softmax")
+
     def graph(self, genome: Sequence[int]) -> LayerGraph:
         """Return the layer graph of a genome; see `Space.graph`."""
         self.check(genome)

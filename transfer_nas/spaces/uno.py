@@ -97,6 +97,23 @@ class Uno(Space):
                 raise self._misfit(f"inputs of one shape for the kind {kind!r}")
         return tuple(kinds)
 
+    @classmethod
+    def example(cls) -> Uno:
+        """Make this space for the inputs of the benchmark; see `Space.example`."""
+        return cls(
+            [(1,), (1,), (942,), (5270,), (2048,), (5270,), (2048,)],
+            1,
+            kinds=(
+                "dose",
+                "dose",
+                "rnaseq",
+                "descriptors",
+                "fingerprints",
+                "descriptors",
+                "fingerprints",
+            ),
+        )
+
     def graph(self, genome: Sequence[int]) -> LayerGraph:
         """Return the layer graph of a genome; see `Space.graph`."""
         self.check(genome)
