@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +90,12 @@ def test_a_plan_says_what_the_network_is() -> None:
         "dense: 32\n"
         f"totals: 27 layers, 5 cells, 8 levels, 2 downsamples, {plan.parameters:,} parameters"
     )
+
+
+def test_the_plan_in_the_documentation_is_the_plan() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "spaces.md").read_text()
+    plan = CellCnn([(8, 8)], 10, "softmax").plan((3, 2, 1, 0, 2, 1, 1, 0, 0, 2, 0))
+    assert str(plan) in text
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A new space goes into `VARIANTS`; a space that is registered but not listed fail
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +138,12 @@ def test_graph_and_keras_model_are_the_same_network(space: Space) -> None:
         }
         assert [tuple(i.shape[1:]) for i in model.inputs] == list(space.input_shapes)
         assert tuple(model.output.shape[1:]) == (space.output_units,)
+
+
+def test_every_space_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "spaces.md").read_text()
+    for name in spaces.REGISTRY:
+        assert f"| `{name}` |" in text
 
 
 @pytest.mark.parametrize("name", spaces.REGISTRY)
