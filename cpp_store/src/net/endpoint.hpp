@@ -1,0 +1,198 @@
+// A connectionless (RDM) libfabric endpoint: messages both ways, RMA, and sleeping until either
+// ends.
+#pragma once
+
+#include <rdma/fi_domain.h>
+#include <rdma/fi_endpoint.h>
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "net/address.hpp"
+
+namespace cpp_store::net {
+
+using Peer = fi_addr_t;
+
+// Memory that peers may read or write (or that is only registered because the provider wants local
+// buffers registered). Closing it revokes the right.
+class MemoryRegion {
+  public:
+    MemoryRegion() = default;
+    [[nodiscard]] std::uint64_t address() const noexcept { return address_; }  // as peers say it
+    [[nodiscard]] std::uint64_t key() const noexcept { return key_; }
+    [[nodiscard]] void* descriptor() const noexcept {
+        return mr_ ? fi_mr_desc(mr_.get()) : nullptr;
+    }
+
+  private:
+    friend class Endpoint;
+    struct Close {
+        void operator()(fid_mr* mr) const noexcept;
+    };
+    std::unique_ptr<fid_mr, Close> mr_;
+    std::uint64_t address_ = 0;
+    std::uint64_t key_ = 0;
+};
+
+// What libfabric hands back when an operation ends; it may write to the first part until then.
+struct Operation : fi_context2 {
+    enum class Kind : std::uint8_t { receive, send, rma };
+    explicit Operation(Kind operation_kind) : fi_context2{}, kind(operation_kind) {}
+    const Kind kind;
+};
+
+// One RMA in flight. It lives until completed() was called or the endpoint is closed.
+class Rma : public Operation {
+  public:
+    Rma() : Operation(Kind::rma) {}
+    virtual ~Rma() = default;
+    Rma(const Rma&) = delete;
+    Rma& operator=(const Rma&) = delete;
+
+    bool write = false;  // to the peer; else from it
+    Peer peer = FI_ADDR_UNSPEC;
+    std::byte* local = nullptr;
+    std::uint64_t length = 0;
+    void* descriptor = nullptr;  // of the local memory, where the provider wants one
+    std::uint64_t remote = 0;
+    std::uint64_t key = 0;
+
+    // `error` is 0 or a positive error of libfabric. Called from Endpoint::progress() only.
+    virtual void completed(int error) = 0;
+};
+
+// Not thread-safe: whoever shares one holds a lock around every call. wait_fd() may be polled
+// without it.
+class Endpoint {
+  public:
+    enum class Role : std::uint8_t { client, server };
+
+    // What progress() reports. Called from progress() only; may call the endpoint.
+    class Listener {
+      public:
+        virtual ~Listener() = default;
+        virtual void received(std::span<const std::byte> message) = 0;
+        virtual void send_failed(Peer peer, int error) = 0;
+    };
+
+    static constexpr std::chrono::seconds patience{10};
+
+    // A server listens at `address`; a client is ready to talk to it.
+    // Throws Errc::invalid_argument (unknown provider or host, port taken) or Errc::connection.
+    Endpoint(const Address& address, Role role, Listener& listener);
+    ~Endpoint();
+    Endpoint(const Endpoint&) = delete;
+    Endpoint& operator=(const Endpoint&) = delete;
+
+    // Ends everything without a report: nothing touches the memory of operations any more. Regions
+    // may and must be dropped after this and before the destructor.
+    void close() noexcept { endpoint_.reset(); }
+
+    // Where clients reach a server.
+    [[nodiscard]] const Address& address() const noexcept { return address_; }
+    // The address that peers pass to insert(), in the provider's own form.
+    [[nodiscard]] const std::vector<std::byte>& name() const noexcept { return name_; }
+    // The server that a client was made for.
+    [[nodiscard]] Peer server() const noexcept { return server_; }
+    // Largest message that peers take.
+    [[nodiscard]] std::size_t max_message() const noexcept { return max_message_; }
+    [[nodiscard]] const std::string& provider() const noexcept { return provider_; }
+
+    // Throws Errc::protocol if these bytes are no address.
+    [[nodiscard]] Peer insert(std::span<const std::byte> name);
+    void remove(Peer peer);
+
+    // Sends head and body as one message of at most max_message(); copies them. Order to one peer
+    // is kept. Failures are reported to the listener, among them that a peer could not be reached
+    // for patience.
+    void send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body);
+    // Starts an RMA; it may stay queued until progress() can post it.
+    void start(Rma& rma);
+
+    [[nodiscard]] MemoryRegion expose(std::span<const std::byte> memory, bool writable);
+    // For local buffers of RMA: registers them only if the provider asks for it.
+    [[nodiscard]] MemoryRegion register_local(std::span<std::byte> memory);
+
+    // Handles what has ended or arrived; returns how many things that was.
+    std::size_t progress();
+
+    // How long one may sleep until wait_fd() is readable, in ms; -1: for ever; 0: not at all.
+    // What another thread starts meanwhile wakes the sleeper when it ends.
+    [[nodiscard]] int may_sleep();
+    // -1 if the provider has none; sleep for a millisecond then.
+    [[nodiscard]] int wait_fd() const noexcept { return wait_fd_; }
+
+  private:
+    struct MessageBuffer;
+    using Completions = std::array<fi_cq_msg_entry, 16>;
+    struct Failure {
+        Operation* operation;
+        int error;
+    };
+    template <typename T>
+    struct CloseFid {
+        void operator()(T* object) const noexcept { fi_close(&object->fid); }
+    };
+    template <typename T>
+    using Fid = std::unique_ptr<T, CloseFid<T>>;
+    struct FreeInfo {
+        void operator()(fi_info* info) const noexcept;
+    };
+    using Info = std::unique_ptr<fi_info, FreeInfo>;
+
+    [[nodiscard]] static Info find(const Address& address, Role role);
+    void open();
+    void learn_name(const Address& asked);
+    void add_buffers(std::size_t count, Operation::Kind kind);
+    void post_receive(MessageBuffer& buffer);
+    void post(Operation& operation, Peer peer);
+    [[nodiscard]] ssize_t try_post(Operation& operation);
+    [[nodiscard]] MemoryRegion register_memory(std::span<const std::byte> memory,
+                                               std::uint64_t access);
+    void finish(Operation& operation, std::size_t bytes, int error);
+    std::size_t post_queued();
+    std::size_t handle(const Completions& entries, ssize_t count);
+    std::size_t report_failures();
+    std::size_t report_error();
+
+    Listener& listener_;
+    Address address_;
+    std::string provider_;
+    std::vector<std::byte> name_;
+    Peer server_ = FI_ADDR_UNSPEC;
+    std::size_t max_message_ = 0;
+    int wait_fd_ = -1;
+
+    Info info_;
+    // Closed in reverse order.
+    Fid<fid_fabric> fabric_;
+    Fid<fid_domain> domain_;
+    Fid<fid_av> av_;
+    Fid<fid_cq> cq_;
+    std::vector<std::unique_ptr<std::byte[]>> slabs_;
+    std::vector<MemoryRegion> slab_regions_;
+    std::deque<MessageBuffer> buffers_;  // a deque: their addresses stay
+    Fid<fid_ep> endpoint_;
+
+    std::vector<MessageBuffer*> free_;  // for sending
+    // What could not be posted yet. A peer that is slow to connect holds up no other.
+    struct Queue {
+        std::deque<Operation*> operations;
+        std::chrono::steady_clock::time_point moved;  // when one was last added first or posted
+    };
+    std::map<Peer, Queue> queued_;
+    std::vector<Failure> failures_;
+    std::uint64_t rma_flags_ = 0;
+    bool sticky_wait_ = false;
+};
+
+}  // namespace cpp_store::net
