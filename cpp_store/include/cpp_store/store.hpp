@@ -169,6 +169,11 @@ class Store {
     // Tensors of layers by owner, which may be retired as long as somebody refers to them.
     [[nodiscard]] std::vector<StoredLayerPtr> fetch(std::string_view owner,
                                                     std::span<const LayerKey> keys);
+    // The same, for a server that moves the bytes itself, or none: not a read in the statistics,
+    // unless it is counted as one. Null pointers are allowed there.
+    [[nodiscard]] std::vector<StoredLayerPtr> find_layers(std::string_view owner,
+                                                          std::span<const LayerKey> keys) const;
+    void count_read(std::span<const StoredLayerPtr> layers) noexcept;
 
     // Best matches; each is leased for `lease` (0: no lease, negative: Options::lease) so that its
     // tensors can be read and inherited though it is retired meanwhile. The match and its lease are

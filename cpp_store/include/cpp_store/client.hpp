@@ -1,0 +1,97 @@
+// The store's calls to servers elsewhere: one, or several that share the models between them.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cpp_store/store.hpp"
+
+namespace cpp_store {
+
+// A match and the server that holds its lease.
+struct RemoteMatch {
+    LeasedMatch leased;  // `layers` have owners, but nothing stored
+    std::size_t server = 0;
+};
+
+// A layer by owner, and what the caller calls it.
+struct OwnedLayer {
+    std::string layer;
+    std::string owner;
+    LayerKey key;
+};
+
+// A client of all servers of a list. A model lives at the server that rendezvous hashing gives its
+// id; best matches are asked of all. Thread-safe; calls of different threads run at the same time.
+//
+// Every call ends within its deadline. It throws Errc::connection, naming the server's address, if
+// the server is gone or says nothing for some seconds; the next call tries to connect again. It
+// throws Errc::deadline if the server is alive but does not get it done in time.
+class Cluster {
+  public:
+    struct Options {
+        std::vector<std::string> servers;           // in any order; the same for all clients
+        std::chrono::milliseconds timeout{30'000};  // of one call, without the time for its bytes
+        std::string key;                            // of the servers, if they want one
+    };
+
+    // Connects to all servers. Throws Errc::invalid_argument (malformed or repeated addresses, a
+    // server that has models of clients with another list) or Errc::connection.
+    explicit Cluster(Options options);
+    ~Cluster();
+    Cluster(const Cluster&) = delete;
+    Cluster& operator=(const Cluster&) = delete;
+
+    [[nodiscard]] const std::vector<std::string>& servers() const noexcept;
+    // Position in servers() of the one that a model of this id belongs to.
+    [[nodiscard]] std::size_t home(std::string_view model) const noexcept;
+
+    void ping(std::size_t server);
+
+    // `tensors` are the bytes of request.own, in order, and must not change meanwhile. References
+    // to inherited layers of other servers are taken first (`foreign` is set here), the model is
+    // published last. created_ns 0 means now. Returns the bytes that were added.
+    std::uint64_t put(PutRequest request, std::span<const std::span<const std::byte>> tensors);
+
+    // Gives the memory for a tensor: exactly spec.nbytes() bytes that stay until the call returns.
+    using Buffers = std::function<std::span<std::byte>(std::string_view layer, std::size_t tensor,
+                                                       const TensorSpec& spec)>;
+    // Reads layers of a model by name (none named: all) into the caller's memory. Calls `buffers`
+    // once a tensor, layer by layer in the order of the model's table. Returns the bytes.
+    std::uint64_t read(std::string_view model, std::span<const std::string> layers,
+                       const Buffers& buffers);
+    // The same for layers by owner, in the order given.
+    std::uint64_t fetch(std::span<const OwnedLayer> layers, const Buffers& buffers);
+
+    // The best of all servers, best first; leases of those that are not returned are ended.
+    [[nodiscard]] std::vector<RemoteMatch> best_matches(const LayerTable& table, const Query& query,
+                                                        std::chrono::milliseconds lease);
+    void end_lease(const RemoteMatch& match);
+
+    [[nodiscard]] ModelInfo lookup(std::string_view model);
+    [[nodiscard]] bool contains(std::string_view model);
+    // As Store::is_alive, at the model's server.
+    [[nodiscard]] bool is_alive(std::string_view model);
+    // Oldest first at each server, server by server; all namespaces: nullptr.
+    [[nodiscard]] std::vector<std::string> list(const std::string* ns = nullptr);
+    void retire(std::string_view model);
+
+    // Releases references whose holder died between acquiring and publishing, at least `age` ago.
+    // Returns the number of holders.
+    std::size_t scrub(std::chrono::milliseconds age = std::chrono::minutes(5));
+    [[nodiscard]] std::vector<std::string> verify();
+    [[nodiscard]] std::vector<StoreStats> stats();  // one a server
+    void shutdown();                                // all servers
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace cpp_store

@@ -1,0 +1,53 @@
+// A store behind an address: what other processes and hosts talk to.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "cpp_store/store.hpp"
+
+namespace cpp_store {
+
+enum class LogLevel : std::uint8_t { error = 0, warning = 1, info = 2, debug = 3 };
+
+// Serves a store until it is stopped: one thread moves bytes, `threads` others do what requests
+// ask for. While nothing happens, all of them sleep. Clients can reach nothing but the store's
+// calls: the server reads from and writes to the memory that they offer, never the other way.
+class Server {
+  public:
+    struct Options {
+        std::string address = "ofi+tcp://127.0.0.1:0";  // port 0: a free one
+        unsigned threads = 2;
+        std::string key;  // clients must know it; empty: anybody may connect
+        LogLevel log_level = LogLevel::info;
+        // Called by the server's threads, one line without its end at a time; null: stderr.
+        std::function<void(LogLevel, std::string_view)> log;
+    };
+
+    // Is reachable when the constructor returns. Throws Errc::invalid_argument (malformed address,
+    // unknown provider, port taken, no threads) or Errc::connection (no libfabric).
+    Server(std::shared_ptr<Store> store, Options options);
+    ~Server();  // stops
+    Server(const Server&) = delete;
+    Server& operator=(const Server&) = delete;
+
+    // The whole address, with the port that was bound.
+    [[nodiscard]] const std::string& address() const noexcept;
+    [[nodiscard]] const std::shared_ptr<Store>& store() const noexcept;
+
+    // Readable once a client has asked for a shutdown (or stop() was called): then stop() or
+    // destroy.
+    [[nodiscard]] int shutdown_fd() const noexcept;
+
+    // Ends all calls; their clients see a server that is gone. Idempotent.
+    void stop();
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace cpp_store

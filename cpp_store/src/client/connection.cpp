@@ -1,0 +1,406 @@
+#include "client/connection.hpp"
+
+#include <fcntl.h>
+#include <netdb.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <thread>
+
+#include "net/libfabric.hpp"
+
+namespace cpp_store::client {
+namespace {
+
+// How long a waiting thread looks before it sleeps: about what a call over loopback takes.
+constexpr std::chrono::microseconds spin{50};
+constexpr std::chrono::milliseconds connect_patience{5'000};
+constexpr std::chrono::milliseconds probe_interval{1'000};
+constexpr std::chrono::milliseconds silence{5'000};  // of a server that was asked for an echo
+constexpr std::uint64_t slowest_wire = 32'000'000;   // bytes a second, for the deadline of a call
+
+bool is_over_tcp(const net::Address& address) {
+    return address.raw.empty() &&
+           (address.provider.starts_with("tcp") || address.provider.starts_with("net") ||
+            address.provider == "sockets");
+}
+
+// Providers try to connect to a dead port for ever, without a word. So ask the kernel.
+// Returns 0, or the errno of a plain connection to the port.
+int try_port(const net::Address& address, std::chrono::milliseconds patience) {
+    addrinfo hints{};
+    hints.ai_socktype = SOCK_STREAM;
+    addrinfo* found = nullptr;
+    if (getaddrinfo(address.host.c_str(), std::to_string(address.port).c_str(), &hints, &found) !=
+        0) {
+        return EHOSTUNREACH;
+    }
+    int error = EHOSTUNREACH;
+    for (const addrinfo* target = found; target != nullptr && error != 0;
+         target = target->ai_next) {
+        const int fd = socket(target->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        if (fd < 0) continue;
+        error = ::connect(fd, target->ai_addr, target->ai_addrlen) == 0 ? 0 : errno;
+        if (error == EINPROGRESS) {
+            pollfd waiting{.fd = fd, .events = POLLOUT, .revents = 0};
+            error = ETIMEDOUT;
+            socklen_t length = sizeof error;
+            if (poll(&waiting, 1, static_cast<int>(patience.count())) == 1) {
+                getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
+            }
+        }
+        close(fd);
+    }
+    freeaddrinfo(found);
+    return error;
+}
+
+std::string client_name() {
+    std::array<char, 256> host{};
+    gethostname(host.data(), host.size() - 1);
+    return std::string(host.data()) + "/" + std::to_string(getpid());
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------ Waiter
+
+Waiter::Waiter() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    if (fd_ < 0) throw Error(Errc::internal, "no event descriptor: too many files open");
+}
+
+Waiter::~Waiter() {
+    close(fd_);
+}
+
+const std::shared_ptr<Waiter>& Waiter::of_this_thread() {
+    thread_local const auto waiter = std::make_shared<Waiter>();
+    return waiter;
+}
+
+void Waiter::wake() noexcept {
+    if (asleep_) [[maybe_unused]]
+        const int done = eventfd_write(fd_, 1);
+}
+
+// ------------------------------------------------------------------------------------ PendingCall
+
+PendingCall::~PendingCall() {
+    if (!done_) connection_->abandon(*this);
+}
+
+wire::Reader PendingCall::response() const {
+    if (code_ == 0) return wire::Reader(body_);
+    std::string why = wire::Reader(body_).string();
+    const bool known = code_ <= static_cast<std::uint16_t>(Errc::internal);
+    throw Error(known ? static_cast<Errc>(code_) : Errc::protocol, why);
+}
+
+// ------------------------------------------------------------------------------------ Connection
+
+Connection::Connection(Options options)
+    : options_(std::move(options)), parsed_(net::Address::parse(options_.address)) {
+    if (parsed_.raw.empty() && parsed_.port == 0) {
+        throw Error(Errc::invalid_argument,
+                    options_.address +
+                        ": port 0 is for servers; give the port that the server "
+                        "printed");
+    }
+}
+
+Connection::~Connection() {
+    if (endpoint_ && broken_.empty()) {
+        send_locked(wire::Operation::bye, ++last_call_, {});
+        // Messages this small leave at once, unless the server does not read: then it is no loss.
+        endpoint_->progress();
+    }
+}
+
+void Connection::connect() {
+    const std::scoped_lock lock(mutex_);
+    connect_locked();
+}
+
+void Connection::connect_locked() {
+    if (endpoint_) return;
+    const auto patience = std::min(options_.timeout, connect_patience);
+    const auto deadline = Clock::now() + patience;
+    if (is_over_tcp(parsed_)) {
+        if (const int error = try_port(parsed_, patience); error != 0) {
+            throw Error(Errc::connection,
+                        "no server at " + options_.address + ": " + net::error_text(error));
+        }
+    }
+    endpoint_ = std::make_unique<net::Endpoint>(parsed_, net::Endpoint::Role::client,
+                                                static_cast<net::Endpoint::Listener&>(*this));
+    session_ = 0;
+    broken_.clear();
+    responses_ = {};
+    last_heard_ = last_probe_ = Clock::now();
+    silent_since_ = {};
+    try {
+        say_hello(deadline);
+    } catch (...) {
+        endpoint_.reset();
+        throw;
+    }
+}
+
+void Connection::say_hello(Clock::time_point deadline) {
+    wire::Hello hello;
+    hello.address = endpoint_->name();
+    hello.client = client_name();
+    hello.key = options_.key;
+    hello.servers = options_.servers;
+    wire::Writer out;
+    wire::encode(out, hello);
+
+    PendingCall call(nullptr);
+    call.id_ = ++last_call_;
+    call.waiter_ = Waiter::of_this_thread();
+    calls_[call.id_] = &call;
+    send_locked(wire::Operation::hello, call.id_, out.data());
+    while (!call.done_ && broken_.empty() && Clock::now() < deadline) {
+        if (endpoint_->progress() > 0) continue;
+        if (const int limit = endpoint_->may_sleep(); limit != 0) {
+            pollfd waiting{.fd = endpoint_->wait_fd(), .events = POLLIN, .revents = 0};
+            poll(&waiting, 1, limit < 0 ? 100 : limit);
+        }
+    }
+    calls_.erase(call.id_);
+    if (!call.done_) {
+        call.done_ = true;  // nothing to abandon
+        throw Error(Errc::connection,
+                    options_.address + ": " +
+                        (broken_.empty() ? "something listens there, but no cpp-store-server of "
+                                           "provider " +
+                                               endpoint_->provider() + " answers"
+                                         : broken_));
+    }
+    wire::Reader in = call.response();
+    session_ = wire::decode_welcome(in).session;
+}
+
+void Connection::send_locked(wire::Operation operation, std::uint64_t call,
+                             std::span<const std::byte> body) {
+    if (body.size() > wire::max_body) {
+        throw Error(Errc::invalid_argument, std::string(wire::operation_name(operation)) + ": " +
+                                                std::to_string(body.size()) +
+                                                " bytes besides tensors, at most " +
+                                                std::to_string(wire::max_body) + " are possible");
+    }
+    const std::size_t room = endpoint_->max_message() - wire::frame_header_size;
+    wire::Frame frame{.kind = wire::Kind::request,
+                      .code = static_cast<std::uint16_t>(operation),
+                      .session = session_,
+                      .call = call,
+                      .total = static_cast<std::uint32_t>(body.size())};
+    do {
+        const std::size_t size = std::min(room, body.size() - frame.offset);
+        endpoint_->send(endpoint_->server(), wire::encode(frame), body.subspan(frame.offset, size));
+        frame.offset += static_cast<std::uint32_t>(size);
+    } while (frame.offset < body.size());
+}
+
+PendingCallPtr Connection::start(wire::Operation operation, const Encode& encode,
+                                 std::span<const Exposure> exposures) {
+    PendingCallPtr call(new PendingCall(shared_from_this()));
+    call->done_ = true;  // until it is under way there is nothing to abandon
+    call->waiter_ = Waiter::of_this_thread();
+    std::uint64_t bytes = 0;
+    for (const Exposure& exposure : exposures) bytes += exposure.memory.size();
+    const std::scoped_lock lock(mutex_);
+    connect_locked();
+    std::vector<wire::Remote> remotes;
+    remotes.reserve(exposures.size());
+    for (const Exposure& exposure : exposures) {
+        const auto& region =
+            call->regions_.emplace_back(endpoint_->expose(exposure.memory, exposure.writable));
+        remotes.push_back({region.address(), region.key()});
+    }
+    try {
+        wire::Writer body;
+        encode(body, remotes);
+        call->id_ = ++last_call_;
+        if (calls_.empty()) last_heard_ = Clock::now();  // before, nobody asked
+        call->deadline_ = Clock::now() + options_.timeout +
+                          std::chrono::milliseconds(bytes / (slowest_wire / 1000));
+        send_locked(operation, call->id_, body.data());
+        calls_[call->id_] = call.get();
+    } catch (...) {
+        call->regions_.clear();  // under the lock, as the endpoint wants
+        throw;
+    }
+    call->done_ = false;
+    return call;
+}
+
+PendingCallPtr Connection::call(wire::Operation operation, const Encode& encode) {
+    PendingCallPtr call = start(operation, encode);
+    wait({&call, 1});
+    return call;
+}
+
+void Connection::tell(wire::Operation operation, const Encode& encode) {
+    wire::Writer body;
+    encode(body, {});
+    const std::scoped_lock lock(mutex_);
+    connect_locked();
+    send_locked(operation, ++last_call_, body.data());
+    endpoint_->progress();
+}
+
+// ------------------------------------------------------------------------------------ waiting
+
+void Connection::wait(std::span<const PendingCallPtr> calls) {
+    Waiter& waiter = *Waiter::of_this_thread();
+    std::vector<pollfd> waiting;
+    auto spin_until = Clock::now() + spin;
+    while (true) {
+        std::size_t handled = 0;
+        bool all_done = true;
+        for (const PendingCallPtr& call : calls) {
+            if (call->done_) continue;
+            handled += call->connection_->drive();
+            all_done = all_done && call->done_;
+        }
+        if (all_done) return;
+        const auto now = Clock::now();
+        if (handled > 0) spin_until = now + spin;
+        if (now < spin_until) {
+            if (handled == 0) std::this_thread::yield();
+            continue;
+        }
+
+        waiter.asleep_ = true;  // before looking again: who ends a call after this wakes us
+        waiting.assign(1, {waiter.fd_, POLLIN, 0});
+        int limit = static_cast<int>(probe_interval.count());
+        for (const PendingCallPtr& call : calls) {
+            if (call->done_) continue;
+            int fd = -1;
+            const int own_limit = call->connection_->before_sleep(*call, fd);
+            if (own_limit >= 0) limit = std::min(limit, own_limit);
+            if (fd >= 0) waiting.push_back({fd, POLLIN, 0});
+        }
+        if (limit > 0) poll(waiting.data(), waiting.size(), limit);
+        waiter.asleep_ = false;
+        eventfd_t ignored = 0;
+        if (waiting[0].revents != 0) eventfd_read(waiter.fd_, &ignored);
+        spin_until = Clock::now() + spin;
+    }
+}
+
+std::size_t Connection::drive() {
+    const std::scoped_lock lock(mutex_);
+    if (!endpoint_) return 0;
+    const std::size_t handled = endpoint_->progress();
+    if (!broken_.empty()) disconnect(broken_);
+    return handled;
+}
+
+int Connection::before_sleep(PendingCall& call, int& fd) {
+    const std::scoped_lock lock(mutex_);
+    if (!call.done_) check(call, Clock::now());
+    if (call.done_ || !endpoint_) return 0;
+    fd = endpoint_->wait_fd();
+    return endpoint_->may_sleep();
+}
+
+void Connection::check(PendingCall& call, Clock::time_point now) {
+    if (now >= call.deadline_) {
+        const bool exposed = !call.regions_.empty();
+        fail(call, Errc::deadline,
+             options_.address + " is alive, but has not done it within the time-out; give it more");
+        // The server may still be about to write: only the end of the endpoint ends its right.
+        if (exposed) disconnect("reset after another call ran out of time");
+        return;
+    }
+    if (now - last_heard_ < probe_interval || now - last_probe_ < probe_interval) return;
+    if (silent_since_ == Clock::time_point{}) silent_since_ = now;
+    if (now - silent_since_ >= silence) {
+        disconnect(
+            "the server is silent for " +
+            std::to_string(std::chrono::duration_cast<std::chrono::seconds>(silence).count()) +
+            " s: it hangs, or the network is down");
+        return;
+    }
+    if (is_over_tcp(parsed_)) {
+        const int error = try_port(parsed_, std::chrono::milliseconds(100));
+        if (error != 0 && error != ETIMEDOUT) {
+            disconnect("the server is gone: " + net::error_text(error));
+            return;
+        }
+    }
+    last_probe_ = now;
+    endpoint_->send(endpoint_->server(),
+                    wire::encode({.kind = wire::Kind::probe, .session = session_}), {});
+}
+
+// ------------------------------------------------------------------------------------ answers
+
+void Connection::received(std::span<const std::byte> message) {
+    last_heard_ = Clock::now();
+    silent_since_ = {};
+    try {
+        std::span<const std::byte> part;
+        const wire::Frame frame = wire::decode_frame(message, part);
+        if (frame.kind != wire::Kind::response) return;
+        const auto found = calls_.find(frame.call);
+        if (found == calls_.end()) {
+            responses_.forget(frame.call);
+            return;
+        }
+        if (auto body = responses_.add(frame, part)) {
+            finish(*found->second, frame.code, std::move(*body));
+        }
+    } catch (const Error& error) {
+        broken_ = error.what();
+    }
+}
+
+void Connection::send_failed(net::Peer, int error) {
+    broken_ = "the server cannot be reached any more: " + net::error_text(error);
+}
+
+void Connection::finish(PendingCall& call, std::uint16_t code, std::vector<std::byte> body) {
+    calls_.erase(call.id_);
+    call.code_ = code;
+    call.body_ = std::move(body);
+    call.regions_.clear();
+    const std::shared_ptr<Waiter> waiter = call.waiter_;
+    call.done_ = true;  // its thread may destroy it from here on, and end
+    waiter->wake();
+    // The server dropped us with this answer.
+    if (code == static_cast<std::uint16_t>(Errc::protocol)) broken_ = "the server dropped us";
+}
+
+void Connection::fail(PendingCall& call, Errc code, const std::string& why) {
+    wire::Writer body;
+    body.string(why);
+    responses_.forget(call.id_);
+    finish(call, static_cast<std::uint16_t>(code), body.take());
+}
+
+void Connection::disconnect(const std::string& why) {
+    const std::string text = options_.address + ": " + why;
+    endpoint_->close();
+    while (!calls_.empty()) fail(*calls_.begin()->second, Errc::connection, text);
+    endpoint_.reset();
+    broken_.clear();
+}
+
+void Connection::abandon(PendingCall& call) {
+    const std::scoped_lock lock(mutex_);
+    if (call.done_) return;
+    const bool exposed = !call.regions_.empty();
+    calls_.erase(call.id_);
+    responses_.forget(call.id_);
+    call.regions_.clear();
+    if (exposed) disconnect("reset after another call was given up");
+}
+
+}  // namespace cpp_store::client

@@ -1,0 +1,147 @@
+// One server as its clients see it: calls, and what becomes of them when it dies.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "net/assembler.hpp"
+#include "net/endpoint.hpp"
+#include "net/wire.hpp"
+
+namespace cpp_store::client {
+
+using Clock = std::chrono::steady_clock;
+
+class Connection;
+
+// What a thread sleeps on while its calls are under way; another thread that finds an answer for it
+// wakes it.
+class Waiter {
+  public:
+    [[nodiscard]] static const std::shared_ptr<Waiter>& of_this_thread();
+    Waiter();
+    ~Waiter();
+    Waiter(const Waiter&) = delete;
+    Waiter& operator=(const Waiter&) = delete;
+
+    void wake() noexcept;  // from any thread
+
+  private:
+    friend class Connection;
+    int fd_;
+    std::atomic<bool> asleep_ = false;
+};
+
+// Memory of the caller that the server reads from (put) or writes to (fetch) during the call.
+struct Exposure {
+    std::span<const std::byte> memory;
+    bool writable = false;
+};
+
+// A call under way. The thread that started it waits for it, and destroys it.
+class PendingCall {
+  public:
+    PendingCall(const PendingCall&) = delete;
+    PendingCall& operator=(const PendingCall&) = delete;
+    ~PendingCall();  // gives up, if it is not done: the server can touch no memory any more
+
+    // After Connection::wait(): the response, or the error that the server or the connection had.
+    [[nodiscard]] wire::Reader response() const;
+
+  private:
+    friend class Connection;
+    explicit PendingCall(std::shared_ptr<Connection> connection)
+        : connection_(std::move(connection)) {}
+
+    std::shared_ptr<Connection> connection_;
+    std::uint64_t id_ = 0;
+    std::shared_ptr<Waiter> waiter_;
+    Clock::time_point deadline_;
+    std::vector<net::MemoryRegion> regions_;
+    // Written under the connection's lock before done_ is set.
+    std::uint16_t code_ = 0;
+    std::vector<std::byte> body_;
+    std::atomic<bool> done_ = false;
+};
+using PendingCallPtr = std::unique_ptr<PendingCall>;
+
+// Thread-safe. There is no thread of its own: whoever waits for a call drives the endpoint, looks
+// for a while and then sleeps until bytes come.
+class Connection : public std::enable_shared_from_this<Connection>,
+                   private net::Endpoint::Listener {
+  public:
+    struct Options {
+        std::string address;
+        std::vector<std::string> servers;  // the whole list, for the server to compare
+        std::string key;
+        std::chrono::milliseconds timeout{30'000};
+    };
+    // Throws Errc::invalid_argument for a malformed address; does not connect yet.
+    explicit Connection(Options options);
+    ~Connection() override;
+
+    [[nodiscard]] const std::string& address() const noexcept { return options_.address; }
+
+    // Throws Errc::connection (nobody listens, no answer) or what the server refuses us for.
+    void connect();
+
+    // Makes the body of a request when its exposed memory is registered: one Remote an exposure.
+    using Encode = std::function<void(wire::Writer&, std::span<const wire::Remote>)>;
+    // Connects first if need be. Throws like connect().
+    [[nodiscard]] PendingCallPtr start(wire::Operation operation, const Encode& encode,
+                                       std::span<const Exposure> exposures = {});
+
+    // Until all are done (of any connections, all started by this thread). Does not throw for them.
+    static void wait(std::span<const PendingCallPtr> calls);
+
+    // start(), wait() and nothing exposed.
+    [[nodiscard]] PendingCallPtr call(wire::Operation operation, const Encode& encode);
+    // Starts a call and does not wait: for what may be lost.
+    void tell(wire::Operation operation, const Encode& encode);
+
+  private:
+    friend class PendingCall;
+
+    void received(std::span<const std::byte> message) override;
+    void send_failed(net::Peer peer, int error) override;
+
+    void connect_locked();
+    void say_hello(Clock::time_point deadline);
+    void send_locked(wire::Operation operation, std::uint64_t call,
+                     std::span<const std::byte> body);
+    void finish(PendingCall& call, std::uint16_t code, std::vector<std::byte> body);
+    void fail(PendingCall& call, Errc code, const std::string& why);
+    // Everything under way fails, and the server's rights to memory of ours end.
+    void disconnect(const std::string& why);
+    void abandon(PendingCall& call);
+
+    // What a waiting thread does, on each of its connections.
+    std::size_t drive();
+    void check(PendingCall& call, Clock::time_point now);
+    // As Endpoint::may_sleep(), and the descriptor to sleep on.
+    [[nodiscard]] int before_sleep(PendingCall& call, int& fd);
+
+    const Options options_;
+    const net::Address parsed_;
+
+    std::mutex mutex_;                         // guards everything below
+    std::unique_ptr<net::Endpoint> endpoint_;  // null: not connected
+    std::uint64_t session_ = 0;
+    std::string broken_;  // why the endpoint, still there, is of no use any more
+    std::uint64_t last_call_ = 0;
+    std::unordered_map<std::uint64_t, PendingCall*> calls_;
+    net::Assembler responses_;
+    Clock::time_point last_heard_;
+    Clock::time_point last_probe_;
+    Clock::time_point silent_since_;  // when the first unanswered probe was sent; epoch: none
+};
+
+}  // namespace cpp_store::client

@@ -1,0 +1,180 @@
+#include <cstring>
+#include <map>
+
+#include "client/cluster.hpp"
+
+namespace cpp_store {
+namespace {
+
+using client::Connection;
+using client::PendingCallPtr;
+
+// A layer to be read: what it is, where it is, and where it goes.
+struct Source {
+    std::string name;
+    std::string owner;
+    LayerKey key;
+    std::size_t server = 0;
+    bool described = false;
+    std::vector<TensorSpec> specs;
+    std::vector<std::span<const std::byte>> data;  // views an answer; empty: to be fetched
+    std::vector<std::span<std::byte>> buffers;
+};
+
+void describe(Source& source, wire::Layer layer) {
+    source.described = true;
+    source.specs = std::move(layer.specs);
+    source.data = std::move(layer.data);
+}
+
+// The sources that `chosen` picks, by server.
+template <typename Predicate>
+std::map<std::size_t, std::vector<Source*>> by_server(std::vector<Source>& sources,
+                                                      const Predicate& chosen) {
+    std::map<std::size_t, std::vector<Source*>> groups;
+    for (Source& source : sources) {
+        if (chosen(source)) groups[source.server].push_back(&source);
+    }
+    return groups;
+}
+
+wire::Fetch fetch_request(const std::vector<Source*>& sources) {
+    wire::Fetch fetch;
+    for (const Source* source : sources) {
+        if (fetch.groups.empty() || fetch.groups.back().owner != source->owner) {
+            fetch.groups.push_back({source->owner, {}});
+        }
+        fetch.groups.back().keys.push_back(source->key);
+    }
+    return fetch;
+}
+
+// Asks the owners' servers what tensors the layers have; keeps the answers, which may hold data.
+void describe_all(const std::vector<std::shared_ptr<Connection>>& connections,
+                  std::vector<Source>& sources, std::vector<PendingCallPtr>& answers) {
+    const auto groups = by_server(sources, [](const Source& source) { return !source.described; });
+    std::vector<PendingCallPtr> calls;
+    for (const auto& [server, wanted] : groups) {
+        calls.push_back(connections[server]->start(
+            wire::Operation::fetch, [&](wire::Writer& out, std::span<const wire::Remote>) {
+                wire::encode(out, fetch_request(wanted));
+            }));
+    }
+    Connection::wait(calls);
+    auto call = calls.begin();
+    for (const auto& [server, wanted] : groups) {
+        wire::Reader in = (*call++)->response();
+        if (in.count(1) != wanted.size()) {
+            throw Error(Errc::protocol, connections[server]->address() + " lost layers");
+        }
+        for (Source* source : wanted) describe(*source, wire::decode_layer(in));
+    }
+    for (PendingCallPtr& done : calls) answers.push_back(std::move(done));
+}
+
+void take_buffers(std::vector<Source>& sources, const Cluster::Buffers& buffers) {
+    for (Source& source : sources) {
+        for (std::size_t i = 0; i < source.specs.size(); ++i) {
+            const auto buffer = buffers(source.name, i, source.specs[i]);
+            if (buffer.size() != source.specs[i].nbytes()) {
+                throw Error(Errc::invalid_argument,
+                            "tensor " + std::to_string(i) + " of layer '" + source.name + "' has " +
+                                std::to_string(source.specs[i].nbytes()) + " bytes, its buffer " +
+                                std::to_string(buffer.size()));
+            }
+            source.buffers.push_back(buffer);
+            if (!source.data.empty() && !buffer.empty()) {
+                std::memcpy(buffer.data(), source.data[i].data(), buffer.size());
+            }
+        }
+    }
+}
+
+// Lets the servers write the rest into the buffers, all servers at once.
+void deliver(const std::vector<std::shared_ptr<Connection>>& connections,
+             std::vector<Source>& sources) {
+    const auto groups = by_server(
+        sources, [](const Source& source) { return source.data.empty() && !source.specs.empty(); });
+    std::vector<PendingCallPtr> calls;
+    std::vector<std::vector<std::span<std::byte>>> inlined;  // by call
+    for (const auto& [server, wanted] : groups) {
+        wire::Fetch fetch = fetch_request(wanted);
+        fetch.deliver = true;
+        std::vector<client::Exposure> exposures;
+        wire::InlineBudget budget;
+        auto& small = inlined.emplace_back();
+        for (const Source* source : wanted) {
+            for (const auto& buffer : source->buffers) {
+                if (budget.take(buffer.size())) {
+                    small.push_back(buffer);
+                } else {
+                    exposures.push_back({buffer, true});
+                }
+            }
+        }
+        calls.push_back(connections[server]->start(
+            wire::Operation::fetch,
+            [&](wire::Writer& out, std::span<const wire::Remote> remotes) {
+                for (std::size_t i = 0; i < remotes.size(); ++i) {
+                    fetch.destinations.push_back({remotes[i], exposures[i].memory.size()});
+                }
+                wire::encode(out, fetch);
+            },
+            exposures));
+    }
+    Connection::wait(calls);
+    for (std::size_t i = 0; i < calls.size(); ++i) {
+        wire::Reader in = calls[i]->response();
+        for (const auto& buffer : inlined[i]) {
+            const auto data = in.raw(buffer.size());
+            if (!data.empty()) std::memcpy(buffer.data(), data.data(), data.size());
+        }
+    }
+}
+
+std::uint64_t gather(const std::vector<std::shared_ptr<Connection>>& connections,
+                     std::vector<Source>& sources, const Cluster::Buffers& buffers) {
+    std::vector<PendingCallPtr> answers;
+    describe_all(connections, sources, answers);
+    take_buffers(sources, buffers);
+    deliver(connections, sources);
+    std::uint64_t bytes = 0;
+    for (const Source& source : sources) {
+        for (const auto& buffer : source.buffers) bytes += buffer.size();
+    }
+    return bytes;
+}
+
+}  // namespace
+
+std::uint64_t Cluster::read(std::string_view model, std::span<const std::string> layers,
+                            const Buffers& buffers) {
+    const std::size_t server = home(model);
+    const auto call = impl_->call(server, wire::Operation::read, [&](wire::Writer& out) {
+        wire::encode(out, wire::Read{std::string(model), {layers.begin(), layers.end()}});
+    });
+    wire::Reader in = call->response();
+    std::vector<Source> sources(in.count(1));
+    for (Source& source : sources) {
+        wire::Layer layer = wire::decode_layer(in);
+        source.name = layer.name;
+        source.owner = layer.owner;
+        source.key = layer.key;
+        source.server = layer.here ? server : home(layer.owner);
+        if (layer.here) describe(source, std::move(layer));
+    }
+    return gather(impl_->connections, sources, buffers);
+}
+
+std::uint64_t Cluster::fetch(std::span<const OwnedLayer> layers, const Buffers& buffers) {
+    std::vector<Source> sources(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        sources[i].name = layers[i].layer;
+        sources[i].owner = layers[i].owner;
+        sources[i].key = layers[i].key;
+        sources[i].server = home(layers[i].owner);
+    }
+    return gather(impl_->connections, sources, buffers);
+}
+
+}  // namespace cpp_store

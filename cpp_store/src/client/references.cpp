@@ -1,0 +1,71 @@
+// References between servers: who gives them back, and when.
+#include <map>
+
+#include "client/cluster.hpp"
+
+namespace cpp_store {
+namespace {
+
+// What a retired model held on other servers. A server that cannot be reached keeps it: the scrub
+// finds it there.
+void give_back(Cluster& cluster,
+               const std::vector<std::shared_ptr<client::Connection>>& connections,
+               wire::Reader answer) {
+    const ForeignReferences references = wire::decode_foreign(answer);
+    for (const auto& [owner, keys] : references.by_owner) {
+        try {
+            (void)connections[cluster.home(owner)]
+                ->call(wire::Operation::release,
+                       [&](wire::Writer& out, std::span<const wire::Remote>) {
+                           wire::encode(out, wire::References{owner, keys, references.holder});
+                       })
+                ->response();
+        } catch (const Error& error) {
+            if (error.code() != Errc::connection && error.code() != Errc::deadline) throw;
+        }
+    }
+}
+
+}  // namespace
+
+void Cluster::retire(std::string_view model) {
+    const auto call = impl_->call(home(model), wire::Operation::retire,
+                                  [&](wire::Writer& out) { out.string(model); });
+    give_back(*this, impl_->connections, call->response());
+}
+
+void Cluster::end_lease(const RemoteMatch& match) {
+    if (match.leased.lease == 0) return;
+    const auto call = impl_->call(match.server, wire::Operation::end_lease,
+                                  [&](wire::Writer& out) { out.u64(match.leased.lease); });
+    give_back(*this, impl_->connections, call->response());
+}
+
+bool Cluster::is_alive(std::string_view model) {
+    const auto call = impl_->call(home(model), wire::Operation::alive, [&](wire::Writer& out) {
+        out.strings(std::vector{std::string(model)});
+    });
+    wire::Reader in = call->response();
+    return in.count(1) == 1 && in.u8() == 1;
+}
+
+std::size_t Cluster::scrub(std::chrono::milliseconds age) {
+    std::size_t released = 0;
+    for (std::size_t server = 0; server < servers().size(); ++server) {
+        const auto call = impl_->call(server, wire::Operation::holders, [&](wire::Writer& out) {
+            out.u64(static_cast<std::uint64_t>(std::max<std::int64_t>(0, age.count())));
+        });
+        wire::Reader in = call->response();
+        for (const std::string& holder : in.strings()) {
+            if (is_alive(holder)) continue;
+            (void)impl_
+                ->call(server, wire::Operation::release_holder,
+                       [&](wire::Writer& out) { out.string(holder); })
+                ->response();
+            ++released;
+        }
+    }
+    return released;
+}
+
+}  // namespace cpp_store

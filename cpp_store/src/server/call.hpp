@@ -1,0 +1,104 @@
+// One request on its way through the server.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpp_store/store.hpp"
+#include "net/assembler.hpp"
+#include "net/endpoint.hpp"
+#include "net/wire.hpp"
+#include "server/transfer.hpp"
+
+namespace cpp_store::server {
+
+// A client that said hello. Belongs to the progress thread, but for what is const.
+struct Session {
+    const std::uint64_t id = 0;
+    const net::Peer peer = FI_ADDR_UNSPEC;
+    const std::string client;  // "host/pid", for the log
+    net::Assembler requests;
+};
+
+class Call;
+using CallPtr = std::shared_ptr<Call>;
+
+// What a call needs of the server. All of it may be called from any thread.
+class Host {
+  public:
+    virtual ~Host() = default;
+    [[nodiscard]] virtual Store& store() = 0;
+    virtual void respond(CallPtr call, std::uint16_t code, std::vector<std::byte> body) = 0;
+    virtual void start_transfer(CallPtr call, Transfer::Direction direction,
+                                std::vector<Transfer::Piece> pieces,
+                                std::function<void()> then) = 0;
+    virtual void request_shutdown() = 0;
+};
+
+// A handler answers its call exactly once: by reply(), by throwing, or later, from the end of a
+// transfer. Thread-safe in so far as one thread at a time works on a call.
+class Call : public std::enable_shared_from_this<Call> {
+  public:
+    Call(Host& host, std::shared_ptr<Session> session, wire::Operation operation, std::uint64_t id,
+         std::vector<std::byte> body)
+        : host_(host),
+          session_(std::move(session)),
+          operation_(operation),
+          id_(id),
+          body_(std::move(body)) {}
+
+    [[nodiscard]] Store& store() { return host_.store(); }
+    [[nodiscard]] wire::Operation operation() const noexcept { return operation_; }
+    [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
+    [[nodiscard]] const std::shared_ptr<Session>& session() const noexcept { return session_; }
+    // Views what the call owns.
+    [[nodiscard]] wire::Reader body() const { return wire::Reader(body_); }
+
+    void reply(wire::Writer body = {}) { host_.respond(shared_from_this(), 0, body.take()); }
+    void fail(const std::exception& error);
+
+    // Moves the pieces, then runs `then` on a worker, which replies. If a piece cannot be moved the
+    // client is gone, and nobody is answered; `then` is dropped with all that it holds once nothing
+    // touches the memory any more.
+    void transfer(Transfer::Direction direction, std::vector<Transfer::Piece> pieces,
+                  std::function<void()> then) {
+        host_.start_transfer(shared_from_this(), direction, std::move(pieces), std::move(then));
+    }
+    void request_shutdown() { host_.request_shutdown(); }
+
+  private:
+    Host& host_;
+    std::shared_ptr<Session> session_;
+    wire::Operation operation_;
+    std::uint64_t id_;
+    std::vector<std::byte> body_;
+};
+
+// One function an operation, in the file of its name; they run on workers and may throw.
+void put(Call& call);
+void read(Call& call);
+void fetch(Call& call);
+void best_matches(Call& call);
+void end_lease(Call& call);
+void lookup(Call& call);
+void contains(Call& call);
+void list(Call& call);
+void retire(Call& call);
+void acquire(Call& call);
+void release(Call& call);
+void holders(Call& call);
+void release_holder(Call& call);
+void alive(Call& call);
+void stats(Call& call);
+void verify(Call& call);
+void shutdown(Call& call);
+
+// What the bodies of read() and fetch() responses have in common.
+[[nodiscard]] std::uint64_t total_bytes(const std::vector<StoredLayerPtr>& layers);
+void encode_layers(wire::Writer& out, std::vector<wire::Layer> layers,
+                   const std::vector<StoredLayerPtr>& stored, bool with_data);
+
+}  // namespace cpp_store::server

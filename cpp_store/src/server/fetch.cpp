@@ -1,0 +1,76 @@
+#include "server/call.hpp"
+
+namespace cpp_store::server {
+namespace {
+
+// Pairs the tensors with the client's buffers; small ones go into the response.
+std::vector<Transfer::Piece> pair_up(const std::vector<StoredLayerPtr>& stored,
+                                     const std::vector<wire::Fetch::Destination>& destinations,
+                                     wire::Writer& response) {
+    std::vector<Transfer::Piece> pieces;
+    pieces.reserve(destinations.size());
+    wire::InlineBudget budget;
+    for (const StoredLayerPtr& layer : stored) {
+        for (const auto& tensor : layer->tensors) {
+            const std::uint64_t nbytes = tensor.spec.nbytes();
+            if (budget.take(nbytes)) {
+                response.raw({tensor.extent.data, nbytes});
+                continue;
+            }
+            const auto* destination =
+                pieces.size() < destinations.size() ? &destinations[pieces.size()] : nullptr;
+            if (!destination || destination->nbytes != nbytes) {
+                throw Error(Errc::invalid_argument,
+                            "a tensor of " + std::to_string(nbytes) + " bytes of " + layer->owner +
+                                (destination ? " cannot go into a buffer of " +
+                                                   std::to_string(destination->nbytes)
+                                             : " has no buffer"));
+            }
+            pieces.push_back({tensor.extent.data, nbytes, destination->remote});
+        }
+    }
+    if (pieces.size() != destinations.size()) {
+        throw Error(Errc::invalid_argument, "more buffers than tensors");
+    }
+    return pieces;
+}
+
+}  // namespace
+
+// Describes layers by owner, or writes their tensors into the client's buffers.
+void fetch(Call& call) {
+    wire::Reader in = call.body();
+    const wire::Fetch request = wire::decode_fetch(in);
+    in.end();
+
+    std::vector<StoredLayerPtr> stored;
+    std::vector<wire::Layer> layers;
+    for (const wire::Fetch::Group& group : request.groups) {
+        for (StoredLayerPtr& layer : call.store().find_layers(group.owner, group.keys)) {
+            wire::Layer described;
+            described.owner = group.owner;
+            described.key = layer->key;
+            layers.push_back(std::move(described));
+            stored.push_back(std::move(layer));
+        }
+    }
+    wire::Writer out;
+    const bool with_data = total_bytes(stored) <= wire::described_with_data;
+    if (request.deliver || with_data) call.store().count_read(stored);
+    if (!request.deliver) {
+        encode_layers(out, std::move(layers), stored, with_data);
+        call.reply(std::move(out));
+        return;
+    }
+    std::vector<Transfer::Piece> pieces = pair_up(stored, request.destinations, out);
+    if (pieces.empty()) {
+        call.reply(std::move(out));
+        return;
+    }
+    // The layers are held until the last byte has left.
+    call.transfer(Transfer::Direction::to_client, std::move(pieces),
+                  [self = call.shared_from_this(), stored = std::move(stored),
+                   out = std::move(out)] { self->reply(out); });
+}
+
+}  // namespace cpp_store::server

@@ -1,0 +1,116 @@
+// cpp-store-server: a store for other processes, until it is told to stop.
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "cpp_store/server.hpp"
+
+namespace {
+
+using cpp_store::LogLevel;
+
+struct Settings {
+    std::string address = "ofi+tcp://127.0.0.1:0";
+    unsigned threads = 2;
+    std::uint64_t memory = std::uint64_t{4} << 30;
+    bool json = false;
+    LogLevel log_level = LogLevel::info;
+};
+
+// Returns an exit code, or -1 to go on.
+int parse(int argc, char** argv, Settings& settings) {
+    CLI::App app("Keeps models and serves them to clients that have its address in MODEL_SERVERS.",
+                 "cpp-store-server");
+    app.add_option("address", settings.address,
+                   "Where to listen: ofi+<provider>://<host>:<port>, port 0 for a free one")
+        ->capture_default_str();
+    app.add_option("--threads", settings.threads, "Threads that do what requests ask for")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    app.add_option("--memory", settings.memory, "Limit for tensors, such as 512MiB or 4GiB")
+        ->transform(CLI::AsSizeValue(false))
+        ->default_str("4GiB");
+    app.add_flag("--json", settings.json, "Print the address as one line of JSON");
+    app.add_option("--log-level", settings.log_level, "What to write to standard error")
+        ->transform(
+            CLI::CheckedTransformer(std::map<std::string, LogLevel>{{"error", LogLevel::error},
+                                                                    {"warning", LogLevel::warning},
+                                                                    {"info", LogLevel::info},
+                                                                    {"debug", LogLevel::debug}})
+                .description("error, warning, info or debug"))
+        ->type_name("LEVEL:")
+        ->default_str("info");
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::CallForHelp&) {
+        std::fputs(app.help().c_str(), stdout);
+        return 0;
+    } catch (const CLI::ParseError& error) {
+        std::fprintf(stderr, "cpp-store-server: %s\n", error.what());
+        return 2;
+    }
+    if (settings.memory == 0) {
+        std::fputs("cpp-store-server: --memory: 0 bytes hold no model\n", stderr);
+        return 2;
+    }
+    return -1;
+}
+
+void announce(const cpp_store::Server& server, const Settings& settings) {
+    if (settings.json) {
+        std::printf("{\"address\": \"%s\", \"memory\": %llu, \"threads\": %u, \"pid\": %d}\n",
+                    server.address().c_str(), static_cast<unsigned long long>(settings.memory),
+                    settings.threads, getpid());
+    } else {
+        std::printf("%s\n", server.address().c_str());
+    }
+    std::fflush(stdout);
+}
+
+int serve(const Settings& settings, int signals) {
+    cpp_store::Store::Options store;
+    store.memory.limit = settings.memory;
+    cpp_store::Server::Options options;
+    options.address = settings.address;
+    options.threads = settings.threads;
+    options.log_level = settings.log_level;
+    cpp_store::Server server(std::make_shared<cpp_store::Store>(store), std::move(options));
+    announce(server, settings);
+    std::array<pollfd, 2> waiting{pollfd{signals, POLLIN, 0},
+                                  pollfd{server.shutdown_fd(), POLLIN, 0}};
+    while (poll(waiting.data(), waiting.size(), -1) < 0 && errno == EINTR) {
+    }
+    server.stop();
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    Settings settings;
+    if (const int code = parse(argc, argv, settings); code >= 0) return code;
+
+    // Before the first thread, so that all of them inherit it.
+    sigset_t stop;
+    sigemptyset(&stop);
+    sigaddset(&stop, SIGTERM);
+    sigaddset(&stop, SIGINT);
+    sigprocmask(SIG_BLOCK, &stop, nullptr);
+    signal(SIGPIPE, SIG_IGN);  // a client that goes is no reason to end
+    const int signals = signalfd(-1, &stop, SFD_CLOEXEC);
+    try {
+        return serve(settings, signals);
+    } catch (const cpp_store::Error& error) {
+        std::fprintf(stderr, "cpp-store-server: %s\n", error.what());
+        return error.code() == cpp_store::Errc::invalid_argument ? 2 : 1;
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "cpp-store-server: %s\n", error.what());
+        return 1;
+    }
+}

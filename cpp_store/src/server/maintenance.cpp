@@ -1,0 +1,23 @@
+// Calls for people and tools.
+#include "server/call.hpp"
+
+namespace cpp_store::server {
+
+void stats(Call& call) {
+    wire::Writer out;
+    wire::encode(out, call.store().stats());
+    call.reply(std::move(out));
+}
+
+void verify(Call& call) {
+    wire::Writer out;
+    out.strings(call.store().verify());
+    call.reply(std::move(out));
+}
+
+void shutdown(Call& call) {
+    call.reply();
+    call.request_shutdown();
+}
+
+}  // namespace cpp_store::server

@@ -1,0 +1,54 @@
+// Calls about whole models that move no tensors.
+#include "server/call.hpp"
+
+namespace cpp_store::server {
+namespace {
+
+std::string decode_model(Call& call) {
+    wire::Reader in = call.body();
+    std::string model = in.id();
+    in.end();
+    return model;
+}
+
+}  // namespace
+
+void lookup(Call& call) {
+    wire::Writer out;
+    wire::encode(out, call.store().lookup(decode_model(call)));
+    call.reply(std::move(out));
+}
+
+void contains(Call& call) {
+    wire::Writer out;
+    out.u8(call.store().contains(decode_model(call)) ? 1 : 0);
+    call.reply(std::move(out));
+}
+
+void list(Call& call) {
+    wire::Reader in = call.body();
+    const bool all = in.u8() == 0;
+    const std::string ns = in.id();
+    in.end();
+    wire::Writer out;
+    out.strings(call.store().list(all ? nullptr : &ns));
+    call.reply(std::move(out));
+}
+
+void retire(Call& call) {
+    wire::Writer out;
+    wire::encode(out, call.store().retire(decode_model(call)));
+    call.reply(std::move(out));
+}
+
+void alive(Call& call) {
+    wire::Reader in = call.body();
+    const std::vector<std::string> models = in.strings();
+    in.end();
+    wire::Writer out;
+    out.count(models.size());
+    for (const std::string& model : models) out.u8(call.store().is_alive(model) ? 1 : 0);
+    call.reply(std::move(out));
+}
+
+}  // namespace cpp_store::server

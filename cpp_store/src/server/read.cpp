@@ -1,0 +1,68 @@
+#include <algorithm>
+
+#include "server/call.hpp"
+
+namespace cpp_store::server {
+
+std::uint64_t total_bytes(const std::vector<StoredLayerPtr>& layers) {
+    std::uint64_t total = 0;
+    for (const StoredLayerPtr& layer : layers) {
+        if (!layer) continue;
+        for (const auto& tensor : layer->tensors) total += tensor.spec.nbytes();
+    }
+    return total;
+}
+
+void encode_layers(wire::Writer& out, std::vector<wire::Layer> layers,
+                   const std::vector<StoredLayerPtr>& stored, bool with_data) {
+    out.count(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        layers[i].here = stored[i] != nullptr;
+        if (stored[i]) {
+            for (const auto& tensor : stored[i]->tensors) {
+                layers[i].specs.push_back(tensor.spec);
+                if (with_data)
+                    layers[i].data.emplace_back(tensor.extent.data, tensor.spec.nbytes());
+            }
+        }
+        wire::encode(out, layers[i]);
+    }
+}
+
+// Says where a model's layers are and what tensors they have. Small ones come along; the client
+// fetches the others into buffers of its own, from whichever server has them.
+void read(Call& call) {
+    wire::Reader in = call.body();
+    const wire::Read request = wire::decode_read(in);
+    in.end();
+
+    const ModelInfo info = call.store().lookup(request.model);
+    std::vector<std::uint32_t> positions;
+    for (const std::string& name : request.layers) {
+        const std::size_t position = info.table->find(layer_key(name));
+        if (position == info.table->size()) {
+            throw Error(Errc::invalid_argument,
+                        "model '" + request.model + "' has no layer '" + name + "'");
+        }
+        positions.push_back(static_cast<std::uint32_t>(position));
+    }
+    std::ranges::sort(positions);
+    std::vector<wire::Layer> layers;
+    std::vector<StoredLayerPtr> stored;
+    for (const LayerLocation& location : info.layers) {
+        if (!positions.empty() && !std::ranges::binary_search(positions, location.layer)) continue;
+        wire::Layer layer;
+        layer.name = info.table->name(location.layer);
+        layer.owner = location.owner;
+        layer.key = info.table->key(location.layer);
+        layers.push_back(std::move(layer));
+        stored.push_back(location.stored);
+    }
+    const bool with_data = total_bytes(stored) <= wire::described_with_data;
+    if (with_data) call.store().count_read(stored);
+    wire::Writer out;
+    encode_layers(out, std::move(layers), stored, with_data);
+    call.reply(std::move(out));
+}
+
+}  // namespace cpp_store::server

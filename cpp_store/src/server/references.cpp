@@ -1,0 +1,46 @@
+// References that models on other servers hold to layers here.
+#include "server/call.hpp"
+
+namespace cpp_store::server {
+namespace {
+
+wire::References decode(Call& call) {
+    wire::Reader in = call.body();
+    wire::References references = wire::decode_references(in);
+    in.end();
+    return references;
+}
+
+}  // namespace
+
+void acquire(Call& call) {
+    const wire::References references = decode(call);
+    call.store().acquire(references.owner, references.keys, references.holder);
+    call.reply();
+}
+
+void release(Call& call) {
+    const wire::References references = decode(call);
+    call.store().release(references.owner, references.keys, references.holder);
+    call.reply();
+}
+
+void holders(Call& call) {
+    wire::Reader in = call.body();
+    const std::uint64_t age_ms = in.u64();
+    in.end();
+    wire::Writer out;
+    const std::chrono::milliseconds age(std::min<std::uint64_t>(age_ms, 1u << 31));
+    out.strings(call.store().holders(age));
+    call.reply(std::move(out));
+}
+
+void release_holder(Call& call) {
+    wire::Reader in = call.body();
+    const std::string holder = in.id();
+    in.end();
+    call.store().release_holder(holder);
+    call.reply();
+}
+
+}  // namespace cpp_store::server

@@ -1,0 +1,481 @@
+#include "cpp_store/server.hpp"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <ctime>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+
+#include "net/libfabric.hpp"
+#include "server/call.hpp"
+#include "server/workers.hpp"
+
+namespace cpp_store {
+namespace {
+
+using namespace server;
+using Clock = std::chrono::steady_clock;
+
+// How long the progress thread looks for more before it sleeps: about what a call over loopback
+// takes, so that calls that follow each other find it awake.
+constexpr std::chrono::microseconds spin{50};
+constexpr std::chrono::milliseconds lease_check{10'000};
+constexpr std::size_t max_sessions = 65536;
+
+constexpr std::array<void (*)(Call&), wire::operation_count> handlers = {
+    nullptr, nullptr, put,    read,    fetch,    best_matches, end_lease,
+    lookup,  list,    retire, acquire, release,  holders,      release_holder,
+    alive,   stats,   verify, nullptr, shutdown, contains};
+
+class EventFd {
+  public:
+    EventFd() : fd_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+        if (fd_ < 0) throw Error(Errc::internal, "no event descriptor: too many files open");
+    }
+    ~EventFd() { close(fd_); }
+    EventFd(const EventFd&) = delete;
+    EventFd& operator=(const EventFd&) = delete;
+    [[nodiscard]] int fd() const noexcept { return fd_; }
+    void set() noexcept { [[maybe_unused]] const int done = eventfd_write(fd_, 1); }
+    void clear() noexcept {
+        eventfd_t value = 0;
+        [[maybe_unused]] const int done = eventfd_read(fd_, &value);
+    }
+
+  private:
+    int fd_;
+};
+
+void log_to_stderr(LogLevel level, std::string_view line) {
+    constexpr std::array names = {"error", "warning", "info", "debug"};
+    const std::time_t now = std::time(nullptr);
+    std::tm utc{};
+    gmtime_r(&now, &utc);
+    std::array<char, 32> stamp{};
+    std::strftime(stamp.data(), stamp.size(), "%FT%TZ", &utc);
+    std::fprintf(stderr, "%s %s %.*s\n", stamp.data(), names[static_cast<std::size_t>(level)],
+                 static_cast<int>(line.size()), line.data());
+}
+
+std::uint64_t random_session() {
+    std::uint64_t id = 0;
+    while (id == 0) {
+        if (getrandom(&id, sizeof id, 0) != sizeof id) {
+            throw Error(Errc::internal, "no random numbers from the kernel");
+        }
+    }
+    return id;
+}
+
+std::string join(const std::vector<std::string>& parts) {
+    std::string text;
+    for (const std::string& part : parts) text += (text.empty() ? "" : " ") + part;
+    return text;
+}
+
+}  // namespace
+
+namespace server {
+
+void Call::fail(const std::exception& error) {
+    const auto* known = dynamic_cast<const Error*>(&error);
+    const auto* memory = dynamic_cast<const std::bad_alloc*>(&error);
+    const Errc code = known ? known->code() : memory ? Errc::out_of_memory : Errc::internal;
+    wire::Writer out;
+    out.string(std::string_view(error.what()).substr(0, wire::max_id));
+    host_.respond(shared_from_this(), static_cast<std::uint16_t>(code), out.take());
+}
+
+}  // namespace server
+
+struct Server::Impl final : server::Host, net::Endpoint::Listener {
+    Impl(std::shared_ptr<Store> served, Options given)
+        : store_(std::move(served)),
+          options(checked(std::move(given))),
+          endpoint(std::make_unique<net::Endpoint>(net::Address::parse(options.address),
+                                                   net::Endpoint::Role::server, *this)),
+          address(endpoint->address().text()) {
+        workers = std::make_unique<Workers>(options.threads);
+        progress_thread = std::thread([this] { run(); });
+    }
+
+    static Options checked(Options options) {
+        if (options.threads == 0 || options.threads > 1024) {
+            throw Error(Errc::invalid_argument, "a server of " + std::to_string(options.threads) +
+                                                    " threads; 1 to 1024 are possible");
+        }
+        if (!options.log) options.log = log_to_stderr;
+        return options;
+    }
+
+    ~Impl() override { stop(); }
+
+    void stop() {
+        if (stopping.exchange(true)) return;
+        wake.set();
+        progress_thread.join();
+        workers.reset();
+        endpoint->close();  // from here on nothing touches the memory of transfers
+        transfers.clear();
+        endpoint.reset();
+        shutdown_wanted.set();
+    }
+
+    // ------------------------------------------------------------------ the progress thread
+
+    void run() {
+        progress_id = std::this_thread::get_id();
+        Clock::time_point last_event = Clock::now();
+        while (!stopping) {
+            if (endpoint->progress() + run_posted() > 0) {
+                last_event = Clock::now();
+            } else if (Clock::now() - last_event > spin) {
+                sleep();
+                expire_leases();
+            } else {
+                std::this_thread::yield();
+            }
+        }
+    }
+
+    void sleep() {
+        int limit = endpoint->may_sleep();
+        if (limit == 0) return;
+        if (limit < 0) limit = static_cast<int>(lease_check.count());
+        asleep = true;
+        // What was posted before `asleep` was set woke nobody.
+        if (!has_posted() && !stopping) {
+            std::array<pollfd, 2> waiting{pollfd{wake.fd(), POLLIN, 0},
+                                          pollfd{endpoint->wait_fd(), POLLIN, 0}};
+            poll(waiting.data(), endpoint->wait_fd() < 0 ? 1 : 2, limit);
+            if (waiting[0].revents != 0) wake.clear();
+        }
+        asleep = false;
+    }
+
+    void expire_leases() {
+        const auto now = Clock::now();
+        if (now - last_expiry < lease_check) return;
+        last_expiry = now;
+        workers->light([this] { store_->expire_leases(); });
+    }
+
+    // Runs something on the progress thread, from any thread. It must not throw.
+    void post(std::function<void()> work) {
+        {
+            const std::scoped_lock lock(posted_mutex);
+            posted.push_back(std::move(work));
+        }
+        if (asleep) wake.set();
+    }
+
+    bool has_posted() {
+        const std::scoped_lock lock(posted_mutex);
+        return !posted.empty();
+    }
+
+    std::size_t run_posted() {
+        {
+            const std::scoped_lock lock(posted_mutex);
+            running.swap(posted);
+        }
+        for (auto& work : running) work();
+        const std::size_t count = running.size();
+        running.clear();
+        return count;
+    }
+
+    // ------------------------------------------------------------------ requests
+
+    void received(std::span<const std::byte> message) override {
+        try {
+            std::span<const std::byte> part;
+            const wire::Frame frame = wire::decode_frame(message, part);
+            if (frame.kind == wire::Kind::request && frame.session == 0) {
+                hello(frame, part);
+                return;
+            }
+            const auto found = sessions.find(frame.session);
+            // A client that was dropped goes on until it notices; it will connect again.
+            if (found == sessions.end()) return;
+            const std::shared_ptr<Session> session = found->second;
+            switch (frame.kind) {
+                case wire::Kind::request:
+                    request(session, frame, part);
+                    return;
+                case wire::Kind::probe:
+                    send(session->peer, {.kind = wire::Kind::echo, .session = session->id}, {});
+                    return;
+                case wire::Kind::response:
+                case wire::Kind::echo:
+                    drop(*session, "sent what only servers send");
+                    return;
+            }
+        } catch (const Error& error) {
+            complain(std::string("a message is dropped: ") + error.what());
+        } catch (const std::bad_alloc&) {
+            complain("a message is dropped: no memory for it");
+        }
+    }
+
+    void request(const std::shared_ptr<Session>& session, const wire::Frame& frame,
+                 std::span<const std::byte> part) {
+        std::optional<std::vector<std::byte>> body;
+        try {
+            body = session->requests.add(frame, part);
+        } catch (const Error& error) {
+            drop(*session, error.what());
+            return;
+        }
+        if (!body) return;
+        const auto operation = static_cast<wire::Operation>(frame.code);
+        auto call = std::make_shared<Call>(*this, session, operation, frame.call, std::move(*body));
+        if (operation == wire::Operation::ping) {
+            call->reply();
+        } else if (operation == wire::Operation::bye) {
+            forget(*session);
+        } else if (auto* handler = handlers[frame.code]) {
+            auto task = [call = std::move(call), handler] { guarded(*call, handler); };
+            if (operation == wire::Operation::verify) {
+                workers->heavy(std::move(task));
+            } else {
+                workers->light(std::move(task));
+            }
+        } else {
+            drop(*session, "said hello twice");
+        }
+    }
+
+    template <typename Work>
+    static void guarded(Call& call, const Work& work) {
+        try {
+            work(call);
+        } catch (const std::exception& error) {
+            call.fail(error);
+        }
+    }
+
+    void hello(const wire::Frame& frame, std::span<const std::byte> part) {
+        if (frame.code != static_cast<std::uint16_t>(wire::Operation::hello) ||
+            part.size() != frame.total) {
+            throw Error(Errc::protocol, "malformed message: no hello");
+        }
+        wire::Reader in(part);
+        wire::Hello hello = wire::decode_hello(in);
+        in.end();
+        if (sessions.size() >= max_sessions) throw Error(Errc::protocol, "too many clients");
+        const net::Peer peer = endpoint->insert(hello.address);
+        const std::uint64_t id = random_session();
+        auto session = std::make_shared<Session>(Session{id, peer, hello.client, {}});
+        Call call(*this, session, wire::Operation::hello, frame.call, {});
+        wire::Writer out;
+        std::uint16_t code = 0;
+        if (const std::string refusal = refuse(hello); refusal.empty()) {
+            sessions[id] = session;
+            wire::encode(
+                out, wire::Welcome{.session = id, .memory_limit = store_->arena().stats().limit});
+            log(LogLevel::debug, hello.client + " connected");
+        } else {
+            code = static_cast<std::uint16_t>(Errc::invalid_argument);
+            out.string(refusal);
+            log(LogLevel::warning, hello.client + " is refused: " + refusal);
+        }
+        send_body(peer,
+                  {.kind = wire::Kind::response, .code = code, .session = id, .call = frame.call},
+                  out.data());
+    }
+
+    // Why a client may not connect; empty if it may.
+    std::string refuse(wire::Hello& hello) {
+        if (!options.key.empty() && hello.key != options.key) {
+            return address + " wants a key, and the client has none or another";
+        }
+        if (hello.servers.empty()) return {};
+        std::sort(hello.servers.begin(), hello.servers.end());
+        if (servers.empty() || store_->stats().models == 0) servers = hello.servers;
+        if (servers == hello.servers) return {};
+        return address + " holds models of clients of the servers '" + join(servers) +
+               "', this client has '" + join(hello.servers) + "'; give all clients the same list";
+    }
+
+    // ------------------------------------------------------------------ responses
+
+    void send(net::Peer peer, wire::Frame frame, std::span<const std::byte> part) {
+        endpoint->send(peer, wire::encode(frame), part);
+    }
+
+    void send_body(net::Peer peer, wire::Frame frame, std::span<const std::byte> body) {
+        const std::size_t room = endpoint->max_message() - wire::frame_header_size;
+        frame.total = static_cast<std::uint32_t>(body.size());
+        do {
+            const std::size_t size = std::min(room, body.size() - frame.offset);
+            send(peer, frame, body.subspan(frame.offset, size));
+            frame.offset += static_cast<std::uint32_t>(size);
+        } while (frame.offset < body.size());
+    }
+
+    Store& store() override { return *store_; }
+
+    void respond(CallPtr call, std::uint16_t code, std::vector<std::byte> body) override {
+        if (body.size() > wire::max_body) {
+            wire::Writer out;
+            out.string("the answer of " + std::to_string(body.size()) +
+                       " bytes is larger than a message may be; ask for less");
+            code = static_cast<std::uint16_t>(Errc::invalid_argument);
+            body = out.take();
+        }
+        if (std::this_thread::get_id() == progress_id) {
+            answer(*call, code, body);
+        } else {
+            post([this, call = std::move(call), code, body = std::move(body)] {
+                answer(*call, code, body);
+            });
+        }
+    }
+
+    void answer(Call& call, std::uint16_t code, const std::vector<std::byte>& body) {
+        const Session& session = *call.session();
+        if (!sessions.contains(session.id)) return;
+        send_body(
+            session.peer,
+            {.kind = wire::Kind::response, .code = code, .session = session.id, .call = call.id()},
+            body);
+        if (code == static_cast<std::uint16_t>(Errc::protocol)) {
+            drop(session,
+                 std::string(wire::operation_name(call.operation())) + ": malformed request");
+        } else if (code == static_cast<std::uint16_t>(Errc::internal)) {
+            log(LogLevel::error, std::string(wire::operation_name(call.operation())) + ": " +
+                                     wire::Reader(body).string());
+        }
+    }
+
+    void start_transfer(CallPtr call, Transfer::Direction direction,
+                        std::vector<Transfer::Piece> pieces, std::function<void()> then) override {
+        post([this, call = std::move(call), direction, pieces = std::move(pieces),
+              then = std::move(then)]() mutable {
+            const net::Peer peer = call->session()->peer;
+            const std::uint64_t id = ++last_transfer;
+            try {
+                auto& transfer = transfers[id] = std::make_unique<Transfer>(
+                    *endpoint, peer, direction, std::move(pieces),
+                    [this, call, then = std::move(then), id](int error) mutable {
+                        finished(call, std::move(then), id, error);
+                    });
+                transfer->start();
+            } catch (const std::exception& error) {  // memory that cannot be registered
+                transfers.erase(id);
+                call->fail(error);
+            }
+        });
+    }
+
+    void finished(const CallPtr& call, std::function<void()> then, std::uint64_t id, int error) {
+        transfers.erase(id);
+        if (error != 0) {
+            drop(*call->session(), std::string(wire::operation_name(call->operation())) +
+                                       ": cannot move its bytes: " + net::error_text(error));
+            return;
+        }
+        auto task = [call, then = std::move(then)] { guarded(*call, [&](Call&) { then(); }); };
+        if (call->operation() == wire::Operation::put) {
+            workers->heavy(std::move(task));
+        } else {
+            task();
+        }
+    }
+
+    // ------------------------------------------------------------------ clients that go
+
+    void send_failed(net::Peer peer, int error) override {
+        for (auto entry = sessions.begin(); entry != sessions.end();) {
+            const std::shared_ptr<Session> session = (entry++)->second;
+            if (session->peer == peer) {
+                log(LogLevel::info, session->client + " is gone: " + net::error_text(error));
+                forget(*session);
+            }
+        }
+    }
+
+    void drop(const Session& session, const std::string& why) {
+        if (!sessions.contains(session.id)) return;
+        complain(session.client + " is dropped: " + why);
+        forget(session);
+    }
+
+    void forget(const Session& session) { sessions.erase(session.id); }
+
+    // At most a line a second: whoever sends garbage shall not fill the log.
+    void complain(const std::string& what) {
+        const auto now = Clock::now();
+        if (now - last_complaint < std::chrono::seconds(1)) {
+            ++complaints_held_back;
+            return;
+        }
+        last_complaint = now;
+        const auto more = std::exchange(complaints_held_back, 0u);
+        log(LogLevel::warning,
+            what + (more ? " (and " + std::to_string(more) + " more like this)" : ""));
+    }
+
+    void log(LogLevel level, const std::string& line) {
+        if (level <= options.log_level) options.log(level, line);
+    }
+
+    void request_shutdown() override {
+        // Behind the response, which is posted already.
+        post([this] { shutdown_wanted.set(); });
+    }
+
+    std::shared_ptr<Store> store_;
+    Options options;
+    EventFd wake;
+    EventFd shutdown_wanted;
+    std::atomic<bool> stopping = false;
+    std::atomic<bool> asleep = false;
+
+    std::mutex posted_mutex;  // guards `posted`
+    std::vector<std::function<void()>> posted;
+    std::vector<std::function<void()>> running;
+
+    // Of the progress thread.
+    std::unordered_map<std::uint64_t, std::shared_ptr<Session>> sessions;
+    std::vector<std::string> servers;  // the sorted list of the clients whose models are here
+    std::unordered_map<std::uint64_t, std::unique_ptr<Transfer>> transfers;
+    std::uint64_t last_transfer = 0;
+    Clock::time_point last_expiry = Clock::now();
+    Clock::time_point last_complaint{};
+    unsigned complaints_held_back = 0;
+    std::unique_ptr<net::Endpoint> endpoint;
+
+    std::string address;
+    std::unique_ptr<Workers> workers;
+    std::thread::id progress_id;  // set before any request can come
+    std::thread progress_thread;
+};
+
+Server::Server(std::shared_ptr<Store> store, Options options)
+    : impl_(std::make_unique<Impl>(std::move(store), std::move(options))) {}
+Server::~Server() = default;
+
+const std::string& Server::address() const noexcept {
+    return impl_->address;
+}
+const std::shared_ptr<Store>& Server::store() const noexcept {
+    return impl_->store_;
+}
+int Server::shutdown_fd() const noexcept {
+    return impl_->shutdown_wanted.fd();
+}
+void Server::stop() {
+    impl_->stop();
+}
+
+}  // namespace cpp_store
