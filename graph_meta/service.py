@@ -54,9 +54,13 @@ Weight: TypeAlias = Literal["layers", "bytes"]
 #: time (one look costs about 20 us), shorter answers the first question after a pause sooner.
 LONGEST_SLEEP = 2e-3
 
-# A rank that waits looks for this long without sleeping: answers mostly come within it.
+# After something happened, more is likely to: a rank looks without sleeping, then after shortest
+# sleeps (of which the kernel makes 80 us), then ever less often.
 _EAGER_SECONDS = 50e-6
+_KEEN_SECONDS = 5e-3
 _SHORTEST_SLEEP = 20e-6
+# The first probe may only make MPI take a message in, and find nothing.
+_PROBES = 3
 # While a service has a thread, a thread that computes in pure Python yields to it this often.
 _SWITCH_INTERVAL = 100e-6
 # Items of one rank that travel in one round of a bulk exchange; bounds the size of a message.
@@ -291,11 +295,11 @@ class PrefixService:
         """
         comm = self._comm
         if comm is None or not self._serve_lock.acquire(blocking=False):
-            return 0
+            return 0  # nobody to serve, or another thread is at it
         try:
             served = 0
             status = self._mpi.Status()
-            while message := comm.Improbe(self._mpi.ANY_SOURCE, _REQUEST_TAG, status):
+            while message := self._probe(_REQUEST_TAG, status):
                 request = bytearray(status.Get_count(self._mpi.BYTE))
                 message.Recv([request, self._mpi.BYTE])
                 tag, reply = self._answer(request)
@@ -659,7 +663,7 @@ class PrefixService:
         pause = _Pause()
         deadline = time.monotonic() + self._timeout
         while len(answers) < len(ranks):
-            message = comm.Improbe(self._mpi.ANY_SOURCE, tag, status)
+            message = self._probe(tag, status)
             if message is None:
                 if time.monotonic() > deadline:
                     missing = ", ".join(str(rank) for rank in ranks if rank not in answers)
@@ -797,6 +801,14 @@ class PrefixService:
             raise ValueError("the prefix service is closed")
         return self._comm
 
+    def _probe(self, tag: int, status: MPI.Status) -> MPI.Message | None:
+        comm = self._open_comm()
+        for _ in range(_PROBES):
+            message = comm.Improbe(self._mpi.ANY_SOURCE, tag, status)
+            if message is not None:
+                return message
+        return None
+
     def _wait(self, request: MPI.Request) -> None:
         pause = _Pause()
         while not request.Test():
@@ -810,20 +822,22 @@ class PrefixService:
 
 
 class _Pause:
-    """How long to wait between two looks: not at all at first, then twice as long each time."""
+    """How long to wait between two looks: the longer nothing happens, the longer."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self._sleep_after = time.perf_counter() + _EAGER_SECONDS
+        self._since = time.perf_counter()
         self._seconds = _SHORTEST_SLEEP
 
     def wait(self) -> None:
-        if time.perf_counter() < self._sleep_after:
+        quiet = time.perf_counter() - self._since
+        if quiet < _EAGER_SECONDS:
             return
         time.sleep(self._seconds)
-        self._seconds = min(2 * self._seconds, LONGEST_SLEEP)
+        if quiet > _KEEN_SECONDS:
+            self._seconds = min(2 * self._seconds, LONGEST_SLEEP)
 
 
 class _Errors:
