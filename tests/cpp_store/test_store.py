@@ -449,7 +449,9 @@ def test_threads_put_read_match_and_retire_at_once(store: Store) -> None:
 @given(
     arrays=st.lists(
         hnp.arrays(
-            st.sampled_from([dtype for dtype in DTYPES if dtype.isbuiltin == 1 and dtype.kind != "c"]),
+            st.sampled_from(
+                [dtype for dtype in DTYPES if dtype.isbuiltin == 1 and dtype.kind != "c"]
+            ),
             hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
         ),
         max_size=6,
