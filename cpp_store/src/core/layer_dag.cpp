@@ -92,18 +92,34 @@ void LayerDag::plan(const LayerTable& table, const LayerKey& salt, Plan& plan) c
     for (std::uint32_t i = 0; i < count; ++i) {
         if (plan.required[i] == 0) plan.last.push_back(i);
     }
+    plan.required.assign(count, 0);
+    plan.inherited.clear();
+    for (std::size_t i = count; i-- != 0;) {
+        if (plan.nodes[i] == no_id) continue;
+        if (plan.required[i] == 0) plan.inherited.push_back(plan.nodes[i]);
+        for (std::uint32_t at = i == 0 ? 0 : plan.needs_ends[i - 1]; at != plan.needs_ends[i];
+             ++at) {
+            plan.required[plan.needs[at]] = 1;
+        }
+    }
 }
 
 ModelId LayerDag::add(std::string_view name, Plan& plan, double score, std::uint64_t sequence,
                       std::uint32_t space) {
     const ModelId id = models_.allocate();
     Model& model = models_[id];
+    model.inherited_count = static_cast<std::uint32_t>(plan.inherited.size());
+    model.name_size = static_cast<std::uint32_t>(name.size());
+    model.score = Rank::image_of(score);
+    model.sequence = sequence;
+    model.space = space;
     std::vector<std::uint32_t> made;
     NodeId joint = no_id;
-    char* stored_name = nullptr;
     try {
-        stored_name = static_cast<char*>(heap_.allocate(name.size() + 1, 1));
-        std::memcpy(stored_name, name.data(), name.size());
+        model.inherited = static_cast<NodeId*>(heap_.allocate(tail_bytes(model), alignof(NodeId)));
+        std::copy(plan.inherited.begin(), plan.inherited.end(), model.inherited);
+        std::copy(name.begin(), name.end(),
+                  reinterpret_cast<char*>(model.inherited + model.inherited_count));
         std::vector<NodeId> needs;
         for (std::uint32_t i = 0; i < plan.nodes.size(); ++i) {
             if (plan.nodes[i] != no_id) continue;
@@ -113,14 +129,9 @@ ModelId LayerDag::add(std::string_view name, Plan& plan, double score, std::uint
                 needs.push_back(plan.nodes[plan.needs[at]]);
             }
             made.push_back(i);
-            plan.nodes[i] = make_node(plan.keys[i], needs);
+            plan.nodes[i] = make_node(plan.keys[i], needs, id);
         }
-        model.score = Rank::image_of(score);
-        model.sequence = sequence;
-        model.name = stored_name;
-        model.name_size = static_cast<std::uint32_t>(name.size());
-        model.space = space;
-        if (plan.last.size() > 1) joint = make_joint(plan);
+        if (plan.last.size() > 1) joint = make_joint(plan, id);
         if (!plan.last.empty()) {
             const NodeId last = joint != no_id ? joint : plan.nodes[plan.last.front()];
             model.slot = add_entry(last, Entry::model(id));
@@ -131,7 +142,9 @@ ModelId LayerDag::add(std::string_view name, Plan& plan, double score, std::uint
         for (auto i = made.rbegin(); i != made.rend(); ++i) {
             if (plan.nodes[*i] != no_id) drop_node(plan.nodes[*i]);
         }
-        if (stored_name != nullptr) heap_.deallocate(stored_name, name.size() + 1, 1);
+        if (model.inherited != nullptr) {
+            heap_.deallocate(model.inherited, tail_bytes(model), alignof(NodeId));
+        }
         models_.free(id);
         throw;
     }
@@ -160,6 +173,7 @@ void LayerDag::remove(ModelId id) {
         for (std::size_t i = walk_.size(); i-- != 0;) {
             const NodeId at = walk_[i];
             Node& node = nodes_[at];
+            if (node.origin == id) node.origin = no_id;
             if (--node.count == 0) {
                 drop_node(at);
             } else if (node.best == id) {
@@ -168,7 +182,7 @@ void LayerDag::remove(ModelId id) {
             }
         }
     }
-    heap_.deallocate(const_cast<char*>(model.name), std::size_t{model.name_size} + 1, 1);
+    heap_.deallocate(model.inherited, tail_bytes(model), alignof(NodeId));
     models_.free(id);
 }
 
@@ -196,10 +210,11 @@ void LayerDag::collect(NodeId last) {
     }
 }
 
-NodeId LayerDag::make_node(const LayerKey& key, std::span<const NodeId> needs) {
+NodeId LayerDag::make_node(const LayerKey& key, std::span<const NodeId> needs, ModelId origin) {
     const NodeId id = nodes_.allocate();
     Node& node = nodes_[id];
     node.key = key;
+    node.origin = origin;
     std::uint32_t linked = 0;
     bool known = false;
     Need* array = &node.need;
@@ -243,7 +258,7 @@ void LayerDag::drop_node(NodeId id) noexcept {
     nodes_.free(id);
 }
 
-NodeId LayerDag::make_joint(const Plan& plan) {
+NodeId LayerDag::make_joint(const Plan& plan, ModelId origin) {
     std::vector<LayerKey> keys;
     std::vector<NodeId> needs;
     for (const std::uint32_t position : plan.last) {
@@ -257,7 +272,7 @@ NodeId LayerDag::make_joint(const Plan& plan) {
     const LayerKey key = layer_key(text);
     const NodeId found = find(key);
     if (found != no_id) return found;
-    const NodeId made = make_node(key, needs);
+    const NodeId made = make_node(key, needs, origin);
     nodes_[made].joint = 1;
     ++joints_;
     return made;

@@ -62,7 +62,8 @@ class LayerDag {
     struct Model {
         std::uint64_t score = 0;  // Rank::image_of
         std::uint64_t sequence = 0;
-        const char* name = nullptr;
+        NodeId* inherited = nullptr;  // see inherited(); the name stands behind them
+        std::uint32_t inherited_count = 0;
         std::uint32_t name_size = 0;
         NodeId last = no_id;      // no_id: a model without layers
         std::uint32_t slot = 0;   // among the entries of `last`
@@ -87,8 +88,16 @@ class LayerDag {
     }
     [[nodiscard]] const Model& model(ModelId id) const noexcept { return models_[id]; }
     [[nodiscard]] std::string_view name(ModelId id) const noexcept {
-        return {models_[id].name, models_[id].name_size};
+        const Model& model = models_[id];
+        return {reinterpret_cast<const char*>(model.inherited + model.inherited_count),
+                model.name_size};
     }
+    // A short description of all layers of a model: those that came with it (`origin` is the
+    // model), and all layers at or above these, which were there before.
+    [[nodiscard]] std::span<const NodeId> inherited(ModelId id) const noexcept {
+        return {models_[id].inherited, models_[id].inherited_count};
+    }
+    [[nodiscard]] ModelId origin(NodeId node) const noexcept { return nodes_[node].origin; }
     [[nodiscard]] Rank rank(ModelId id) const noexcept {
         if (id == no_id) return {};
         const Model& model = models_[id];
@@ -127,6 +136,7 @@ class LayerDag {
         std::vector<std::uint32_t> needs;  // positions, of all layers; no layer's twice
         std::vector<std::uint32_t> needs_ends;
         std::vector<std::uint8_t> required;  // scratch
+        std::vector<NodeId> inherited;       // those there that no other one there requires
         std::vector<NodeId> given, held;     // scratch
     };
     // Throws Errc::invalid_argument if a layer of equal key has other requirements here.
@@ -165,6 +175,7 @@ class LayerDag {
         LayerKey key;
         std::uint32_t count = 0;
         ModelId best = no_id;
+        ModelId origin = no_id;  // the model that it was made for, until that is removed
         std::uint32_t needs_count = 0;
         std::uint32_t entries_count : 30 = 0;
         std::uint32_t has_block : 1 = 0;
@@ -193,7 +204,7 @@ class LayerDag {
             return has_block ? block->capacity : inline_entries;
         }
     };
-    static_assert(sizeof(Node) == 48);
+    static_assert(sizeof(Node) == 56);
 
     // Counts what the pool takes from the system.
     class CountedMemory final : public std::pmr::memory_resource {
@@ -214,9 +225,15 @@ class LayerDag {
     }
     [[nodiscard]] std::uint32_t winner(const Node& node, std::uint32_t place) const noexcept;
 
-    [[nodiscard]] NodeId make_node(const LayerKey& key, std::span<const NodeId> needs);
+    [[nodiscard]] NodeId make_node(const LayerKey& key, std::span<const NodeId> needs,
+                                   ModelId origin);
     void drop_node(NodeId id) noexcept;
-    [[nodiscard]] NodeId make_joint(const Plan& plan);
+    [[nodiscard]] NodeId make_joint(const Plan& plan, ModelId origin);
+
+    // Bytes at Model::inherited.
+    [[nodiscard]] static std::size_t tail_bytes(const Model& model) noexcept {
+        return model.inherited_count * sizeof(NodeId) + model.name_size;
+    }
 
     [[nodiscard]] std::uint32_t add_entry(NodeId parent, Entry entry);
     void remove_entry(NodeId parent, std::uint32_t slot) noexcept;

@@ -7,6 +7,14 @@
 
 namespace cpp_store {
 
+namespace {
+
+// As many models are considered all at once, whatever their ranks: that takes less than ordering
+// them.
+constexpr std::uint32_t batch = 32;
+
+}  // namespace
+
 std::vector<Match> PrefixSearch::run(const LayerDag& dag, const LayerTable& table,
                                      const LayerKey& salt, const Query& query) {
     dag_ = &dag;
@@ -18,6 +26,7 @@ std::vector<Match> PrefixSearch::run(const LayerDag& dag, const LayerTable& tabl
     infos_.clear();
     sets_.clear();
     candidates_.clear();
+    origins_known_ = false;
     removed_.assign(words_, 0);
     excluded_.assign(query.exclude.begin(), query.exclude.end());
     std::sort(excluded_.begin(), excluded_.end());
@@ -112,16 +121,18 @@ void PrefixSearch::consider_below(NodeId layer) {
             return;
         }
         // All that is still waiting ranks lower.
-        if (hopeless(item.rank)) return;
+        if (hopeless(item.rank.model)) return;
         step(item);
     }
 }
 
 // Whether no model of that rank or a lower one, having nothing of what was removed from U, can be
 // among the matches.
-bool PrefixSearch::hopeless(const Rank& rank) const noexcept {
-    return candidates_.size() == query_->count &&
-           Candidate{weight_left_, rank} <= candidates_.front();
+bool PrefixSearch::hopeless(ModelId model) const noexcept {
+    if (candidates_.size() < query_->count) return false;
+    const Candidate& worst = candidates_.front();
+    return weight_left_ < worst.weight ||
+           (weight_left_ == worst.weight && dag_->rank(model) <= worst.rank);
 }
 
 void PrefixSearch::step(const Item& item) {
@@ -133,12 +144,16 @@ void PrefixSearch::step(const Item& item) {
             step_into_place(item);
             break;
         case Item::Kind::model:
-            step_into_model(item);
+            consider(item.rank.model, item.settled);
             break;
     }
 }
 
 void PrefixSearch::step_into_node(const Item& item) {
+    if (dag_->count(item.id) == 1) {
+        consider_single(item.rank.model, item.settled);
+        return;
+    }
     const std::uint32_t index = info_of(item.id);
     if (infos_[index].expanded) return;
     Item from = item;
@@ -152,7 +167,9 @@ void PrefixSearch::step_into_node(const Item& item) {
         return;
     }
     infos_[index].expanded = true;
-    if (dag_->capacity(item.id) > LayerDag::few) {
+    if (dag_->count(item.id) <= batch) {
+        consider_all(item.id, from.settled);
+    } else if (dag_->capacity(item.id) > LayerDag::few) {
         from.kind = Item::Kind::place;
         from.place = 1;
         step_into_place(from);
@@ -177,21 +194,50 @@ void PrefixSearch::step_into_place(const Item& item) {
     }
 }
 
-void PrefixSearch::step_into_model(const Item& item) {
+void PrefixSearch::consider_all(NodeId node, bool settled) {
+    stack_.assign(1, node);
+    while (!stack_.empty()) {
+        const NodeId at = stack_.back();
+        stack_.pop_back();
+        for (const Entry entry : dag_->entries(at)) {
+            if (entry.is_model()) {
+                consider(entry.id(), settled);
+            } else if (dag_->count(entry.id()) == 1) {
+                consider_single(dag_->best(entry.id()), settled);
+            } else {
+                Info& info = infos_[info_of(entry.id())];
+                if (!info.expanded) stack_.push_back(entry.id());
+                info.expanded = true;
+            }
+        }
+    }
+}
+
+// A model that is the only one with its last layer, and with layers above that: it may be reached
+// from each of them.
+void PrefixSearch::consider_single(ModelId model, bool settled) {
+    Info& info = infos_[info_of(dag_->model(model).last)];
+    if (info.expanded) return;
+    info.expanded = true;
+    consider(model, settled);
+}
+
+void PrefixSearch::consider(ModelId model, bool settled) {
+    if (hopeless(model)) return;
     std::uint64_t weight = weight_left_;
-    if (!item.settled) {
-        const Info& info = prefix_of(item.id);
+    if (!settled) {
+        const Info& info = prefix_of_model(model);
         if (info.layers < min_layers_) return;
         weight = info.weight;
     }
-    if (!excluded(item.rank.model)) offer(weight, item.rank);
+    if (!excluded(model)) offer(weight, dag_->rank(model));
 }
 
 void PrefixSearch::push(Entry entry, const Item& from) {
     Item item;
     item.rank = dag_->rank(entry);
     item.kind = entry.is_model() ? Item::Kind::model : Item::Kind::node;
-    item.id = entry.is_model() ? from.id : entry.id();
+    item.id = entry.id();
     item.settled = from.settled;
     push(item);
 }
@@ -240,6 +286,45 @@ const PrefixSearch::Info& PrefixSearch::prefix_of(NodeId node) {
     const std::uint32_t index = info_of(node);
     if (infos_[index].set == Info::unknown) work_out(index);
     return infos_[index];
+}
+
+// The same for a model, that is, for its last layer: from what it inherited and what came with it,
+// without looking at the layers in between.
+const PrefixSearch::Info& PrefixSearch::prefix_of_model(ModelId model) {
+    const std::uint32_t index = info_of(dag_->model(model).last);
+    if (infos_[index].set != Info::unknown) return infos_[index];
+    for (const NodeId node : dag_->inherited(model)) (void)prefix_of(node);
+    if (infos_[index].set != Info::unknown) return infos_[index];
+    if (!origins_known_) find_origins();
+    const std::size_t set = sets_.size();
+    sets_.resize(set + words_, 0);
+    const auto unite = [&](std::size_t with) {
+        for (std::size_t word = 0; word < words_; ++word) sets_[set + word] |= sets_[with + word];
+    };
+    for (const NodeId node : dag_->inherited(model)) {
+        unite(infos_[info_by_node_.find(node)].set);
+    }
+    const std::uint32_t own = origins_.find(model);
+    if (own != NodeMap::none) unite(own);
+    infos_[index].set = static_cast<std::uint32_t>(set);
+    measure(infos_[index]);
+    return infos_[index];
+}
+
+void PrefixSearch::find_origins() {
+    origins_.clear();
+    for (const NodeId node : live_) {
+        const ModelId origin = dag_->origin(node);
+        if (origin == no_id) continue;
+        std::uint32_t& set = origins_[origin];
+        if (set == NodeMap::none) {
+            set = static_cast<std::uint32_t>(sets_.size());
+            sets_.resize(sets_.size() + words_, 0);
+        }
+        const std::uint32_t position = infos_[info_by_node_.find(node)].position;
+        sets_[set + position / 64] |= Word{1} << (position % 64);
+    }
+    origins_known_ = true;
 }
 
 // The query layers at or above a node: its own, and those of its requirements. Depth first, without
@@ -316,7 +401,7 @@ bool PrefixSearch::meets_removed(const Info& info) const noexcept {
 
 Match PrefixSearch::match_of(const Rank& rank) {
     const LayerDag::Model& model = dag_->model(rank.model);
-    const Info& info = prefix_of(model.last);
+    const Info& info = prefix_of_model(rank.model);
     Match match;
     match.model = dag_->name(rank.model);
     match.score = Rank::score_of(model.score);

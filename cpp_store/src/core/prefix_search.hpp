@@ -66,16 +66,20 @@ class PrefixSearch {
     void step(const Item& item);
     void step_into_node(const Item& item);
     void step_into_place(const Item& item);
-    void step_into_model(const Item& item);
+    void consider_all(NodeId node, bool settled);
+    void consider_single(ModelId model, bool settled);
+    void consider(ModelId model, bool settled);
     void push(Entry entry, const Item& from);
     void push(const Item& item);
-    [[nodiscard]] bool hopeless(const Rank& rank) const noexcept;
+    [[nodiscard]] bool hopeless(ModelId model) const noexcept;
     void offer(std::uint64_t weight, const Rank& rank);
     [[nodiscard]] bool excluded(ModelId model) const noexcept;
 
     [[nodiscard]] std::uint32_t info_of(NodeId node);
     [[nodiscard]] const Info& prefix_of(NodeId node);
     void work_out(std::uint32_t info);
+    [[nodiscard]] const Info& prefix_of_model(ModelId model);
+    void find_origins();
     void measure(Info& info) const;
     [[nodiscard]] bool meets_removed(const Info& info) const noexcept;
     [[nodiscard]] Match match_of(const Rank& rank);
@@ -99,8 +103,11 @@ class PrefixSearch {
     std::vector<Candidate> candidates_;  // heap, the worst on top; at most query.count
     std::vector<std::string_view> excluded_;
     std::vector<std::uint32_t> path_;  // scratch of work_out()
+    std::vector<NodeId> stack_;        // scratch of consider_all()
     std::vector<std::uint8_t> required_;
     std::vector<LayerKey> keys_;
+    NodeMap origins_;  // models that layers of U came with: to a set of these
+    bool origins_known_ = false;
 };
 
 }  // namespace cpp_store
