@@ -37,6 +37,11 @@ class IdTable {
         }
     }
 
+    // The first id that find() would ask about; none if there is none. Cheap once prefetched.
+    [[nodiscard]] std::uint32_t candidate(std::uint64_t hash) const noexcept {
+        return find(hash, [](std::uint32_t) { return true; });
+    }
+
     // The id must not be there.
     void insert(std::uint64_t hash, std::uint32_t id) {
         Shard& shard = shards_[shard_of(hash)];

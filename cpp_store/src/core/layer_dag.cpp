@@ -43,6 +43,14 @@ NodeId LayerDag::find(const LayerKey& key) const noexcept {
     return by_key_.find(hash_of(key), [&](NodeId id) { return nodes_[id].key == key; });
 }
 
+void LayerDag::prefetch(std::span<const LayerKey> keys) const noexcept {
+    for (const LayerKey& key : keys) by_key_.prefetch(hash_of(key));
+    for (const LayerKey& key : keys) {
+        const NodeId id = by_key_.candidate(hash_of(key));
+        if (id != no_id) nodes_.prefetch(id);
+    }
+}
+
 void LayerDag::plan(const LayerTable& table, const LayerKey& salt, Plan& plan) const {
     const std::size_t count = table.size();
     plan.keys.clear();
@@ -51,10 +59,8 @@ void LayerDag::plan(const LayerTable& table, const LayerKey& salt, Plan& plan) c
     plan.needs.clear();
     plan.needs_ends.clear();
     plan.required.assign(count, 0);
-    for (const LayerKey& key : table.keys()) {
-        plan.keys.push_back(salted(key, salt));
-        prefetch(plan.keys.back());
-    }
+    for (const LayerKey& key : table.keys()) plan.keys.push_back(salted(key, salt));
+    prefetch(plan.keys);
     for (std::uint32_t i = 0; i < count; ++i) {
         const auto begin = static_cast<std::ptrdiff_t>(plan.needs.size());
         for (const std::uint32_t required : table.requires_of(i)) {
@@ -113,14 +119,15 @@ ModelId LayerDag::add(std::string_view name, Plan& plan, double score, std::uint
     model.score = Rank::image_of(score);
     model.sequence = sequence;
     model.space = space;
-    std::vector<std::uint32_t> made;
+    std::vector<std::uint32_t>& made = plan.made;
+    made.clear();
     NodeId joint = no_id;
     try {
         model.inherited = static_cast<NodeId*>(heap_.allocate(tail_bytes(model), alignof(NodeId)));
         std::copy(plan.inherited.begin(), plan.inherited.end(), model.inherited);
         std::copy(name.begin(), name.end(),
                   reinterpret_cast<char*>(model.inherited + model.inherited_count));
-        std::vector<NodeId> needs;
+        std::vector<NodeId>& needs = plan.made_needs;
         for (std::uint32_t i = 0; i < plan.nodes.size(); ++i) {
             if (plan.nodes[i] != no_id) continue;
             needs.clear();
@@ -200,6 +207,11 @@ void LayerDag::collect(NodeId last) {
             walk_.push_back(step.node);
             path_.pop_back();
             continue;
+        }
+        if (step.next == 0) {
+            for (std::uint32_t i = 1; i < node.needs_count; ++i) {
+                nodes_.prefetch(node.needs_begin()[i].node);
+            }
         }
         const NodeId above = node.needs_begin()[step.next++].node;
         std::uint32_t& seen = seen_[above];
@@ -386,6 +398,9 @@ ModelId LayerDag::find_best(NodeId id) const noexcept {
     if (node.capacity() > few) {
         const std::uint32_t slot = winner(node, 1);
         return slot == no_id ? no_id : rank(node.entries_begin()[slot]).model;
+    }
+    for (const Entry entry : entries(id)) {
+        if (!entry.is_model()) nodes_.prefetch(entry.id());
     }
     Rank best;
     for (const Entry entry : entries(id)) best = std::max(best, rank(entry));

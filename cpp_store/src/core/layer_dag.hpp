@@ -76,7 +76,11 @@ class LayerDag {
 
     // --- reading ---
     [[nodiscard]] NodeId find(const LayerKey& key) const noexcept;
-    void prefetch(const LayerKey& key) const noexcept { by_key_.prefetch(hash_of(key)); }
+    // Fetches what find() will look at; for many keys at once, so that memory answers them
+    // together.
+    void prefetch(std::span<const LayerKey> keys) const noexcept;
+    void prefetch(NodeId node) const noexcept { nodes_.prefetch(node); }
+    void prefetch_model(ModelId model) const noexcept { models_.prefetch(model); }
     [[nodiscard]] bool is_joint(NodeId node) const noexcept { return nodes_[node].joint != 0; }
     [[nodiscard]] std::uint32_t count(NodeId node) const noexcept { return nodes_[node].count; }
     [[nodiscard]] ModelId best(NodeId node) const noexcept { return nodes_[node].best; }
@@ -138,6 +142,8 @@ class LayerDag {
         std::vector<std::uint8_t> required;  // scratch
         std::vector<NodeId> inherited;       // those there that no other one there requires
         std::vector<NodeId> given, held;     // scratch
+        std::vector<std::uint32_t> made;     // scratch
+        std::vector<NodeId> made_needs;      // scratch
     };
     // Throws Errc::invalid_argument if a layer of equal key has other requirements here.
     // `salt` keeps namespaces apart: it is mixed into every key.

@@ -33,10 +33,8 @@ std::vector<Match> PrefixSearch::run(const LayerDag& dag, const LayerTable& tabl
     if (query.count == 0) return {};
 
     keys_.clear();
-    for (const LayerKey& key : table.keys()) {
-        keys_.push_back(LayerDag::salted(key, salt));
-        dag.prefetch(keys_.back());
-    }
+    for (const LayerKey& key : table.keys()) keys_.push_back(LayerDag::salted(key, salt));
+    dag.prefetch(keys_);
     find_live_layers();
     for (const NodeId layer : live_) {
         if (layers_left_ < min_layers_) break;
@@ -151,7 +149,7 @@ void PrefixSearch::step(const Item& item) {
 
 void PrefixSearch::step_into_node(const Item& item) {
     if (dag_->count(item.id) == 1) {
-        consider_single(item.rank.model, item.settled);
+        consider_once(item.rank.model, item.settled);
         return;
     }
     const std::uint32_t index = info_of(item.id);
@@ -195,30 +193,38 @@ void PrefixSearch::step_into_place(const Item& item) {
 }
 
 void PrefixSearch::consider_all(NodeId node, bool settled) {
+    // All models are found before the first is looked at, so that memory fetches them meanwhile.
+    models_.clear();
     stack_.assign(1, node);
     while (!stack_.empty()) {
         const NodeId at = stack_.back();
         stack_.pop_back();
         for (const Entry entry : dag_->entries(at)) {
-            if (entry.is_model()) {
-                consider(entry.id(), settled);
-            } else if (dag_->count(entry.id()) == 1) {
-                consider_single(dag_->best(entry.id()), settled);
-            } else {
+            if (!entry.is_model()) dag_->prefetch(entry.id());
+        }
+        for (const Entry entry : dag_->entries(at)) {
+            if (!entry.is_model() && dag_->count(entry.id()) != 1) {
                 Info& info = infos_[info_of(entry.id())];
                 if (!info.expanded) stack_.push_back(entry.id());
                 info.expanded = true;
+                continue;
             }
+            models_.push_back(entry.is_model() ? entry.id() : dag_->best(entry.id()));
+            dag_->prefetch_model(models_.back());
         }
     }
+    for (const ModelId model : models_) __builtin_prefetch(dag_->inherited(model).data());
+    for (const ModelId model : models_) consider_once(model, settled);
 }
 
-// A model that is the only one with its last layer, and with layers above that: it may be reached
-// from each of them.
-void PrefixSearch::consider_single(ModelId model, bool settled) {
-    Info& info = infos_[info_of(dag_->model(model).last)];
-    if (info.expanded) return;
-    info.expanded = true;
+// A model may be reached from each of the layers that no other model has.
+void PrefixSearch::consider_once(ModelId model, bool settled) {
+    const NodeId last = dag_->model(model).last;
+    if (dag_->count(last) == 1) {
+        Info& info = infos_[info_of(last)];
+        if (info.expanded) return;
+        info.expanded = true;
+    }
     consider(model, settled);
 }
 

@@ -67,7 +67,7 @@ class PrefixSearch {
     void step_into_node(const Item& item);
     void step_into_place(const Item& item);
     void consider_all(NodeId node, bool settled);
-    void consider_single(ModelId model, bool settled);
+    void consider_once(ModelId model, bool settled);
     void consider(ModelId model, bool settled);
     void push(Entry entry, const Item& from);
     void push(const Item& item);
@@ -104,6 +104,7 @@ class PrefixSearch {
     std::vector<std::string_view> excluded_;
     std::vector<std::uint32_t> path_;  // scratch of work_out()
     std::vector<NodeId> stack_;        // scratch of consider_all()
+    std::vector<ModelId> models_;      // scratch of consider_all()
     std::vector<std::uint8_t> required_;
     std::vector<LayerKey> keys_;
     NodeMap origins_;  // models that layers of U came with: to a set of these

@@ -1,6 +1,8 @@
 // An array of elements that never move, each with a 32-bit id that is reused once it is freed.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -41,10 +43,8 @@ class Slab {
             if (end_ == limit) {
                 throw Error(Errc::out_of_memory, "an index holds 2^31 layers or models at most");
             }
-            std::unique_ptr<Storage[]>& chunk = chunks_[chunk_of(end_)];
-            if (!chunk) {
-                chunk = std::make_unique_for_overwrite<Storage[]>(first << chunk_of(end_));
-            }
+            Chunk& chunk = chunks_[chunk_of(end_)];
+            if (!chunk) chunk = make_chunk(first << chunk_of(end_));
             id = end_++;
         }
         ++used_;
@@ -65,6 +65,13 @@ class Slab {
     struct alignas(T) Storage {
         std::byte bytes[sizeof(T)];
     };
+    struct Free {
+        std::size_t alignment = alignof(Storage);
+        void operator()(Storage* memory) const noexcept {
+            ::operator delete (memory, std::align_val_t{alignment});
+        }
+    };
+    using Chunk = std::unique_ptr<Storage[], Free>;
     static constexpr std::uint32_t none = 0xffff'ffff;
     static constexpr std::size_t first = 1024;  // elements of the first chunk
 
@@ -76,7 +83,19 @@ class Slab {
         return chunks_[chunk][id - ((first << chunk) - first)].bytes;
     }
 
-    std::array<std::unique_ptr<Storage[]>, 22> chunks_;
+    // Large chunks lie on huge pages where the system has some to give: elements are reached in
+    // random order, and an address that is not in the TLB costs as much as the element itself.
+    static Chunk make_chunk(std::size_t elements) {
+        constexpr std::size_t huge_page = std::size_t{2} << 20;
+        const std::size_t bytes = elements * sizeof(Storage);
+        const std::size_t alignment = bytes < 2 * huge_page ? alignof(Storage) : huge_page;
+        Chunk chunk(static_cast<Storage*>(::operator new (bytes, std::align_val_t{alignment})),
+                    Free{alignment});
+        if (alignment == huge_page) ::madvise(chunk.get(), bytes, MADV_HUGEPAGE);
+        return chunk;
+    }
+
+    std::array<Chunk, 22> chunks_;
     std::uint32_t end_ = 0;      // ids below it were used at some time
     std::uint32_t free_ = none;  // first of the freed ones; each holds the id of the next
     std::size_t used_ = 0;
