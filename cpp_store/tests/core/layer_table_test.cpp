@@ -16,7 +16,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 LayerTable example() {
-    return LayerTable({{"input", {}, 0}, {"dense", {0}, 12}, {"näher", {0}, 7}, {"add", {2, 1}, 0}});
+    return LayerTable(
+        {{"input", {}, 0}, {"dense", {0}, 12}, {"näher", {0}, 7}, {"add", {2, 1}, 0}});
 }
 
 std::string message_of(std::vector<LayerTable::Layer> layers) {
@@ -45,7 +46,7 @@ TEST(LayerTable, FindsEveryKeyAndNoOther) {
     const LayerTable table(std::move(layers));
     for (std::size_t i = 0; i < table.size(); ++i) ASSERT_EQ(table.find(table.key(i)), i);
     EXPECT_EQ(table.find(layer_key("another")), table.size());
-    EXPECT_EQ(LayerTable({}).find(layer_key("another")), 0);
+    EXPECT_EQ(LayerTable(std::vector<LayerTable::Layer>()).find(layer_key("another")), 0);
 }
 
 TEST(LayerTable, NamesWhatIsWrong) {
@@ -65,7 +66,7 @@ TEST(LayerTable, NamesWhatIsWrong) {
 }
 
 TEST(LayerTable, SurvivesEncoding) {
-    for (const LayerTable& table : {example(), LayerTable({})}) {
+    for (const LayerTable& table : {example(), LayerTable(std::vector<LayerTable::Layer>())}) {
         const std::vector<std::byte> bytes = table.encode();
         const LayerTable copy = LayerTable::decode(bytes);
         EXPECT_EQ(copy, table);
