@@ -22,8 +22,6 @@ Open = Callable[[str], TransferMethod]
 @pytest.fixture(params=["hdf5", "store"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """An empty place for models; each of its methods is closed at the end."""
-    if request.param == "store" and not hasattr(cpp_store, "embedded"):
-        pytest.skip("cpp_store has no embedded store yet")
     store = cpp_store.embedded(memory="64MiB") if request.param == "store" else None
     opened = []
 

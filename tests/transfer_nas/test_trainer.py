@@ -1,0 +1,508 @@
+"""Candidates start from stored weights, train by the policy, and leave theirs to others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cpp_store
+from graph_meta import LayerGraph, layers, prefix
+from graph_meta.graph import GraphBuilder
+from transfer_nas import loops
+from transfer_nas.applications import Application, Data
+from transfer_nas.errors import InputError, TransferError, TransferUnavailable
+from transfer_nas.job import Evaluation, Job
+from transfer_nas.spaces import Gene, Space
+from transfer_nas.trainer import POLICIES, TransferTrainer
+from transfer_nas.transfer import (
+    HDF5Transfer,
+    Inheritance,
+    NoTransfer,
+    StoreTransfer,
+    TransferMethod,
+)
+
+
+class Normalized(Space):
+    """Two dense layers; what can be shared has batch normalization and dropout in it."""
+
+    name = "normalized"
+    genes = (Gene("first", (16, 12)), Gene("second", (8, 10, 12)))
+
+    def graph(self, genome: tuple[int, ...]) -> LayerGraph:
+        values = self.values(genome)
+        builder = GraphBuilder()
+        edge = self._features(builder)
+        edge = builder.add(layers.dense(values["first"]), edge)
+        edge = builder.add(layers.batch_normalization(momentum=0.5), edge)
+        edge = builder.add(layers.activation("relu"), edge)
+        edge = builder.add(layers.dropout(0.1), edge)
+        edge = builder.add(layers.dense(values["second"], activation="relu"), edge)
+        return self._head(builder, edge)
+
+
+def clusters() -> Data:
+    """Three clouds of points that a straight line does not quite tell apart."""
+    rng = np.random.default_rng(7)
+    labels = rng.integers(3, size=260).astype(np.int32)
+    centres = rng.normal(size=(3, 6))
+    points = (centres[labels] + 0.6 * rng.normal(size=(260, 6))).astype(np.float32)
+    return Data(points[:200], labels[:200], points[200:], labels[200:])
+
+
+APPLICATION = Application(
+    name="clusters",
+    load=clusters,
+    input_shapes=[(6,)],
+    output_units=3,
+    output_activation="softmax",
+    loss="sparse_categorical_crossentropy",
+    metric="sparse_categorical_accuracy",
+    learning_rate=0.02,
+    epochs=4,
+    batch_size=32,
+)
+SPACE = Normalized([(6,)], 3, "softmax")
+PARENT, CHILD = (0, 0), (0, 1)  # share everything before the second dense layer
+SHARED = prefix(SPACE.graph(PARENT), SPACE.graph(CHILD))
+
+
+@pytest.fixture
+def store() -> Iterator[cpp_store.Store]:
+    with cpp_store.embedded(memory="64MiB") as store:
+        yield store
+
+
+@pytest.fixture(params=["hdf5", "store"])
+def transfer(request: pytest.FixtureRequest, tmp_path: Path) -> TransferMethod:
+    if request.param == "hdf5":
+        return HDF5Transfer("clusters", tmp_path / "models")
+    return StoreTransfer("clusters", request.getfixturevalue("store"))
+
+
+def trainer(transfer: TransferMethod | None = None, **options: object) -> TransferTrainer:
+    application = dataclasses.replace(
+        APPLICATION, **{k: options.pop(k) for k in list(options) if hasattr(APPLICATION, k)}
+    )
+    return TransferTrainer(application, SPACE, transfer or NoTransfer(), **options)
+
+
+def stored(transfer: TransferMethod, genome: tuple[int, ...]) -> dict[str, list[np.ndarray]]:
+    """Return the tensors of the stored model that is just that genome's."""
+    match = transfer.best_match(SPACE.graph(genome))
+    assert match is not None and len(match.layers) == len(SPACE.graph(genome))
+    with match:
+        return {name: [np.array(t) for t in ts] for name, ts in match.read().items()}
+
+
+def saved(trainer: TransferTrainer, path: Path) -> dict[str, list[np.ndarray]]:
+    """Return the weights that the last model has after training, as plain Keras reads them."""
+    import keras
+
+    trainer.save_model(path)
+    return {layer.name: layer.get_weights() for layer in keras.models.load_model(path).layers}
+
+
+def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return [x.tobytes() for x in a] == [x.tobytes() for x in b]
+
+
+def test_a_child_starts_from_its_ancestor_and_says_so(transfer: TransferMethod) -> None:
+    trains = trainer(transfer, run="r")
+    graph = SPACE.graph(CHILD)
+
+    first = trains.evaluate(Job(0, PARENT, None, seed=1))
+    second = trains.evaluate(Job(1, CHILD, parent=0, seed=2))
+
+    assert first.status == second.status == "DONE"
+    assert min(first.objective, second.objective) > 0.6
+    parent_bytes = SPACE.graph(PARENT).nbytes
+    assert (
+        first.measures.items()
+        >= {
+            "layers": len(graph),
+            "layers_transferred": 0,
+            "parameters": SPACE.graph(PARENT).parameters,
+            "bytes_transferred": 0,
+            "bytes_stored": parent_bytes,
+        }.items()
+    )
+    assert not {"ancestor", "transfer_error", "load_seconds"} & first.measures.keys()
+    shared_bytes = sum(
+        layer.spec.nbytes
+        for name, layer in zip(graph.names, graph.layers, strict=True)
+        if name in SHARED
+    )
+    whole_copies = isinstance(transfer, HDF5Transfer)
+    assert (
+        second.measures.items()
+        >= {
+            "ancestor": "r/0",
+            "layers": len(graph),
+            "layers_transferred": len(SHARED),
+            "parameters": graph.parameters,
+            "bytes_transferred": shared_bytes,
+            "bytes_stored": graph.nbytes if whole_copies else graph.nbytes - shared_bytes,
+        }.items()
+    )
+    for name in ("match_seconds", "load_seconds", "train_seconds", "store_seconds"):
+        assert 0 < second.measures[name] < 60
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_inherited_tensors_stay_what_they_were(
+    policy: str, transfer: TransferMethod, tmp_path: Path
+) -> None:
+    trains = trainer(transfer, policy=policy)
+    assert trains.evaluate(Job(0, PARENT, None, seed=1)).done
+    before = stored(transfer, PARENT)
+
+    child = trains.evaluate(Job(1, CHILD, parent=0, seed=2))
+
+    assert child.measures["layers_transferred"] == len(SHARED)
+    assert all(same(ts, before[name]) for name, ts in stored(transfer, PARENT).items())
+    trained = saved(trains, tmp_path / "child.keras")
+    inherits = [name for name in SHARED if name in before]
+    assert len(inherits) == 2  # dense and batch normalization
+    for name in inherits:
+        assert same(trained[name], before[name]) == (policy == "freeze"), name
+    # What is stored is what was trained, whoever owns it.
+    child_stored = stored(transfer, CHILD)
+    assert child_stored.keys() == {name for name, ts in trained.items() if ts}
+    assert all(same(trained[name], ts) for name, ts in child_stored.items())
+
+
+def test_a_layer_that_keeps_statistics_though_frozen_is_the_childs_own(
+    store: cpp_store.Store,
+) -> None:
+    """Keras leaves frozen statistics alone; a custom layer may not."""
+    import keras
+
+    transfer = StoreTransfer("clusters", store)
+    trains = trainer(transfer)
+    trains.evaluate(Job(0, PARENT, None, seed=1))
+    before = stored(transfer, PARENT)
+    stubborn = keras.layers.BatchNormalization.call
+
+    def call(self, inputs, training=None, mask=None):  # type: ignore[no-untyped-def]
+        self.moving_mean.assign(self.moving_mean + 1.0)
+        return stubborn(self, inputs, training=training, mask=mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.layers.BatchNormalization, "call", call)
+        trains.evaluate(Job(1, CHILD, parent=0, seed=2))
+
+    assert all(same(ts, before[name]) for name, ts in stored(transfer, PARENT).items())
+    (normalization,) = (name for name in SHARED if name.startswith("BatchNormalization"))
+    assert not same(stored(transfer, CHILD)[normalization], before[normalization])
+
+
+def test_a_genome_that_is_stored_already_needs_no_training(transfer: TransferMethod) -> None:
+    trains = trainer(transfer)
+    first = trains.evaluate(Job(0, PARENT, None, seed=1))
+    again = trains.evaluate(Job(1, PARENT, parent=0, seed=2))
+    assert again.objective == first.objective
+    assert again.measures["layers_transferred"] == again.measures["layers"]
+
+
+def test_equal_jobs_have_equal_results_whatever_came_before(tmp_path: Path) -> None:
+    job = Job(5, CHILD, None, seed=11)
+    results = []
+    for earlier in ([], [Job(0, PARENT, None, seed=1), Job(1, PARENT, None, seed=2)]):
+        trains = trainer()
+        for other in earlier:
+            trains.evaluate(other)
+        results.append((trains.evaluate(job).objective, saved(trains, tmp_path / "m.keras")))
+    (objective, weights), (again, weights_again) = results
+    assert objective == again
+    assert all(same(weights[name], weights_again[name]) for name in weights)
+
+    trains.evaluate(dataclasses.replace(job, seed=12))
+    other_weights = saved(trains, tmp_path / "m.keras")
+    assert not all(same(weights[name], other_weights[name]) for name in weights)
+
+
+def test_what_plain_keras_opens_is_the_model(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    import keras
+
+    trains = trainer()
+    with pytest.raises(ValueError, match="no model"):
+        trains.save_model(tmp_path / "none.keras")
+    evaluation = trains.evaluate(Job(0, PARENT, None, seed=1))
+    trains.save_model(tmp_path / "best.keras")
+    recwarn.clear()
+
+    model = keras.models.load_model(tmp_path / "best.keras")
+
+    assert not recwarn.list
+    assert all(layer.trainable for layer in model.layers)
+    data = APPLICATION.data
+    _, accuracy = model.evaluate(data.x_valid, data.y_valid, verbose=0)
+    assert accuracy == pytest.approx(evaluation.objective, abs=1e-6)
+
+
+def test_less_is_better_where_the_application_says_so() -> None:
+    job, metric = Job(0, PARENT, None, seed=1), "sparse_categorical_crossentropy"
+    more = trainer(metric=metric, mode="max").evaluate(job).objective
+    less = trainer(metric=metric, mode="min").evaluate(job).objective
+    assert less == -more < 0
+
+
+def test_several_inputs(tmp_path: Path) -> None:
+    def load() -> Data:
+        data = clusters()
+        x, v = data.x_train, data.x_valid
+        return Data((x[:, :2], x[:, 2:]), data.y_train, (v[:, :2], v[:, 2:]), data.y_valid)
+
+    application = dataclasses.replace(APPLICATION, load=load, input_shapes=[(2,), (4,)])
+    space = Normalized([(2,), (4,)], 3, "softmax")
+    evaluation = TransferTrainer(application, space, NoTransfer()).evaluate(Job(0, PARENT, seed=1))
+    assert evaluation.status == "DONE"
+    assert evaluation.objective > 0.6
+
+
+def raising(error: type[BaseException]):  # type: ignore[no-untyped-def]
+    def loss(y_true: object, y_pred: object) -> object:
+        raise error("on purpose")
+
+    return loss
+
+
+def test_what_goes_wrong_is_recorded_and_leaves_nothing(
+    transfer: TransferMethod, caplog: pytest.LogCaptureFixture
+) -> None:
+    raises = trainer(transfer, loss=raising(ZeroDivisionError))
+    diverges = trainer(transfer, learning_rate=1e30)
+    for trains, status in [(raises, "F_ZeroDivisionError"), (diverges, "F_nan")]:
+        evaluation = trains.evaluate(Job(3, PARENT, None, seed=1))
+        assert evaluation.status == status
+        assert np.isnan(evaluation.objective)
+        assert evaluation.measures["bytes_stored"] == 0
+        assert transfer.best_match(SPACE.graph(PARENT)) is None
+    assert "on purpose" in caplog.text
+    wrong_genome = trainer().evaluate(Job(0, (9, 9), None, seed=1))
+    assert wrong_genome.status == "F_SpaceError"
+
+
+def test_an_interruption_passes(transfer: TransferMethod) -> None:
+    trains = trainer(transfer, loss=raising(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trains.evaluate(Job(0, PARENT, None, seed=1))
+    assert transfer.best_match(SPACE.graph(PARENT)) is None
+
+
+class Failing(NoTransfer):
+    """Fails at one of its calls."""
+
+    def __init__(self, call: str, error: TransferError) -> None:
+        self.calls: list[str] = []
+        self._call, self._error = call, error
+
+    def _called(self, call: str) -> None:
+        self.calls.append(call)
+        if call == self._call:
+            raise self._error
+
+    def best_match(self, graph: LayerGraph) -> Inheritance | None:
+        self._called("best_match")
+        return _Unreadable(self) if self._call == "read" else None
+
+    def put(self, *arguments: object, **options: object) -> int:
+        self._called("put")
+        return 8
+
+    def retire(self, models: object) -> None:
+        self._called("retire")
+
+
+class _Unreadable(Inheritance):
+    ancestor, score, layers, nbytes = "7", 1.0, ("Dense",), 4
+
+    def __init__(self, method: Failing) -> None:
+        self._method = method
+
+    def read(self) -> dict[str, list[np.ndarray]]:
+        self._method._called("read")
+        return {}
+
+    def close(self) -> None:
+        self._method._called("close")
+
+
+@pytest.mark.parametrize("call", ["best_match", "read", "put", "retire"])
+@pytest.mark.parametrize("error", [TransferUnavailable("server gone"), TransferError("full")])
+def test_a_search_goes_on_without_transfer_and_says_so_once(
+    call: str, error: TransferError, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = Failing(call, error)
+    trains = trainer(method, epochs=1)
+    evaluations = []
+    for number in range(2):
+        trains.retire([number])
+        evaluations.append(trains.evaluate(Job(number, PARENT, None, seed=number)))
+
+    gone = isinstance(error, TransferUnavailable)
+    assert [e.status for e in evaluations] == ["DONE", "DONE"]
+    assert method.calls.count(call) == (1 if gone else 2)
+    assert method.calls.count("close") == method.calls.count("read")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert str(error) in caplog.text
+    recorded = [e.measures.get("transfer_error", "") for e in evaluations]
+    if call == "retire":
+        assert recorded == ["", ""]
+    else:
+        assert str(error) in recorded[0]
+        assert (str(error) in recorded[1]) == (not gone)
+    assert all(e.measures["layers_transferred"] == 0 for e in evaluations)
+
+
+def test_an_unknown_policy_is_named() -> None:
+    with pytest.raises(InputError, match=r"'frieze'.*did you mean 'freeze'"):
+        trainer(policy="frieze")
+
+
+def test_memory_does_not_grow_from_candidate_to_candidate(store: cpp_store.Store) -> None:
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    trains = trainer(StoreTransfer("clusters", store), epochs=1)
+    after = []
+    for number in range(28):
+        genome = (number % 2, number % 3)
+        assert trains.evaluate(Job(number, genome, None, seed=number)).done
+        trains.retire([number - 1])
+        after.append(resident())
+    # Keras' own fit leaves 13 MB behind for each model, which would be 200 MB here.
+    assert after[-1] - after[11] < 24, after
+
+
+class TestLoops:
+    """Our loop against Keras' own."""
+
+    @staticmethod
+    def model(seed: int):  # type: ignore[no-untyped-def]
+        import keras
+
+        keras.utils.set_random_seed(seed)
+        model = keras.Sequential(
+            [
+                keras.layers.Input((6,)),
+                keras.layers.Dense(8, "tanh", kernel_regularizer=keras.regularizers.L2(0.01)),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(3, "softmax"),
+            ]
+        )
+        model.compile(
+            keras.optimizers.AdamW(0.01, weight_decay=0.1, clipnorm=1.0),
+            loss="sparse_categorical_crossentropy",
+            metrics=["sparse_categorical_accuracy"],
+        )
+        return model
+
+    def test_both_train_and_judge_alike(self) -> None:
+        """With all rows in one step there is no order in which they could differ."""
+        data = clusters()
+        ours, keras_own = loops.TensorFlowLoop(data, 256), loops.FitLoop(data, 256)
+        results = []
+        for loop in (ours, keras_own):
+            model = self.model(3)
+            loop.train(model, 5, np.random.default_rng(0))
+            results.append((model.get_weights(), loop.validate(model)))
+        (weights, judged), (expected_weights, expected) = results
+        for a, b in zip(weights, expected_weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        assert judged == pytest.approx(expected, rel=1e-4)
+
+    def test_each_row_counts_once_an_epoch(self) -> None:
+        """200 rows in steps of 48: a last step of 8 rows is not dropped and not padded."""
+        import keras
+
+        seen = []
+
+        @keras.saving.register_keras_serializable("test")
+        class Watch(keras.layers.Layer):
+            def call(self, inputs):  # type: ignore[no-untyped-def]
+                import tensorflow as tf
+
+                tf.py_function(lambda x: seen.append(x.numpy()), [inputs], [])
+                return inputs
+
+        data = clusters()
+        inputs = keras.Input((6,))
+        model = keras.Model(inputs, keras.layers.Dense(3)(Watch()(inputs)))
+        model.compile(
+            "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
+        )
+        loops.TensorFlowLoop(data, 48).train(model, 2, np.random.default_rng(0))
+        seen = [rows for rows in seen if len(rows)]
+        assert [len(rows) for rows in seen] == [48, 48, 48, 48, 8] * 2
+        for epoch in (seen[:5], seen[5:]):
+            rows = np.concatenate(epoch)
+            assert not np.array_equal(rows, data.x_train)
+            np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(data.x_train, axis=0))
+
+    def test_an_epoch_without_a_finite_loss_is_the_last(self) -> None:
+        model = self.model(3)
+        model.optimizer.learning_rate = 1e30
+        loop = loops.TensorFlowLoop(clusters(), 32)
+        loop.train(model, 50, np.random.default_rng(0))
+        assert int(model.optimizer.iterations) < 50 * 7
+        assert np.isnan(loop.validate(model)["loss"])
+
+
+OTHER_PROCESS = """
+import json, sys
+import test_trainer
+from transfer_nas.transfer import HDF5Transfer
+from pathlib import Path
+trains = test_trainer.trainer(HDF5Transfer("clusters", Path(sys.argv[1])))
+jobs = [test_trainer.Job(0, (0, 0), None, 1), test_trainer.Job(1, (0, 1), 0, 2)]
+evaluations = [trains.evaluate(job).to_dict() for job in jobs]
+trains.save_model(Path(sys.argv[1]) / "last.keras")
+print(json.dumps(evaluations))
+"""
+
+
+def in_another_process(directory: Path, backend: str) -> list[Evaluation]:
+    process = subprocess.run(
+        [sys.executable, "-c", OTHER_PROCESS, str(directory)],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"KERAS_BACKEND": backend, "PYTHONHASHSEED": "3"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return [Evaluation.from_dict(fields) for fields in json.loads(process.stdout)]
+
+
+def test_another_process_gets_the_same_objectives(tmp_path: Path) -> None:
+    trains = trainer(HDF5Transfer("clusters", tmp_path / "here"))
+    here = [
+        trains.evaluate(Job(0, PARENT, None, seed=1)),
+        trains.evaluate(Job(1, CHILD, parent=0, seed=2)),
+    ]
+    there = in_another_process(tmp_path / "there", "tensorflow")
+    assert [e.objective for e in there] == [e.objective for e in here]
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_train_and_transfer(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    parent, child = in_another_process(tmp_path, backend)
+    assert (parent.status, child.status) == ("DONE", "DONE")
+    assert min(parent.objective, child.objective) > 0.6
+    assert child.measures["layers_transferred"] == len(SHARED)
