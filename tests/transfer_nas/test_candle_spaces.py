@@ -9,9 +9,15 @@ import re
 import numpy as np
 import pytest
 
+import cpp_store
+from graph_meta import prefix
 from graph_meta.graph import LayerGraph
+from transfer_nas.applications import Application, Data
 from transfer_nas.errors import SpaceError
+from transfer_nas.job import Job
 from transfer_nas.spaces import Attn, Combo, Nt3, Scalar, Space, Uno
+from transfer_nas.trainer import TransferTrainer
+from transfer_nas.transfer import StoreTransfer
 
 
 def genome_of(space: Space, default: Scalar | None = None, **values: Scalar) -> tuple[int, ...]:
@@ -259,3 +265,42 @@ def test_a_late_mutation_keeps_the_layers_before_it() -> None:
         child = (*genome[:-1], (genome[-1] + 1) % len(space.genes[-1].values))
         shared_names = set(space.graph(genome).names) & set(space.graph(child).names)
         assert len(shared_names) >= len(space.input_shapes) + 1
+
+
+def responses() -> Data:
+    """What two doses of drugs do to a cell line, made up."""
+    rng = np.random.default_rng(3)
+    cell, one, two = (rng.normal(size=(120, n)).astype(np.float32) for n in (6, 4, 4))
+    growth = np.tanh(one[:, :1] + two[:, :1]) * cell[:, :1]
+    x, y = (cell, one, two), growth.astype(np.float32)
+    return Data(tuple(a[:90] for a in x), y[:90], tuple(a[90:] for a in x), y[90:])
+
+
+def test_a_child_inherits_a_shared_tower() -> None:
+    application = Application(
+        name="responses",
+        load=responses,
+        input_shapes=[(6,), (4,), (4,)],
+        output_units=1,
+        loss="mse",
+        metric="mse",
+        mode="min",
+        epochs=1,
+    )
+    space = Uno(application.input_shapes, 1, units=(8, 12), dropout_rates=())
+    parent = genome_of(space, "8_relu")
+    child = genome_of(space, "8_relu", trunk_2="12_relu")
+    graph = space.graph(child)
+    inherited = prefix(space.graph(parent), graph)
+    assert shared(graph) == [2, 2, 2] and len(inherited) == len(graph) - 2
+
+    with cpp_store.embedded(memory="16MiB") as store:
+        trainer = TransferTrainer(application, space, StoreTransfer("responses", store))
+        first = trainer.evaluate(Job(0, parent, seed=1))
+        second = trainer.evaluate(Job(1, child, parent=0, seed=2))
+
+    assert (first.status, second.status) == ("DONE", "DONE")
+    assert second.measures["layers_transferred"] == len(inherited)
+    new = sum(layer.spec.nbytes for layer in graph.layers[-2:])
+    assert second.measures["bytes_stored"] == new
+    assert second.measures["bytes_transferred"] == graph.nbytes - new

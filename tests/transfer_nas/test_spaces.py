@@ -99,6 +99,16 @@ def test_a_mutation_changes_the_architecture(space: Space) -> None:
         assert before.names != after.names
 
 
+def test_each_value_of_each_gene_is_another_architecture(space: Space) -> None:
+    for genome in genomes(space, 2, seed=9):
+        for position, gene in enumerate(space.genes):
+            architectures = {
+                frozenset(space.graph((*genome[:position], value, *genome[position + 1 :])).names)
+                for value in range(len(gene.values))
+            }
+            assert len(architectures) == len(gene.values), gene.name
+
+
 def test_values_name_what_each_gene_chooses(space: Space) -> None:
     for genome in genomes(space, 10):
         values = space.values(genome)
