@@ -72,7 +72,10 @@ def main() -> int:
             warn=print,
         )
     ranks.share(None)
-    evaluator = Fake(options.get("seconds", 0.0), options.get("fail_every", 0))
+    seconds = options.get("seconds", 0.0)
+    if isinstance(seconds, list):  # by rank
+        seconds = seconds[ranks.rank]
+    evaluator = Fake(seconds, options.get("fail_every", 0))
     begun = time.perf_counter()
     interruption = Interruption(options.get("timeout"))
     log = sys.stderr.write if options.get("log") else lambda text: None

@@ -135,8 +135,10 @@ def test_a_signal_ends_all_ranks_with_everything_on_disk(
     assert len(rows(tmp_path)) == result["evaluations"] >= 1
 
 
-def test_an_error_of_the_manager_ends_all_ranks(mpiexec: Any, tmp_path: Path) -> None:
-    options = {"seconds": 0.05, "manager_error_at": 6}
+def test_an_error_of_the_manager_ends_all_ranks_whatever_they_are_doing(
+    mpiexec: Any, tmp_path: Path
+) -> None:
+    options = {"seconds": [60, 0.05, 0.05], "manager_error_at": 6}
     done = mpiexec(3, FAKE, tmp_path, json.dumps(options), timeout=20)
     assert done.returncode == 1
     assert "disk full, as asked" in done.stderr

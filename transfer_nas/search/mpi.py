@@ -81,8 +81,8 @@ def run(
     Raises
     ------
     Exception
-        Whatever the manager raised (a full disk, for instance), in rank 0, as soon as its worker
-        has finished its job. The others may still be evaluating: abort.
+        Whatever the manager raised (a full disk, for instance), in rank 0, whose own evaluation is
+        interrupted. The others may still be evaluating: abort.
     """
     comm = comm.Dup()
     try:
@@ -182,6 +182,7 @@ class _ManagerThread:
         except BaseException as error:  # raised again by __exit__, in the main thread
             self._error = error
             self.orders.put(_Order(None, 0.0))
+            interruption.now()
 
 
 def _manage(
