@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute
 from transfer_nas.spaces._base import Gene, Genome, Scalar, Space
@@ -39,6 +40,7 @@ __all__ = [
     "Uno",
     "find",
     "get",
+    "graph_of_genome",
 ]
 
 
@@ -75,3 +77,16 @@ def get(
 ) -> Space:
     """Make the space called `name` for these inputs and outputs; see `find` and `Space`."""
     return find(name)(input_shapes, output_units, output_activation, **options)
+
+
+def graph_of_genome(name: str, genome: Sequence[int]) -> LayerGraph:
+    """Return a layer graph for ``space:genome`` on a command line; see `Space.example`.
+
+    `graph_meta.find_prefix` finds this function as an entry point (pyproject.toml).
+
+    Raises
+    ------
+    SpaceError
+        There is no such space, or it has no such genome.
+    """
+    return find(name).example().graph(tuple(genome))
