@@ -62,3 +62,35 @@ def test_an_owners_id_stays_taken_while_others_inherit() -> None:
             store.put("m", {"a": [np.ones(3)]})
         store.retire("n")
         store.put("m", {"a": [np.ones(3)]})
+
+
+def test_what_is_written_in_place_is_not_copied() -> None:
+    with cpp_store.embedded(memory="16MiB") as store:
+        with store.allocate("m", {"a": [((2, 3), "bfloat16"), ((), "int8")]}) as put:
+            kernel, number = put.arrays["a"]
+            kernel[...] = 2
+            number[...] = 7
+        found = store.read("m")["a"]
+        assert found[0].ctypes.data == kernel.ctypes.data
+        assert found[0].dtype == kernel.dtype == "bfloat16"
+        assert (found[0] == 2).all()
+        assert found[1] == 7
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        (((3,), ">f4"), "byte-swapped"),
+        (((3,), "U3"), "expected one of the dtypes"),
+        (((-1,), "float32"), "negative extent -1"),
+        (((1 << 62, 8), "float32"), r"2\^63"),
+        ("float32", "a pair"),
+        (((3,), "no such dtype"), "no such dtype"),
+    ],
+)
+def test_allocates_only_what_can_be_kept(spec: object, says: str) -> None:
+    with (
+        cpp_store.embedded(memory="16MiB") as store,
+        pytest.raises(cpp_store.InvalidArgument, match=says),
+    ):
+        store.allocate("m", {"a": [spec]})  # type: ignore[list-item]

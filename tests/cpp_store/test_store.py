@@ -221,6 +221,30 @@ def test_puts_are_idempotent(store: Store) -> None:
     assert len(store) == 1
 
 
+def test_tensors_may_be_written_in_place(store: Store) -> None:
+    expected = weights("a", "b")
+    specs = {name: [(array.shape, array.dtype) for array in expected[name]] for name in expected}
+    with store.allocate("m", specs, table=chain("a", "b"), score=3) as put:
+        assert "m" not in store
+        for name, arrays in put.arrays.items():
+            for array, source in zip(arrays, expected[name], strict=True):
+                array[...] = source
+    assert_equal(store.read("m"), expected)
+    assert store.lookup("m").score == 3
+    assert store.verify() == []
+    assert not put.arrays["a"][0].flags.writeable
+    assert store.put("m", expected, table=chain("a", "b"), score=3) == 120
+
+
+def test_an_allocation_that_fails_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.allocate("m", {"a": [((1000,), "float32")]}) as put:
+        raise RuntimeError
+    put.arrays["a"][0][...] = 1  # still memory of its own
+    assert "m" not in store
+    del put
+    assert store.stats()["memory_used"] == 0
+
+
 def test_children_inherit_by_reference(store: Store) -> None:
     parent = weights("a", "b", "p")
     store.put("parent", parent, table=chain("a", "b", "p"))

@@ -120,6 +120,10 @@ class PendingPut {
     // Where each tensor's bytes belong: one span a tensor, in the order of request.own.
     [[nodiscard]] std::span<const std::span<std::byte>> buffers() const noexcept;
 
+    // The layers that the put brings, in the order of request.own: to pin the memory that
+    // is being filled, for whoever may hold on to it longer than the put lasts.
+    [[nodiscard]] std::vector<LayerLocation> layers() const;
+
     // Copies one tensor in and takes its checksum in the same pass. A buffer that was filled
     // otherwise (RMA) gets its checksum at commit. Different tensors may be filled by different
     // threads.

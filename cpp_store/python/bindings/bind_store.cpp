@@ -40,6 +40,56 @@ std::uint64_t put(Store& store, std::string model, const py::dict& tensors,
     return store.commit(std::move(pending));
 }
 
+py::str name_of(const LayerTable& table, std::uint32_t layer) {
+    const std::string_view name = table.name(layer);
+    return {name.data(), name.size()};
+}
+
+// A put whose tensors Python writes itself. The arrays pin the memory, so that one that is kept is
+// safe to touch whatever became of the put.
+class Allocation {
+  public:
+    Allocation(StorePtr store, PutRequest request)
+        : store_(std::move(store)), table_(request.table) {
+        const py::gil_scoped_release release;
+        pending_.emplace(store_->prepare(std::move(request)));
+    }
+
+    py::dict arrays() const {
+        py::dict out;
+        if (!pending_) return out;
+        for (const LayerLocation& location : pending_->layers()) {
+            out[name_of(*table_, location.layer)] = views(location.stored, Access::writable);
+        }
+        return out;
+    }
+
+    std::uint64_t publish() {
+        if (!pending_) throw Error(Errc::invalid_argument, "the put is over already");
+        PendingPut put = std::move(*pending_);
+        pending_.reset();
+        const py::gil_scoped_release release;
+        return store_->commit(std::move(put));
+    }
+
+    void discard() { pending_.reset(); }
+
+  private:
+    StorePtr store_;
+    LayerTablePtr table_;
+    std::optional<PendingPut> pending_;
+};
+
+std::unique_ptr<Allocation> allocate(StorePtr store, std::string model, const py::dict& specs,
+                                     std::shared_ptr<LayerTable> table, const py::list& inherited,
+                                     std::string ns, double score, std::string parent,
+                                     std::string graph, std::string metadata) {
+    return std::make_unique<Allocation>(
+        std::move(store),
+        allocate_arguments(std::move(model), specs, std::move(table), inherited, std::move(ns),
+                           score, std::move(parent), std::move(graph), std::move(metadata)));
+}
+
 // The layers of a model by name (None: all that have tensors), and its table for their names.
 struct Located {
     LayerTablePtr table;
@@ -64,11 +114,6 @@ Located locate(Store& store, const std::string& model, const std::optional<py::l
         }
     }
     return located;
-}
-
-py::str name_of(const LayerTable& table, std::uint32_t layer) {
-    const std::string_view name = table.name(layer);
-    return {name.data(), name.size()};
 }
 
 // Copies tensors without the GIL.
@@ -219,6 +264,13 @@ void bind_store(py::module_& m) {
                                      "The store in process: cpp_store.embedded().");
     type.def(py::init(&open), py::arg("memory"));
     type.def("put", &put, py::arg("model"), py::arg("tensors"), py::arg("table"),
+             py::arg("inherited"), py::arg("namespace"), py::arg("score"), py::arg("parent"),
+             py::arg("graph"), py::arg("metadata"));
+    py::class_<Allocation>(m, "LocalAllocation")
+        .def("arrays", &Allocation::arrays)
+        .def("publish", &Allocation::publish)
+        .def("discard", &Allocation::discard);
+    type.def("allocate", &allocate, py::arg("model"), py::arg("specs"), py::arg("table"),
              py::arg("inherited"), py::arg("namespace"), py::arg("score"), py::arg("parent"),
              py::arg("graph"), py::arg("metadata"));
     type.def("read", &read, py::arg("model"), py::arg("layers"), py::arg("copy"));

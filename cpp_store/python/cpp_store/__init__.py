@@ -19,9 +19,10 @@ from cpp_store._core import (
     ProtocolError,
     StoreError,
 )
-from cpp_store._store import LeasedMatch, Store, embedded
+from cpp_store._store import Allocation, LeasedMatch, Store, embedded
 
 __all__ = [
+    "Allocation",
     "AlreadyExists",
     "ConnectionError",
     "DeadlineExceeded",

@@ -130,8 +130,25 @@ class ModelInfo:
     @property
     def bytes_inherited(self) -> int: ...
 
+class LocalAllocation:
+    def arrays(self) -> dict[str, list[_Array]]: ...
+    def publish(self) -> int: ...
+    def discard(self) -> None: ...
+
 class LocalStore:
     def __init__(self, memory: int) -> None: ...
+    def allocate(
+        self,
+        model: str,
+        specs: dict[str, Sequence[tuple[Sequence[int], npt.DTypeLike]]],
+        table: LayerTable | None,
+        inherited: list[tuple[str, str]],
+        namespace: str,
+        score: float,
+        parent: str,
+        graph: str,
+        metadata: str,
+    ) -> LocalAllocation: ...
     def put(
         self,
         model: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from cpp_store._core import (
     InvalidArgument,
     LayerTable,
+    LocalAllocation,
     LocalStore,
     Match,
     ModelInfo,
@@ -22,6 +23,7 @@ from cpp_store._core import (
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Sequence[npt.ArrayLike]]
+Specs = Sequence[tuple[Sequence[int], npt.DTypeLike]]
 Names = list[str]  # within Store, `list` is a method
 
 
@@ -141,6 +143,69 @@ class LeasedMatch(Match):
         self.close()
 
 
+class Allocation:
+    """A put whose tensors the caller writes in place, rather than having them copied.
+
+    A context manager: leaving it publishes the model, or drops it all after an exception.
+
+    Attributes
+    ----------
+    arrays : dict[str, list[np.ndarray]]
+        Writable, by layer, of the shapes and dtypes that were asked for; their content is arbitrary
+        at first. Read-only once the model is published. In process they are the store's memory
+        itself: views on them that are kept must not be written to after that.
+    """
+
+    def __init__(self, pending: LocalAllocation | _StagedPut) -> None:
+        self._pending = pending
+        self.arrays = pending.arrays()
+
+    def publish(self) -> int:
+        """Make the model visible. Returns and raises as :meth:`Store.put`."""
+        for arrays in self.arrays.values():
+            for array in arrays:
+                array.flags.writeable = False
+        return self._pending.publish()
+
+    def discard(self) -> None:
+        """Forget it all; nothing was visible."""
+        self._pending.discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.publish()
+        else:
+            self.discard()
+
+
+class _StagedPut:
+    """What an :class:`Allocation` fills where the store's memory is out of reach."""
+
+    def __init__(self, specs: Mapping[str, Specs], put: Callable[[dict[str, list[Array]]], int]):
+        self._arrays = {
+            name: [np.empty(shape, dtype) for shape, dtype in layer]
+            for name, layer in specs.items()
+        }
+        self._put = put
+
+    def arrays(self) -> dict[str, list[Array]]:
+        return self._arrays
+
+    def publish(self) -> int:
+        return self._put(self._arrays)
+
+    def discard(self) -> None:
+        self._arrays = {}
+
+
 class Store:
     """Models and their tensors, each shared tensor once.
 
@@ -237,6 +302,48 @@ class Store:
             graph,
             _to_json(metadata),
         )
+
+    def allocate(
+        self,
+        model: str,
+        specs: Mapping[str, Specs],
+        *,
+        table: LayerTable | None = None,
+        match: LeasedMatch | None = None,
+        inherited: Collection[str] = (),
+        namespace: str = "",
+        score: float = 0.0,
+        parent: str = "",
+        graph: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Allocation:
+        """Begin a put whose tensors the caller writes in place; in process it copies nothing.
+
+        Parameters
+        ----------
+        model
+            Its id.
+        specs
+            For each layer that the model brings along the (shape, dtype) of its tensors.
+        table, match, inherited, namespace, score, parent, graph, metadata
+            As for :meth:`put`.
+
+        Returns
+        -------
+        Allocation
+            Its arrays to write to; leaving it as a context publishes the model.
+
+        Raises
+        ------
+        InvalidArgument, AlreadyExists, NotFound, OutOfMemory
+            As :meth:`put`; some of them only when the model is published.
+        """
+        handle = self._open_handle()
+        owners = self._owners_of(inherited, match)
+        said = (table, owners, namespace, score, parent, graph, _to_json(metadata))
+        if isinstance(handle, LocalStore):
+            return Allocation(handle.allocate(model, dict(specs), *said))
+        return Allocation(_StagedPut(specs, lambda arrays: handle.put(model, dict(arrays), *said)))
 
     def _owners_of(
         self, inherited: Collection[str], match: LeasedMatch | None

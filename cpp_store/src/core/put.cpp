@@ -307,6 +307,15 @@ std::span<const std::span<std::byte>> PendingPut::buffers() const noexcept {
     return impl_->buffers;
 }
 
+std::vector<LayerLocation> PendingPut::layers() const {
+    std::vector<LayerLocation> out;
+    out.reserve(impl_->own.size());
+    for (const auto& [position, layer] : impl_->own) {
+        out.push_back({position, impl_->model->id, layer});
+    }
+    return out;
+}
+
 void PendingPut::fill(std::size_t tensor, const std::byte* source) {
     Impl::Target& target = impl_->targets.at(tensor);
     const std::span<std::byte> buffer = impl_->buffers[tensor];
