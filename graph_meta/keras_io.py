@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _REGISTER = "register it with @keras.saving.register_keras_serializable()"
 _STABLE_NAME = re.compile(r"[A-Za-z]\w*_[0-9a-f]{32}(_[1-9][0-9]*)?")
 
+# What layers raise for a configuration or tensors that they cannot work with.
+_REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
+
 # Options that Keras added to a layer after 3.8, with the value at which nothing changed. Left out
 # of configurations, so that a digest is the same under every version of Keras.
 _ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
@@ -86,23 +89,33 @@ def to_keras(graph: LayerGraph, *, name: str | None = None) -> keras.Model:
         operation = _make_operation(layer.spec, stable_name)
         made = []
         for call in layer.calls:
-            tensors = [outputs[e.layer][e.call][e.tensor] for e in call.inputs]
+            tensors = [_output(graph, outputs, edge) for edge in call.inputs]
             try:
                 result = _apply(operation, tensors, call.arguments)
-            except (TypeError, ValueError) as error:
+            except _REFUSALS as error:
                 raise GraphError(
                     f"layer {stable_name}: Keras cannot call it as the graph says: {error}"
                 ) from error
             made.append(keras.tree.flatten(result))
         outputs.append(made)
         _check_weights(operation, layer.spec, stable_name)
-    inputs = [outputs[e.layer][e.call][e.tensor] for e in graph.inputs]
-    results = [outputs[e.layer][e.call][e.tensor] for e in graph.outputs]
+    inputs = [_output(graph, outputs, edge) for edge in graph.inputs]
+    results = [_output(graph, outputs, edge) for edge in graph.outputs]
     return keras.Model(
         inputs[0] if len(inputs) == 1 else inputs,
         results[0] if len(results) == 1 else results,
         name=name,
     )
+
+
+def _output(graph: LayerGraph, outputs: list[list[list[Any]]], edge: Edge) -> Any:
+    tensors = outputs[edge.layer][edge.call]
+    if edge.tensor >= len(tensors):
+        raise GraphError(
+            f"layer {graph.names[edge.layer]}: the graph uses its output {edge.tensor}, but it has "
+            f"{len(tensors)}"
+        )
+    return tensors[edge.tensor]
 
 
 def layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
@@ -553,7 +566,7 @@ def _make_operation(spec: LayerSpec, name: str) -> Any:
             },
             safe_mode=True,
         )
-    except (TypeError, ValueError, KeyError) as error:
+    except _REFUSALS as error:
         raise GraphError(f"{where}: Keras refuses its configuration: {error}") from error
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from graph_meta import GraphError, LayerGraph, prefix
+from graph_meta import GraphBuilder, GraphError, LayerGraph, layers, prefix
 from graph_meta.keras_io import from_keras, get_weights, layers_by_name, set_weights, to_keras
 
 keras = pytest.importorskip("keras")
@@ -323,6 +323,14 @@ def test_what_cannot_be_named_is_refused(make: Callable[[], Any], message: str) 
         (('"units":2', '"unitz":2'), r"layer Dense_.*Keras refuses its configuration"),
         (("[[3,2],", "[[3,4],"), r"layer Dense_.*the graph says its weights are"),
         (('"batch_shape":[null,4]', '"batch_shape":[null]'), r"layer Dense_.*cannot call it"),
+        (
+            ('"outputs":[[3,0,0]]', '"outputs":[[3,0,9]]'),
+            r"layer Dense_.*its output 9, but it has 1",
+        ),
+        (
+            ('"inputs":[[0,0,0]]}', '"inputs":[[0,0,0]],"arguments":{"args":[{"tensor":4}]}}'),
+            r"layer Dense_.*cannot call it",
+        ),
     ],
 )
 def test_a_graph_that_keras_cannot_build_is_refused(change: tuple[str, str], message: str) -> None:
@@ -330,6 +338,34 @@ def test_a_graph_that_keras_cannot_build_is_refused(change: tuple[str, str], mes
     assert change[0] in text
     with pytest.raises(GraphError, match=message):
         to_keras(LayerGraph.from_json(text.replace(*change)))
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2, 3])
+def test_with_the_weights_of_the_prefix_it_computes_the_same(changed: int) -> None:
+    """Though projections of one anchor are twins, none is mistaken for another."""
+
+    def skips(*widths: int) -> LayerGraph:
+        builder = GraphBuilder()
+        anchor = x = builder.input((4,))
+        for width in widths:
+            x = builder.add(layers.dense(width, activation="tanh"), x)
+            x = builder.add(layers.add(), x, builder.add(layers.dense(width), anchor))
+        return builder.build(x)
+
+    parent_graph = skips(5, 5, 5, 5)
+    child_graph = skips(*(5 + (i == changed) for i in range(4)))
+    shared = prefix(child_graph, parent_graph)
+    assert len(shared) >= 1 + 3 * changed
+    parent, child = to_keras(parent_graph), to_keras(child_graph)
+    weights = get_weights(parent)
+    set_weights(child, {name: weights[name] for name in shared if name in weights})
+    inputs = sample_inputs(parent)
+    for name in shared:
+        theirs, ours = (
+            call(keras.Model(model.inputs, model.get_layer(name).output), inputs)[0]
+            for model in (parent, child)
+        )
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_weights_are_set_all_or_none() -> None:
