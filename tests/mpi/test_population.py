@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from transfer_nas import population
@@ -56,8 +57,8 @@ def test_results_do_not_depend_on_the_number_of_ranks(
     assert evolved[1, 1].num_rows == 3000
 
 
-@pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("damage", ["digests", "truncated"])
+@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("damage", ["table", "truncated"])
 def test_bad_input_ends_all_ranks_with_one_line(
     mpiexec: MpiExec, damage: str, ranks: int, tmp_path: Path
 ) -> None:
@@ -68,15 +69,12 @@ def test_bad_input_ends_all_ranks_with_one_line(
         file.write_bytes(content[:-50])
     else:
         # Only the rank that has the last member sees it.
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(file)
-        digests = table["digests"].to_pylist()
-        digests[-1] = digests[-1][:-1]
-        column = pa.array(digests, table.schema.field("digests").type)
-        at = table.schema.get_field_index("digests")
-        changed = table.set_column(at, table.schema.field("digests"), column)
-        pq.write_table(changed.replace_schema_metadata(table.schema.metadata), file)
+        members = pq.read_table(file)
+        field = members.schema.field("table")
+        column = pa.array([*members["table"].to_pylist()[:-1], b"LTBL"], field.type)
+        at = members.schema.get_field_index("table")
+        changed = members.set_column(at, field, column)
+        pq.write_table(changed.replace_schema_metadata(members.schema.metadata), file)
 
     flags = ["--initial_population_dir", tmp_path / "initial", "--evolve_count", 5]
     done = evolve(mpiexec, ranks, tmp_path / "out", *flags)

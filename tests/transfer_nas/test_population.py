@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cpp_store import PrefixIndex
+from cpp_store import LayerTable, PrefixIndex
 from transfer_nas import population
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.population import Population, PopulationError, files
@@ -19,6 +19,7 @@ from transfer_nas.spaces import Gene
 from transfer_nas.spaces.feed_forward import FeedForward
 
 SPACE = population.default_space(None)
+OTHER = [0] * len(SPACE.genes)
 DESCRIPTION = "population.json"
 MEMBERS = "members-00000-of-00001.parquet"
 
@@ -94,6 +95,7 @@ class TestGenerating:
         for row in members.to_pylist():
             graph = SPACE.graph(row["genome"])
             assert tuple(row["digests"]) == graph.digests
+            assert LayerTable.decode(row["table"]) == graph.table
             assert (row["layers"], row["parameters"]) == (len(graph), graph.parameters)
             assert row["bytes"] == graph.nbytes
             assert row["parent"] is row["ancestor"] is row["layers_shared"] is None
@@ -282,8 +284,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         f"{MEMBERS}, row 5: model 1000, expected 0 to 39",
     ),
     "digests": (
-        lambda d: edit_members(d, with_cell("digests", 3, [b"0" * 16])),
-        f"{MEMBERS}, row 3: the digests are not those of the genome",
+        lambda d: edit_members(d, with_cell("digests", 0, [b"0" * 16])),
+        f"{MEMBERS}, row 0: the digests are not those of the genome",
+    ),
+    "table of another": (
+        lambda d: edit_members(d, with_cell("table", 0, SPACE.graph(OTHER).table.encode())),
+        f"{MEMBERS}, row 0: the digests are not those of the genome",
+    ),
+    "table": (
+        lambda d: edit_members(d, with_cell("table", 3, b"LTBL")),
+        f"{MEMBERS}, row 3: not a layer table",
     ),
 }
 

@@ -30,6 +30,9 @@ Integers = NDArray[np.int64]
 
 _METADATA_KEY = b"transfer_nas.population"
 _ROW_GROUP = 8192
+# Tables are most of a file, and hold mostly digests, on which harder compression spends more time
+# than generation does.
+_COMPRESSION = {"table": "lz4"}
 _TEMPORARY = ".part"
 
 _SCHEMA = pa.schema(
@@ -37,6 +40,7 @@ _SCHEMA = pa.schema(
         pa.field("model", pa.int64(), nullable=False),
         pa.field("genome", pa.list_(pa.int32()), nullable=False),
         pa.field("digests", pa.list_(pa.binary(16)), nullable=False),
+        pa.field("table", pa.binary(), nullable=False),
         pa.field("layers", pa.int32(), nullable=False),
         pa.field("parameters", pa.int64(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
@@ -65,6 +69,8 @@ class Rows:
         Shape (n, genes), int32.
     digests
         16 bytes a layer, one model after the other.
+    table
+        Encoded layer tables: who reads them need not build the graphs again.
     layers, parameters, bytes
         Of each model, shape (n,).
     parent, ancestor, layers_shared, bytes_shared
@@ -77,6 +83,7 @@ class Rows:
     model: Integers
     genome: NDArray[np.int32]
     digests: bytes
+    table: list[bytes]
     layers: Integers
     parameters: Integers
     bytes: Integers
@@ -99,6 +106,7 @@ class Rows:
                 pa.array(self.model),
                 pa.ListArray.from_arrays(pa.array(gene_ends), pa.array(self.genome.ravel())),
                 pa.ListArray.from_arrays(pa.array(ends), digests),
+                pa.array(self.table, pa.binary()),
                 pa.array(self.layers.astype(np.int32)),
                 pa.array(self.parameters),
                 pa.array(self.bytes),
@@ -132,7 +140,11 @@ class MembersWriter:
         metadata = {_METADATA_KEY: json.dumps({"format": FORMAT, "identity": identity}).encode()}
         self._schema = _SCHEMA.with_metadata(metadata)
         self._file = pq.ParquetWriter(
-            self._temporary, self._schema, compression="zstd", write_page_checksum=True
+            self._temporary,
+            self._schema,
+            compression={name: _COMPRESSION.get(name, "zstd") for name in _leaves(self._schema)},
+            use_dictionary=[name for name in _leaves(self._schema) if name != "table"],
+            write_page_checksum=True,
         )
 
     def append(self, rows: Rows | pa.Table) -> None:
@@ -160,6 +172,14 @@ class MembersWriter:
         if kind is not None:
             self._file.close()
             self._temporary.unlink(missing_ok=True)
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Return the columns as Parquet calls them."""
+    return [
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in schema
+    ]
 
 
 def identity(description: Mapping[str, Any]) -> str:
@@ -243,6 +263,8 @@ class Population:
                 positions.append(where)
         if not parts:
             return _SCHEMA.empty_table()
+        if len(parts) == 1:
+            return parts[0]
         return pa.concat_tables(parts).take(np.argsort(np.concatenate(positions)))
 
     def place(self, position: int) -> str:
@@ -303,7 +325,10 @@ class _File:
         group_of = np.searchsorted(ends, rows, side="right")
         within = rows - (ends[group_of] - np.asarray(sizes)[group_of]) + starts[group_of]
         try:
-            return self._file.read_row_groups(groups.tolist()).take(within)
+            table = self._file.read_row_groups(groups.tolist())
+            if within[-1] - within[0] + 1 == len(within):  # in a row: nothing to copy
+                return table.slice(within[0], len(within))
+            return table.take(within)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(self.path, error) from error
 

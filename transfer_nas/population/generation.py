@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from cpp_store import LayerTable, StoreError
 from graph_meta.service import PrefixService
 from transfer_nas.errors import SpaceError
 from transfer_nas.population.files import (
@@ -27,7 +29,7 @@ from transfer_nas.population.files import (
 from transfer_nas.spaces import Space
 
 if TYPE_CHECKING:
-    from cpp_store import LayerTable, Match
+    from cpp_store import Match
 
 #: Called from time to time with how many of this rank's models are done.
 Report = Callable[[int], None]
@@ -35,6 +37,7 @@ Report = Callable[[int], None]
 _BLOCK = 1024
 _GENOMES, _LINEAGE = 0, 1  # streams of random numbers
 _CHUNK = 4096  # models of one rank between two calls of the service
+_CHECKED_EVERY = 64  # of how many members read one is built again
 
 
 @dataclass(frozen=True)
@@ -181,25 +184,54 @@ def generate(
 
 
 def register_members(
-    space: Space, population: Population, service: PrefixService, report: Report
+    space: Space,
+    population: Population,
+    children: int,
+    service: PrefixService,
+    writer: MembersWriter,
+    report: Report,
 ) -> None:
-    """Rebuild, check and register this rank's part of the members; collective.
+    """Register this rank's part of the members and copy those that live on; collective.
+
+    The layer tables are those on disk. Some members are built again, to see that this version and
+    this space give the same.
+
+    Parameters
+    ----------
+    space
+        Of the members.
+    population
+        Where they are read from.
+    children
+        Number of models that will be evolved from them: as many of the oldest will have died.
+    service
+        Where they are registered, under their numbers as ids.
+    writer
+        Of this rank's file.
+    report
+        See `Report`.
 
     Raises
     ------
     PopulationError
-        If the digests of a member are not those of its genome (file and row named). Other ranks
-        do not hear of it: see `transfer_nas.ranks.together`.
+        If a member is not what its genome says (file and row named). Other ranks do not hear of
+        it: see `transfer_nas.ranks.together`.
     """
     wrong: PopulationError | None = None
     done = 0
     for chunk in _chunks(len(population), service):
-        models = population.model[chunk.start : chunk.stop].tolist()
-        made = _Made(space, population.genome[chunk.start : chunk.stop])
-        if wrong is None and len(chunk):
-            wrong = _check_digests(population, chunk, made)
+        tables: list[LayerTable] = []
+        try:
+            rows = population.read(chunk.start, chunk.stop)
+            tables = _tables(population, chunk, rows)
+            _check_sample(space, population, chunk, rows, tables)
+            writer.append(rows.slice(max(0, children - chunk.start)))
+        except PopulationError as error:
+            # The other ranks are on their way to registering: go there, then complain.
+            wrong = wrong or error
+        models = population.model[chunk.start : chunk.stop][: len(tables)].tolist()
         service.register_all(
-            [str(number) for number in models], made.tables, sequences=[n + 1 for n in models]
+            [str(number) for number in models], tables, sequences=[n + 1 for n in models]
         )
         done += len(chunk)
         report(done)
@@ -249,11 +281,6 @@ def evolve(
     return totals
 
 
-def block_of(count: int, rank: int, size: int) -> range:
-    """Return this rank's contiguous part of `count` things."""
-    return range(*_share(0, count, rank, size))
-
-
 class _Made:
     """The layer graphs of some genomes, named."""
 
@@ -284,6 +311,7 @@ class _Made:
             models,
             self.genomes,
             b"".join(self.digests),
+            [table.encode() for table in self.tables],
             self.layers,
             np.ascontiguousarray(self.parameters),
             np.ascontiguousarray(self.bytes),
@@ -295,23 +323,33 @@ class _Made:
         )
 
 
-def _check_digests(population: Population, chunk: range, made: _Made) -> PopulationError | None:
-    column = population.read(chunk.start, chunk.stop)["digests"].combine_chunks()
-    offsets = np.asarray(column.offsets)
-    flat = column.flatten()
-    # As unsigned bytes: a view of signed ones, which Arrow gives, never equals bytes objects.
-    stored = memoryview(flat.buffers()[1]).cast("B")
-    stored = stored[16 * flat.offset : 16 * (flat.offset + len(flat))]
-    begins = 16 * (offsets - offsets[0])
-    if stored == b"".join(made.digests) and np.array_equal(np.diff(offsets), made.layers):
-        return None
-    for i, expected in enumerate(made.digests):
-        if bytes(stored[begins[i] : begins[i + 1]]) != expected:
-            return PopulationError(
+def _tables(population: Population, chunk: range, rows: pa.Table) -> list[LayerTable]:
+    tables: list[LayerTable] = []
+    for encoded in rows["table"].to_pylist():
+        try:
+            tables.append(LayerTable.decode(encoded))
+        except StoreError as error:
+            raise PopulationError(
+                f"{population.place(chunk.start + len(tables))}: not a layer table ({error})"
+            ) from error
+    return tables
+
+
+def _check_sample(
+    space: Space,
+    population: Population,
+    chunk: range,
+    rows: pa.Table,
+    tables: Sequence[LayerTable],
+) -> None:
+    for i in range(0, len(chunk), _CHECKED_EVERY):
+        graph = space.graph(population.genome[chunk.start + i].tolist())
+        digests = rows["digests"][i].as_py()
+        if tuple(digests) != graph.digests or tables[i] != graph.table:
+            raise PopulationError(
                 f"{population.place(chunk.start + i)}: the digests are not those of the genome; "
                 "the population was written by another version, or was changed"
             )
-    raise AssertionError("digests differ, but those of no model")
 
 
 def _generator(seed: int, stream: int, block: int) -> np.random.Generator:
@@ -320,7 +358,7 @@ def _generator(seed: int, stream: int, block: int) -> np.random.Generator:
 
 def _chunks(count: int, service: PrefixService) -> Iterator[range]:
     """Split this rank's part; all ranks get equally many chunks, the last one perhaps empty."""
-    mine = block_of(count, service.rank, service.size)
+    mine = range(*_share(0, count, service.rank, service.size))
     largest = -(-count // service.size)
     for begin in range(0, largest, _CHUNK):
         yield mine[begin : begin + _CHUNK]

@@ -123,11 +123,13 @@ def _make(
         model, genome = np.arange(size), generation.draw_genomes(space, seed, 0, size)
     else:
         progress = _Progress("read", len(population), ranks)
-        together(ranks, lambda: generation.register_members(space, population, service, progress))
+        together(
+            ranks,
+            lambda: generation.register_members(
+                space, population, children, service, writer, progress
+            ),
+        )
         model, genome = population.model, population.genome
-        mine = generation.block_of(len(population), ranks.rank, ranks.size)
-        # The members that will not have died: the oldest die first.
-        writer.append(population.read(max(mine.start, min(children, mine.stop)), mine.stop))
     lineage = generation.draw_lineage(space, seed, model, genome, children)
     progress = _Progress("evolved", children, ranks)
     evolved = generation.evolve(space, lineage, service, writer, progress)
