@@ -141,6 +141,8 @@ class LayerSpec:
         self.key = _core.xxh3_128(text.encode())
         self.nbytes = sum(w.nbytes for w in self.weights)
         self.parameters = sum(w.size for w in self.weights)
+        if self.nbytes >= 2**63:
+            raise GraphError(f"layer class {class_name}: its weights have over 2^63 bytes")
         self.identity = (self.key, label(class_name).encode(), self.nbytes)
         self._layers: dict[tuple[Edge, ...], Layer] = {}
 
@@ -397,7 +399,10 @@ class LayerGraph:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise GraphError(f"layer graph: not JSON ({error})") from error
-        return _Reader(document).graph()
+        try:
+            return _Reader(document).graph()
+        except RecursionError as error:
+            raise GraphError("layer graph: a configuration is nested too deeply") from error
 
 
 JSONObject = dict[str, Any]

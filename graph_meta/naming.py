@@ -82,9 +82,11 @@ def canonical_json(value: JSON) -> str:
 
 
 def label(class_name: str) -> str:
-    """Return what a stable name starts with: the class without its package, letters and digits.
+    """Return what a stable name starts with: the class without its package, in letters and digits.
 
-    >>> label("Dense"), label("my.package>Gate")
+    A leading underscore goes as well: TensorFlow takes no such names.
+
+    >>> label("Dense"), label("my.package>_Gate")
     ('Dense', 'Gate')
     """
-    return _NOT_IN_A_NAME.sub("_", class_name.rpartition(">")[2])
+    return _NOT_IN_A_NAME.sub("_", class_name.rpartition(">")[2]).lstrip("_") or "Layer"

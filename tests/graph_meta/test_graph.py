@@ -1,7 +1,9 @@
 """Layer graphs: what they check, JSON there and back, the builder."""
 
 import json
+import math
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -178,6 +180,59 @@ def test_damaged_json_is_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(GraphError, match=message) as caught:
         LayerGraph.from_json(text)
     assert "\n" not in str(caught.value)
+
+
+def values(document: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every container of a document with every key of it."""
+    for key in document if isinstance(document, dict) else range(len(document)):
+        yield document, key
+        if isinstance(document[key], (dict, list)):
+            yield from values(document[key])
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_whatever_is_wrong_in_json_is_a_graph_error(rng: random.Random) -> None:
+    document = json.loads(random_graph(rng, layers=4).to_json())
+    for _ in range(rng.choice((1, 1, 2))):
+        container, key = rng.choice(list(values(document)))
+        if rng.random() < 0.2:
+            del container[key]
+            continue
+        container[key] = rng.choice(
+            (
+                None,
+                True,
+                -1,
+                0,
+                1,
+                2,
+                2**31,
+                2**70,
+                0.5,
+                math.nan,
+                "",
+                "\ud800",
+                "a>b",
+                [],
+                {},
+                [[]],
+            )
+        )
+    try:
+        graph = LayerGraph.from_json(json.dumps(document))
+        assert len(graph.names) == len(graph)
+    except GraphError as error:
+        assert "\n" not in str(error)
+
+
+def test_nesting_has_a_limit() -> None:
+    deep: Any = 0
+    for _ in range(600):
+        deep = [deep]
+    spec = {"class": "Dense", "config": {"deep": deep}, "weights": []}
+    with pytest.raises(GraphError, match="nested too deeply"):
+        LayerGraph.from_json(edited(specs=[spec]))
 
 
 def test_the_builder_tracks_shapes_and_shares_layers() -> None:

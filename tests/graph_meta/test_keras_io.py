@@ -44,6 +44,12 @@ class Split(K.Layer):  # type: ignore[misc]
         return inputs[:, :2], inputs[:, 2:]
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class _Hidden(K.Layer):  # type: ignore[misc]
+    def call(self, inputs: Any) -> Any:
+        return -inputs
+
+
 def tower(width: int = 3) -> Any:
     x = keras.Input((4,))
     return keras.Model(x, K.Dense(2)(K.Dropout(0.1)(K.Dense(width, activation="relu")(x))))
@@ -110,7 +116,7 @@ def operations() -> Any:
 def custom_layers() -> Any:
     x = keras.Input((4,))
     left, right = Split()(Gate(start=keras.initializers.Constant(2.0))(x))
-    return keras.Model(x, Gate()(right) - left)
+    return keras.Model(x, _Hidden()(Gate()(right) - left))
 
 
 def wrapped_layers() -> Any:
