@@ -5,9 +5,9 @@ mutates the models over all ranks; `files.py` is the form on disk (docs/formats.
 Nothing here imports Keras.
 """
 
+from transfer_nas.population.command import default_space, run
 from transfer_nas.population.files import Population, PopulationError, read_members
 from transfer_nas.population.generation import Lineage, draw_genomes, draw_lineage
-from transfer_nas.population.run import default_space, run
 
 __all__ = [
     "Lineage",
