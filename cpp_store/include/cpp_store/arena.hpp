@@ -48,7 +48,8 @@ class Arena {
     Arena& operator=(const Arena&) = delete;
 
     // Contiguous bytes, 64-byte aligned. Throws Errc::out_of_memory ("need …, limit …, used …") and
-    // changes nothing. Zero bytes are fine and use nothing.
+    // changes nothing. Zero bytes are fine and use nothing. A fork of the process can only read:
+    // Errc::invalid_argument.
     [[nodiscard]] Extent allocate(std::uint64_t bytes);
     void release(const Extent& extent) noexcept;
 

@@ -123,10 +123,18 @@ struct Arena::Impl {
     bool stop = false;
     std::thread keeper;  // touches pages ahead of demand and gives surplus back
 
+    // A fork has the memory, but neither this thread nor a say in who uses which part of it: it may
+    // read what is there, until it ends.
+    const pid_t process = ::getpid();
+
     explicit Impl(Options given) : options(sane(given)) {
         keeper = std::thread([this] { keep(); });
     }
     ~Impl() {
+        if (forked()) {
+            keeper.detach();  // there is no such thread here to wait for
+            return;
+        }
         {
             const std::lock_guard lock(mutex);
             stop = true;
@@ -140,6 +148,7 @@ struct Arena::Impl {
         return given;
     }
 
+    [[nodiscard]] bool forked() const noexcept { return ::getpid() != process; }
     Extent allocate(std::uint64_t bytes);
     void release(const Extent& extent) noexcept;
 
@@ -166,6 +175,11 @@ Extent Arena::Impl::allocate(std::uint64_t bytes) {
     if (bytes > std::numeric_limits<std::int64_t>::max()) {
         const std::lock_guard lock(mutex);
         fail(bytes, "");
+    }
+    if (forked()) {
+        throw Error(Errc::invalid_argument,
+                    "the store belongs to process " + std::to_string(process) +
+                        ", of which this is a fork; it can be read here, but not written to");
     }
     const std::uint64_t size = round_up(bytes, alignment);
     std::unique_lock lock(mutex);
@@ -271,7 +285,7 @@ void Arena::Impl::erase_free(int id, std::map<std::uint64_t, std::uint64_t>::ite
 // A failure to allocate a few bytes of bookkeeping ends the program here, as noexcept says: there
 // is nothing that a caller who gives memory back could do about it.
 void Arena::Impl::release(const Extent& extent) noexcept {
-    if (extent.size == 0) return;
+    if (extent.size == 0 || forked()) return;
     ASAN_POISON_MEMORY_REGION(extent.data, extent.size);
     const std::lock_guard lock(mutex);
     insert_free(extent.region, extent.offset, extent.size);
