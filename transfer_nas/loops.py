@@ -20,6 +20,22 @@ _VALIDATION_BYTES = 2**20
 """Bytes of inputs to judge at once, unless a training batch has more: larger batches save the
 overhead of calls where rows are small, and cost memory where they are large."""
 
+_SMALL_WEIGHT = 2**16
+"""Elements of a weight that is updated together with others: the copies that this takes cost more
+than they save from about four times as many on."""
+
+_ELEMENTWISE = (
+    "SGD",
+    "RMSprop",
+    "Adam",
+    "Adamax",
+    "Nadam",
+    "Adagrad",
+    "Adadelta",
+    "Lion",
+)
+"""Optimizers that treat each element of a weight by itself, whatever the weight's shape."""
+
 
 class TrainingLoop(ABC):
     """Trains and judges models on one data set.
@@ -42,6 +58,7 @@ class TrainingLoop(ABC):
         """Train `model`, which was compiled just before, and has something to train.
 
         Ends early when the loss of an epoch is not a finite number: nothing good comes after it.
+        To train again, compile again.
         """
 
     @abstractmethod
@@ -92,10 +109,11 @@ class TensorFlowLoop(TrainingLoop):
     """One compiled function an epoch, over rows that stay on the device.
 
     What ``Model.fit`` spends on a candidate that trains for seconds is overhead: it traces each
-    step twice (once because optimizer and metrics make their variables inside), keeps the
-    bookkeeping of metrics that nobody reads, and feeds batches from Python. It also leaks: each
-    trace leaves its graph in TensorFlow's registry of gradients, through the reduction over
-    replicas in ``Optimizer.apply``, which therefore is called across replicas here.
+    step twice (once because optimizer and metrics make their variables inside), and each weight's
+    update by itself, keeps the bookkeeping of metrics that nobody reads, and feeds batches from
+    Python. It also leaks: each trace leaves its graph in TensorFlow's registry of gradients,
+    through the reduction over replicas in ``Optimizer.apply``, which therefore is called across
+    replicas here.
     """
 
     def __init__(self, data: Data, batch_size: int) -> None:
@@ -127,18 +145,17 @@ class TensorFlowLoop(TrainingLoop):
         import tensorflow as tf
 
         weights = model.trainable_variables
-        optimizer = model.optimizer
-        optimizer.build(weights)  # variables made while tracing cost a second trace
+        update = _Update(model.optimizer, weights)
 
         def step(batch: Any) -> Any:
             x, y = keras.tree.map_structure(lambda rows: tf.gather(rows, batch), self._train_rows)
             with tf.GradientTape() as tape:
                 loss = model.compute_loss(x, y, model(x, training=True), training=True)
-                scaled = optimizer.scale_loss(loss)
-            gradients = tape.gradient(scaled, weights)
-            tf.distribute.get_replica_context().merge_call(
-                lambda _: optimizer.apply(gradients, weights)
+                scaled = model.optimizer.scale_loss(loss)
+            gradients = tape.gradient(
+                scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
+            tf.distribute.get_replica_context().merge_call(lambda _: update.apply(gradients))
             return tf.cast(loss, tf.float32)
 
         def epoch(order: Any) -> Any:
@@ -176,6 +193,78 @@ class TensorFlowLoop(TrainingLoop):
             metrics = model.compute_metrics(x, y, predicted)
         logs = {name: float(value) for name, value in metrics.items()}
         return logs | {"loss": total / self._valid_count}
+
+
+class _Update:
+    """An optimizer that sees many small weights as one long vector.
+
+    Tracing an update takes some 10 ms a weight, and running it some ten kernels, however small the
+    weight is. Where the optimizer treats each element by itself, the vector's update is the same
+    bit for bit. Large weights are updated one by one, and so is everything where more than the
+    element counts: clipping to a norm, weight decay, constraints.
+
+    Parameters
+    ----------
+    optimizer
+        Not built yet; it is built here, since variables that are made while tracing cost a second
+        trace.
+    weights
+        All that are to be trained.
+    """
+
+    def __init__(self, optimizer: Any, weights: list[Any]) -> None:
+        import keras
+
+        self._optimizer = optimizer
+        elementwise = _is_elementwise(optimizer)
+        self._is_small = [elementwise and _is_small(weight) for weight in weights]
+        self._small, self._large = self._parted(weights)
+        self._sizes = [math.prod(weight.shape) for weight in self._small]
+        self._vectors = [keras.Variable(_joined(self._small))] if self._small else []
+        optimizer.build([*self._vectors, *self._large])
+
+    def apply(self, gradients: list[Any]) -> None:
+        """Change all weights by their gradients."""
+        import tensorflow as tf
+
+        small, large = self._parted(gradients)
+        vectors = [_joined(small)] if small else []
+        self._optimizer.apply([*vectors, *large], [*self._vectors, *self._large])
+        for vector in self._vectors:
+            parts = tf.split(vector, self._sizes)
+            for weight, part in zip(self._small, parts, strict=True):
+                weight.assign(tf.reshape(part, weight.shape))
+
+    def _parted(self, values: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Return what belongs to small weights, and what to large ones."""
+        each = list(zip(values, self._is_small, strict=True))
+        return [value for value, small in each if small], [v for v, small in each if not small]
+
+
+def _is_elementwise(optimizer: Any) -> bool:
+    import keras
+
+    return (
+        type(optimizer) in {getattr(keras.optimizers, name) for name in _ELEMENTWISE}
+        and optimizer.clipnorm is None
+        and optimizer.global_clipnorm is None
+        and optimizer.weight_decay is None
+        and not optimizer.use_ema
+    )
+
+
+def _is_small(weight: Any) -> bool:
+    return (
+        math.prod(weight.shape) <= _SMALL_WEIGHT
+        and weight.dtype == "float32"
+        and weight.constraint is None
+    )
+
+
+def _joined(tensors: list[Any]) -> Any:
+    import tensorflow as tf
+
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
 
 
 def _inputs(x: Arrays) -> Any:
