@@ -4,6 +4,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes  # noqa: F401 - makes NumPy know bfloat16 by name
 import numpy as np
@@ -13,7 +14,7 @@ import cpp_store
 from graph_meta import GraphBuilder, LayerGraph, LayerSpec, WeightSpec, layers
 from transfer_nas import transfer
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
-from transfer_nas.transfer import HDF5Transfer, Tensors, TransferMethod
+from transfer_nas.transfer import HDF5Transfer, StoreTransfer, Tensors, TransferMethod
 
 Open = Callable[[str], TransferMethod]
 """Opens the place for a namespace, as another process would."""
@@ -403,3 +404,63 @@ class TestFiles:
             method.put("a", graph, tensors_of(graph, 1), score=0)
         with pytest.raises(TransferUnavailable, match="models"):
             method.retire(["a"])
+
+
+class TestStore:
+    """What is particular to the store."""
+
+    def test_only_what_is_new_takes_memory(self) -> None:
+        with cpp_store.embedded(memory="64MiB") as store:
+            method = StoreTransfer("digits", store)
+            parent, child = chain(3), chain(3, 5)
+            method.put("a", parent, tensors_of(parent, 1), score=0)
+            assert put_child(method, "b", child, 2) == child.nbytes - parent.nbytes
+            stats = store.stats()
+            assert stats["bytes_stored"] == child.nbytes
+            assert stats["bytes_referenced"] == child.nbytes + parent.nbytes
+            assert stats["leases"] == 0
+
+    def test_an_id_that_heirs_still_need_cannot_be_put_again(self) -> None:
+        with cpp_store.embedded(memory="64MiB") as store:
+            method = StoreTransfer("digits", store)
+            method.put("a", chain(3), tensors_of(chain(3), 1), score=0)
+            put_child(method, "b", chain(3, 5), 2)
+            with pytest.raises(TransferError, match="'a'"):
+                method.put("a", chain(4), tensors_of(chain(4), 3), score=0)
+            assert ancestor_of(method, chain(3)) == "b"
+
+    def test_a_full_store_keeps_what_it_has(self) -> None:
+        with cpp_store.embedded(memory="1MiB") as store:
+            method = StoreTransfer("digits", store)
+            method.put("a", chain(3), tensors_of(chain(3), 1), score=0)
+            large = chain(3, 500_000)
+            with pytest.raises(TransferError, match="limit"):
+                method.put("b", large, tensors_of(large, 2), score=0)
+            assert ancestor_of(method, large) == "a"
+
+    @pytest.mark.parametrize("error", [cpp_store.ConnectionError, cpp_store.DeadlineExceeded])
+    def test_a_dead_server_is_unavailable(self, error: type[cpp_store.StoreError]) -> None:
+        """The server dies after it has answered once; what it leased ends by itself."""
+        with cpp_store.embedded(memory="64MiB") as store:
+            alive = StoreTransfer("digits", store)
+            graph = chain(3)
+            alive.put("a", graph, tensors_of(graph, 1), score=0)
+            match = alive.best_match(graph)
+            assert match is not None
+
+            def dead(*arguments: object, **options: object) -> None:
+                raise error("ofi+tcp://host:1 does not answer")
+
+            calls = ("best_matches", "fetch", "put", "retire", "end_lease")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(store, "_handle", SimpleNamespace(**dict.fromkeys(calls, dead)))
+                attempts: list[Callable[[], object]] = [
+                    lambda: alive.best_match(graph),
+                    match.read,
+                    lambda: alive.put("b", graph, tensors_of(graph, 1), score=0),
+                    lambda: alive.retire(["a"]),
+                ]
+                for attempt in attempts:
+                    with pytest.raises(TransferUnavailable, match="does not answer"):
+                        attempt()
+                match.close()
