@@ -21,8 +21,10 @@ if each gene mutates to another value with probability m. So
 
 for a child of one of P random members, and the sum of 1 - (1 - q(l))^P for a new random model. The
 sum runs over the layers of a model and is averaged over random models. It counts a layer that any
-member has, while a best match is one member: where layers are no chain, it is an upper bound. Real
-populations descend from each other, so that they are more alike than this says of small P.
+member has, while a best match is one member: where layers are no chain, it says too much. It counts
+genomes that differ from this one in the genes that do not matter, and no others that happen to
+have the layer as well: where genes can stand in for each other, it says too little. Populations of
+a search descend from each other, so that they are more alike than random ones.
 
 **Simulation.** P random members are indexed, new models are made and matched exactly. Errors are
 standard errors over the new models.
