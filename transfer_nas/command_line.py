@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from transfer_nas.errors import InputError
+from transfer_nas.ranks import expected_rank
 
 OK, BAD_INPUT = 0, 2
 
@@ -19,6 +20,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the complaint instead of ending the process."""
         raise InputError(f"{message} (--help lists the flags)")
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help, once for all ranks."""
+        if expected_rank() == 0:
+            super().print_help(file)
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Return the values of the flags; None: of the command line."""
@@ -31,7 +37,8 @@ def run(name: str, command: Callable[[], int]) -> int:
     try:
         return command()
     except InputError as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        if expected_rank() == 0:
+            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return BAD_INPUT
 
 

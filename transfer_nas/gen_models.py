@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 
 from transfer_nas import command_line, ranks
@@ -29,17 +30,21 @@ def _run(arguments: Sequence[str] | None) -> int:
 
     space = default_space(given.space)
     everybody = ranks.join()
-    comm = everybody.comm if isinstance(everybody, ranks.MPIRanks) else None
-    everybody.share(None)  # the clock starts when all are there
-    begin = time.perf_counter()
-    with PrefixService(comm, threaded=False) as service:
-        made = generation.generate(
-            space, given.seed, given.count, 0, service, None, lambda done: None
-        )
-        layers, nbytes = (
-            sum(part) for part in zip(*everybody.share([made.layers, made.bytes]), strict=True)
-        )
-        seconds = time.perf_counter() - begin
+    try:
+        comm = everybody.comm if isinstance(everybody, ranks.MPIRanks) else None
+        everybody.share(None)  # the clock starts when all are there
+        begin = time.perf_counter()
+        with PrefixService(comm, threaded=False) as service:
+            made = generation.generate(
+                space, given.seed, given.count, 0, service, None, lambda done: None
+            )
+            parts = everybody.share([made.layers, made.bytes])
+            seconds = time.perf_counter() - begin
+    except BaseException:
+        # One rank alone cannot end in good order: the others wait for it.
+        traceback.print_exc()
+        everybody.abort(1)
+        raise
     if everybody.rank == 0:
         result = {
             "space": space.name,
@@ -47,15 +52,15 @@ def _run(arguments: Sequence[str] | None) -> int:
             "ranks": everybody.size,
             "seconds": seconds,
             "models_per_second": given.count / seconds,
-            "layers": layers,
-            "bytes": nbytes,
+            "layers": sum(layers for layers, _ in parts),
+            "bytes": sum(nbytes for _, nbytes in parts),
         }
         if given.json:
             command_line.print_json(result)
         else:
             print(
-                f"{given.count:,} models of space {space.name} ({layers:,} layers) made, named and "
-                f"registered by {everybody.size} rank(s) in {seconds:.2f} s: "
+                f"{given.count:,} models of space {space.name} ({result['layers']:,} layers) made, "
+                f"named and registered by {everybody.size} rank(s) in {seconds:.2f} s: "
                 f"{given.count / seconds:,.0f} a second"
             )
     everybody.finish()

@@ -85,3 +85,34 @@ def test_bad_input_ends_all_ranks_with_one_line(
     assert str(file) in lines[0]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "population.json").exists()
+
+
+@pytest.mark.parametrize("module", ["evolve", "gen_models"])
+def test_a_space_that_fails_ends_all_ranks(mpiexec: MpiExec, module: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "from transfer_nas.errors import SpaceError\n"
+        "from transfer_nas.population import draw_genomes\n"
+        "from transfer_nas.spaces import FeedForward\n"
+        "class Broken(FeedForward):\n"
+        "    name = 'broken'\n"
+        "    def graph(self, genome):\n"
+        "        # Model 0, which rank 0 makes, and no other.\n"
+        "        if list(genome) == draw_genomes(self, 1, 0, 1)[0].tolist():\n"
+        "            raise SpaceError('no')\n"
+        "        return super().graph(genome)\n"
+    )
+    flags = ["--space", f"{tmp_path / 'broken.py'}:Broken", "--seed", "1"]
+    if module == "evolve":
+        flags += ["--population_size", "100", "--output_dir", str(tmp_path / "out")]
+
+    done = mpiexec(2, "-m", f"transfer_nas.{module}", *flags, timeout=30)
+
+    assert done.returncode != 0
+    assert "refuses its own genome" in done.stderr
+
+
+def test_bad_flags_are_said_once(mpiexec: MpiExec) -> None:
+    done = mpiexec(2, "-m", "transfer_nas.gen_models", "--count", "0", timeout=30)
+
+    assert done.returncode == 2
+    assert done.stderr.count("--count must be at least 1") == 1

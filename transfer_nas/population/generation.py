@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cpp_store import LayerTable, StoreError
 from graph_meta.service import PrefixService
-from transfer_nas.errors import SpaceError
+from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.population.files import (
     Integers,
     MembersWriter,
@@ -30,6 +30,7 @@ from transfer_nas.spaces import Space
 
 if TYPE_CHECKING:
     from cpp_store import Match
+    from graph_meta.graph import LayerGraph
 
 #: Called from time to time with how many of this rank's models are done.
 Report = Callable[[int], None]
@@ -291,7 +292,7 @@ class _Made:
         sizes = np.empty((len(genomes), 3), dtype=np.int64)
         for i, genome in enumerate(genomes.tolist()):
             # A graph is let go at once: thousands of them would keep the garbage collector busy.
-            graph = space.graph(genome)
+            graph = _graph(space, genome)
             table = graph.table
             self.tables.append(table)
             self.digests.append(b"".join(graph.digests))
@@ -321,6 +322,14 @@ class _Made:
             bytes_shared,
             alive,
         )
+
+
+def _graph(space: Space, genome: list[int]) -> LayerGraph:
+    try:
+        return space.graph(genome)
+    except InputError as error:
+        # Not bad input, which all ranks would find and end on together: the genome was drawn here.
+        raise RuntimeError(f"space {space.name} refuses its own genome {genome}") from error
 
 
 def _tables(population: Population, chunk: range, rows: pa.Table) -> list[LayerTable]:
