@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(error, ranks.rank)
         code = BAD_INPUT
     except KeyboardInterrupt:  # outside the search proper, which ends in good order
+        sys.stdout.flush()
         ranks.abort(128 + signal.SIGINT)
         raise
     except BaseException:

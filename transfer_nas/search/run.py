@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -233,23 +234,25 @@ def _pin_threads(local_size: int) -> None:
 def _store(settings: Settings, ranks: Ranks) -> Iterator[cpp_store.Store | None]:
     """Connect to the servers of `MODEL_SERVERS`, or to the job's own; collective.
 
-    Without `MODEL_SERVERS`, the first rank of each node serves. A job of one process needs no
-    server.
+    Without `MODEL_SERVERS`, the first rank of each node serves those who know a random key: this
+    job. A job of one process needs no server.
     """
     if settings.transfer != "store":
         yield None
         return
     with contextlib.ExitStack() as stack:
         addresses = os.environ.get("MODEL_SERVERS", "").split()
+        key = ""
         if not addresses and ranks.size == 1:
             yield stack.enter_context(cpp_store.embedded())
             return
         if not addresses:
-            server = together(ranks, lambda: _serve(ranks))
+            key = ranks.share(secrets.token_hex(16))[0]
+            server = together(ranks, lambda: _serve(ranks, key))
             if server is not None:
                 stack.enter_context(server)
             addresses = [a for a in ranks.share(server and server.address) if a is not None]
-        with together(ranks, lambda: _connect(addresses)) as client:
+        with together(ranks, lambda: _connect(addresses, key)) as client:
             try:
                 yield client
             except InputError:  # which all ranks raise together
@@ -258,20 +261,20 @@ def _store(settings: Settings, ranks: Ranks) -> Iterator[cpp_store.Store | None]
             ranks.share(None)  # nobody stops a server while others still use it
 
 
-def _serve(ranks: Ranks) -> cpp_store.Server | None:
+def _serve(ranks: Ranks, key: str) -> cpp_store.Server | None:
     if ranks.local_rank != 0:
         return None
     one_node = ranks.local_size == ranks.size
     host = "127.0.0.1" if one_node else socket.gethostbyname(socket.gethostname())
     try:
-        return cpp_store.serve(f"ofi+tcp://{host}:0")
+        return cpp_store.serve(f"ofi+tcp://{host}:0", key=key)
     except cpp_store.StoreError as error:
         raise InputError(f"cannot start a store server on {host}: {error}") from error
 
 
-def _connect(addresses: Sequence[str]) -> cpp_store.Store:
+def _connect(addresses: Sequence[str], key: str) -> cpp_store.Store:
     try:
-        return cpp_store.connect(addresses, timeout=_CONNECT_TIMEOUT)
+        return cpp_store.connect(addresses, timeout=_CONNECT_TIMEOUT, key=key)
     except cpp_store.StoreError as error:
         raise InputError(f"MODEL_SERVERS: {error}") from error
 
