@@ -316,8 +316,8 @@ def _plot(pyplot: Any, path: Path, title: str, found: Patterns) -> None:
         1, 3, figsize=(13, 4), layout="constrained"
     )
     figure.suptitle(title)
-    ends = [period.end for period in found.periods]
-    over_time.step(ends, [period.share for period in found.periods], where="pre")
+    edges = [period.begin for period in found.periods] + [found.models]
+    over_time.stairs([period.share for period in found.periods], edges)
     over_time.set_ylim(0, 1)
     over_time.set_xlabel("models, in order of time")
     over_time.set_ylabel("share of layers transferred")

@@ -115,10 +115,12 @@ def test_the_command_prints_json(population: Path, capsys: pytest.CaptureFixture
     assert [prefix["uses"] for prefix in found["prefixes"]] == [2]
 
 
-def test_the_command_draws(search: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", ["", "1,0.5,0,DONE,,,4,0\n2,0.6,1,DONE,0,run/0,4,3\n"])
+def test_the_command_draws(rows: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    (tmp_path / "results.csv").write_text(f"{COLUMNS}\n{rows}")
 
-    assert patterns.main([str(search), "--output", str(tmp_path / "plot.svg")]) == 0
+    assert patterns.main([str(tmp_path), "--output", str(tmp_path / "plot.svg")]) == 0
 
     assert "<svg" in (tmp_path / "plot.svg").read_text()
 
