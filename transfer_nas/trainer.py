@@ -85,6 +85,7 @@ class TransferTrainer:
         self._run = run
         self._transfer = transfer
         self._said: set[type[TransferError]] = set()
+        self._unreported: dict[str, Measure] = {}  # what failed in `retire`: the next one says so
         self._loop: loops.TrainingLoop | None = None
         self._last: _Candidate | None = None
 
@@ -142,7 +143,7 @@ class TransferTrainer:
         try:
             self._transfer.retire([self._model_id(job) for job in jobs])
         except TransferError as error:
-            self._without_transfer(error, {})
+            self._without_transfer(error, self._unreported)
 
     def _evaluate(self, job: Job, measures: dict[str, Measure]) -> tuple[_Candidate, float]:
         """Return the trained candidate, stored unless it is worthless, and its objective."""
@@ -154,6 +155,8 @@ class TransferTrainer:
             "bytes_transferred": 0,
             "bytes_stored": 0,
         }
+        if self._unreported:
+            measures["transfer_error"] = self._unreported.popitem()[1]
         loop = self._start(job.seed)
         with contextlib.ExitStack() as leases:
             with _timed(measures, "match_seconds"):

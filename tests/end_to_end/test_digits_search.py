@@ -127,8 +127,8 @@ def test_the_same_seed_gives_the_same_search_and_so_does_a_resumed_one(tmp_path:
 
 
 @pytest.fixture
-def servers() -> Iterator[list[str]]:
-    """Addresses of two ``cpp-store-server`` processes."""
+def servers() -> Iterator[dict[str, "subprocess.Popen[str]"]]:
+    """Two ``cpp-store-server`` processes by their addresses."""
     found = [ROOT / "build" / "dev" / "cpp_store" / "cpp-store-server"]
     found += [Path(sys.executable).with_name("cpp-store-server")]
     program = next(path for path in found if path.exists())
@@ -141,13 +141,13 @@ def servers() -> Iterator[list[str]]:
         for _ in range(2)
     ]
     try:
-        addresses = []
+        by_address = {}
         for process in processes:
             assert process.stdout is not None
             match = re.search(r"ofi\+tcp://[\d.]+:\d+", process.stdout.readline())
             assert match is not None
-            addresses.append(match[0])
-        yield addresses
+            by_address[match[0]] = process
+        yield by_address
     finally:
         for process in processes:
             process.terminate()
@@ -160,7 +160,7 @@ def test_external_servers_keep_the_models(mpiexec: Any, tmp_path: Path, servers:
     environment = {"MODEL_SERVERS": " ".join(servers)}
     run = ["-m", "transfer_nas.evolve", *SMALL, "--output_dir", tmp_path / "run"]
     result = summary(mpiexec(2, *run, timeout=200, env=environment))
-    with cpp_store.connect(servers) as store:
+    with cpp_store.connect(list(servers)) as store:
         stats = store.stats()
         models = store.list()
     assert result["share_transferred"] > 0.1
@@ -173,6 +173,32 @@ def test_external_servers_keep_the_models(mpiexec: Any, tmp_path: Path, servers:
         ]
         > result["bytes_transferred"] / 2
     )
+
+
+def test_a_search_goes_on_when_its_servers_die_and_says_so(
+    tmp_path: Path, servers: dict[str, "subprocess.Popen[str]"]
+) -> None:
+    path = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "transfer_nas.evolve", *SMALL, "--output_dir", path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"MODEL_SERVERS": " ".join(servers)},
+    )
+    while not (path / "results.csv").exists() or len(rows(path)) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    for server in servers.values():
+        server.kill()
+    out, err = process.communicate(timeout=200)
+    result = summary(subprocess.CompletedProcess([], process.returncode, out, err))
+    assert result["evaluations"] == 10 and result["failures"] == 0
+    assert err.count("went without transfer, the search goes on") == 1
+    found = rows(path)
+    errors = [row["m:transfer_error"] for row in found if row["m:transfer_error"]]
+    assert errors and any(address in errors[0] for address in servers), errors
+    assert found[-1]["m:layers_transferred"] == "0"
 
 
 APPLICATION = """
