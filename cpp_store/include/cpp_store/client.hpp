@@ -59,17 +59,20 @@ class Cluster {
     // published last. created_ns 0 means now. Returns the bytes that were added.
     std::uint64_t put(PutRequest request, std::span<const std::span<const std::byte>> tensors);
 
-    // Gives the memory for a tensor: exactly spec.nbytes() bytes that stay until the call returns.
-    using Buffers = std::function<std::span<std::byte>(std::string_view layer, std::size_t tensor,
-                                                       const TensorSpec& spec)>;
+    // Gives the memory for the tensors of a layer: for each exactly as many bytes as it has, which
+    // stay until the call returns.
+    using Buffers = std::function<std::vector<std::span<std::byte>>(
+        std::string_view layer, std::span<const TensorSpec> specs)>;
     // Reads layers of a model by name (none named: all) into the caller's memory. Calls `buffers`
-    // once a tensor, layer by layer in the order of the model's table. Returns the bytes.
+    // once a layer that has tensors, in the order of the model's table, before any byte is written.
+    // Returns the bytes.
     std::uint64_t read(std::string_view model, std::span<const std::string> layers,
                        const Buffers& buffers);
     // The same for layers by owner, in the order given.
     std::uint64_t fetch(std::span<const OwnedLayer> layers, const Buffers& buffers);
 
-    // The best of all servers, best first; leases of those that are not returned are ended.
+    // `lease` as Store::best_matches takes it. The best of all servers, best first; leases of those
+    // that are not returned are ended.
     [[nodiscard]] std::vector<RemoteMatch> best_matches(const LayerTable& table, const Query& query,
                                                         std::chrono::milliseconds lease);
     void end_lease(const RemoteMatch& match);

@@ -15,6 +15,7 @@ void bind_table(pybind11::module_& m);
 void bind_index(pybind11::module_& m);
 void bind_digest(pybind11::module_& m);
 void bind_store(pybind11::module_& m);
+void bind_client(pybind11::module_& m);  // after bind_store
 
 // "layers" or "bytes"; throws Errc::invalid_argument for anything else.
 [[nodiscard]] Weight weight_from_name(std::string_view name);

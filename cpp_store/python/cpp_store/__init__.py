@@ -1,8 +1,8 @@
 """Keeps models and their tensors, each shared tensor once, and finds the longest shared prefix.
 
-Start reading at :class:`Store` (put, read, match, retire; :func:`embedded` makes one) and
-:class:`PrefixIndex` (which model shares most with this one?). The work is done in C++
-(``cpp_store._core``); this package knows nothing of Keras, MPI or search.
+Start reading at :class:`Store` (put, read, match, retire; :func:`embedded` makes one in process,
+:func:`connect` one on servers) and :class:`PrefixIndex` (which model shares most with this one?).
+The work is done in C++ (``cpp_store._core``); this package knows nothing of Keras, MPI or search.
 """
 
 from cpp_store._core import (
@@ -19,6 +19,7 @@ from cpp_store._core import (
     ProtocolError,
     StoreError,
 )
+from cpp_store._server import Server, connect, serve
 from cpp_store._store import Allocation, LeasedMatch, Store, embedded
 
 __all__ = [
@@ -35,7 +36,10 @@ __all__ = [
     "OutOfMemory",
     "PrefixIndex",
     "ProtocolError",
+    "Server",
     "Store",
     "StoreError",
+    "connect",
     "embedded",
+    "serve",
 ]

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <tuple>
 
 #include "client/cluster.hpp"
@@ -21,7 +22,8 @@ bool is_better(const Match& a, const Match& b, Weight weight) {
 
 std::vector<RemoteMatch> Cluster::best_matches(const LayerTable& table, const Query& query,
                                                std::chrono::milliseconds lease) {
-    const auto lease_ms = static_cast<std::uint64_t>(std::max<std::int64_t>(0, lease.count()));
+    const auto lease_ms = lease.count() < 0 ? std::numeric_limits<std::uint64_t>::max()
+                                            : static_cast<std::uint64_t>(lease.count());
     const auto calls = impl_->call_all(wire::Operation::best_matches, [&](wire::Writer& out) {
         wire::encode(out, table, query, lease_ms);
     });

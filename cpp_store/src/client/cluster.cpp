@@ -51,21 +51,21 @@ void Cluster::ping(std::size_t server) {
 
 ModelInfo Cluster::lookup(std::string_view model) {
     const auto call = impl_->call(home(model), wire::Operation::lookup,
-                                  [&](wire::Writer& out) { out.string(model); });
+                                  [&](wire::Writer& out) { out.id(model); });
     wire::Reader in = call->response();
     return wire::decode_info(in);
 }
 
 bool Cluster::contains(std::string_view model) {
     const auto call = impl_->call(home(model), wire::Operation::contains,
-                                  [&](wire::Writer& out) { out.string(model); });
+                                  [&](wire::Writer& out) { out.id(model); });
     return call->response().u8() != 0;
 }
 
 std::vector<std::string> Cluster::list(const std::string* ns) {
     const auto calls = impl_->call_all(wire::Operation::list, [&](wire::Writer& out) {
         out.u8(ns ? 1 : 0);
-        out.string(ns ? *ns : "");
+        out.id(ns ? *ns : "");
     });
     std::vector<std::string> models;
     for (const auto& call : calls) {

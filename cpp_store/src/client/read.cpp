@@ -74,18 +74,29 @@ void describe_all(const std::vector<std::shared_ptr<Connection>>& connections,
 
 void take_buffers(std::vector<Source>& sources, const Cluster::Buffers& buffers) {
     for (Source& source : sources) {
+        source.buffers = buffers(source.name, source.specs);
+        if (source.buffers.size() != source.specs.size()) {
+            throw Error(Errc::invalid_argument,
+                        "layer '" + source.name + "' has " + std::to_string(source.specs.size()) +
+                            " tensors, found " + std::to_string(source.buffers.size()) +
+                            " buffers for them");
+        }
         for (std::size_t i = 0; i < source.specs.size(); ++i) {
-            const auto buffer = buffers(source.name, i, source.specs[i]);
-            if (buffer.size() != source.specs[i].nbytes()) {
-                throw Error(Errc::invalid_argument,
-                            "tensor " + std::to_string(i) + " of layer '" + source.name + "' has " +
-                                std::to_string(source.specs[i].nbytes()) + " bytes, its buffer " +
-                                std::to_string(buffer.size()));
-            }
-            source.buffers.push_back(buffer);
-            if (!source.data.empty() && !buffer.empty()) {
-                std::memcpy(buffer.data(), source.data[i].data(), buffer.size());
-            }
+            if (source.buffers[i].size() == source.specs[i].nbytes()) continue;
+            throw Error(Errc::invalid_argument,
+                        "tensor " + std::to_string(i) + " of layer '" + source.name + "' has " +
+                            std::to_string(source.specs[i].nbytes()) + " bytes, its buffer " +
+                            std::to_string(source.buffers[i].size()));
+        }
+    }
+}
+
+// Only now that all buffers are known to fit.
+void copy_described(std::vector<Source>& sources) {
+    for (Source& source : sources) {
+        for (std::size_t i = 0; i < source.data.size(); ++i) {
+            const std::span<std::byte> buffer = source.buffers[i];
+            if (!buffer.empty()) std::memcpy(buffer.data(), source.data[i].data(), buffer.size());
         }
     }
 }
@@ -137,6 +148,7 @@ std::uint64_t gather(const std::vector<std::shared_ptr<Connection>>& connections
     std::vector<PendingCallPtr> answers;
     describe_all(connections, sources, answers);
     take_buffers(sources, buffers);
+    copy_described(sources);
     deliver(connections, sources);
     std::uint64_t bytes = 0;
     for (const Source& source : sources) {

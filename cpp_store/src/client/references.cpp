@@ -30,7 +30,7 @@ void give_back(Cluster& cluster,
 
 void Cluster::retire(std::string_view model) {
     const auto call = impl_->call(home(model), wire::Operation::retire,
-                                  [&](wire::Writer& out) { out.string(model); });
+                                  [&](wire::Writer& out) { out.id(model); });
     give_back(*this, impl_->connections, call->response());
 }
 
@@ -60,7 +60,7 @@ std::size_t Cluster::scrub(std::chrono::milliseconds age) {
             if (is_alive(holder)) continue;
             (void)impl_
                 ->call(server, wire::Operation::release_holder,
-                       [&](wire::Writer& out) { out.string(holder); })
+                       [&](wire::Writer& out) { out.id(holder); })
                 ->response();
             ++released;
         }

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "cpp_store/error.hpp"
+#include "cpp_store/libfabric.hpp"
 
 namespace cpp_store::net {
 namespace {
@@ -160,9 +161,13 @@ std::string error_text(long error) {
     return libfabric().strerror(static_cast<int>(error < 0 ? -error : error));
 }
 
+}  // namespace cpp_store::net
+
+namespace cpp_store {
+
 void add_library_prefixes(std::vector<std::string> prefixes) {
-    const std::scoped_lock lock(prefixes_mutex);
-    for (std::string& prefix : prefixes) extra_prefixes.push_back(std::move(prefix));
+    const std::scoped_lock lock(net::prefixes_mutex);
+    for (std::string& prefix : prefixes) net::extra_prefixes.push_back(std::move(prefix));
 }
 
-}  // namespace cpp_store::net
+}  // namespace cpp_store

@@ -33,7 +33,4 @@ struct Libfabric {
 // "Connection refused" for a negative or positive error of libfabric.
 [[nodiscard]] std::string error_text(long error);
 
-// Prefixes (such as sys.prefix) whose MPI wheels are looked for; call before libfabric().
-void add_library_prefixes(std::vector<std::string> prefixes);
-
 }  // namespace cpp_store::net

@@ -90,7 +90,7 @@ void visit_stats(Stats& stats, const Visit& visit) {
 
 void encode_location(Writer& out, const LayerLocation& location) {
     out.u32(location.layer);
-    out.string(location.owner);
+    out.id(location.owner);
 }
 
 LayerLocation decode_location(Reader& in) {
@@ -167,6 +167,14 @@ void Writer::count(std::size_t value) {
     u32(static_cast<std::uint32_t>(value));
 }
 
+void Writer::id(std::string_view text) {
+    if (text.size() > max_id) {
+        throw Error(Errc::invalid_argument, "an id or name of " + std::to_string(text.size()) +
+                                                " bytes; 1 to 65,535 bytes are possible");
+    }
+    string(text);
+}
+
 void Writer::bytes(std::span<const std::byte> data) {
     if (data.size() > max_string) {
         throw Error(Errc::invalid_argument, "a field of " + std::to_string(data.size()) +
@@ -193,7 +201,7 @@ void Writer::keys(std::span<const LayerKey> values) {
 
 void Writer::strings(std::span<const std::string> values) {
     count(values.size());
-    for (const std::string& value : values) string(value);
+    for (const std::string& value : values) id(value);
 }
 
 void Writer::spec(const TensorSpec& value) {
@@ -255,7 +263,7 @@ std::vector<std::string> Reader::strings() {
     std::vector<std::string> values;
     const std::uint32_t size = count(4);
     values.reserve(size);
-    for (std::uint32_t i = 0; i < size; ++i) values.push_back(name());
+    for (std::uint32_t i = 0; i < size; ++i) values.push_back(id());
     return values;
 }
 
@@ -284,8 +292,8 @@ void Reader::end() const {
 
 void encode(Writer& out, const Hello& hello) {
     out.bytes(hello.address);
-    out.string(hello.client);
-    out.string(hello.key);
+    out.id(hello.client);
+    out.id(hello.key);
     out.strings(hello.servers);
 }
 
@@ -313,9 +321,9 @@ Welcome decode_welcome(Reader& in) {
 
 void encode(Writer& out, const Put& put) {
     const PutRequest& request = put.request;
-    out.string(request.model);
-    out.string(request.ns);
-    out.string(request.parent);
+    out.id(request.model);
+    out.id(request.ns);
+    out.id(request.parent);
     out.string(request.graph);
     out.string(request.metadata);
     out.f64(request.score);
@@ -325,7 +333,7 @@ void encode(Writer& out, const Put& put) {
     for (const Inherited& inherited : request.inherited) {
         out.u32(inherited.layer);
         out.u8(inherited.foreign ? 1 : 0);
-        out.string(inherited.owner);
+        out.id(inherited.owner);
     }
     out.count(request.own.size());
     std::size_t tensor = 0;
@@ -377,7 +385,7 @@ Put decode_put(Reader& in) {
 }
 
 void encode(Writer& out, const Read& read) {
-    out.string(read.model);
+    out.id(read.model);
     out.strings(read.layers);
 }
 
@@ -389,8 +397,8 @@ Read decode_read(Reader& in) {
 }
 
 void encode(Writer& out, const Layer& layer) {
-    out.string(layer.name);
-    out.string(layer.owner);
+    out.id(layer.name);
+    out.id(layer.owner);
     out.key(layer.key);
     out.u8(layer.here ? 1 : 0);
     if (!layer.here) return;
@@ -404,7 +412,7 @@ void encode(Writer& out, const Layer& layer) {
 
 Layer decode_layer(Reader& in) {
     Layer layer;
-    layer.name = in.name();
+    layer.name = in.id();
     layer.owner = in.id();
     layer.key = in.key();
     layer.here = decode_flag(in, "here") == 1;
@@ -422,7 +430,7 @@ Layer decode_layer(Reader& in) {
 void encode(Writer& out, const Fetch& fetch) {
     out.count(fetch.groups.size());
     for (const Fetch::Group& group : fetch.groups) {
-        out.string(group.owner);
+        out.id(group.owner);
         out.keys(group.keys);
     }
     out.u8(fetch.deliver ? 1 : 0);
@@ -458,7 +466,7 @@ Fetch decode_fetch(Reader& in) {
 
 void encode(Writer& out, const LayerTable& table, const Query& query, std::uint64_t lease_ms) {
     out.bytes(table.encode());
-    out.string(query.ns);
+    out.id(query.ns);
     out.u8(static_cast<std::uint8_t>(query.weight));
     out.u32(query.count);
     out.u32(query.min_layers);
@@ -480,7 +488,7 @@ BestMatches decode_best_matches(Reader& in) {
 }
 
 void encode(Writer& out, const LeasedMatch& leased) {
-    out.string(leased.match.model);
+    out.id(leased.match.model);
     out.f64(leased.match.score);
     out.u64(leased.match.sequence);
     out.u64(leased.match.layers);
@@ -509,9 +517,9 @@ LeasedMatch decode_match(Reader& in) {
 }
 
 void encode(Writer& out, const References& references) {
-    out.string(references.owner);
+    out.id(references.owner);
     out.keys(references.keys);
-    out.string(references.holder);
+    out.id(references.holder);
 }
 
 References decode_references(Reader& in) {
@@ -523,10 +531,10 @@ References decode_references(Reader& in) {
 }
 
 void encode(Writer& out, const ForeignReferences& references) {
-    out.string(references.holder);
+    out.id(references.holder);
     out.count(references.by_owner.size());
     for (const auto& [owner, keys] : references.by_owner) {
-        out.string(owner);
+        out.id(owner);
         out.keys(keys);
     }
 }
@@ -543,13 +551,13 @@ ForeignReferences decode_foreign(Reader& in) {
 }
 
 void encode(Writer& out, const ModelInfo& info) {
-    out.string(info.model);
-    out.string(info.ns);
+    out.id(info.model);
+    out.id(info.ns);
     out.bytes(info.table->encode());
     out.count(info.layers.size());
     for (const LayerLocation& location : info.layers) encode_location(out, location);
     out.f64(info.score);
-    out.string(info.parent);
+    out.id(info.parent);
     out.string(info.graph);
     out.string(info.metadata);
     out.u64(info.created_ns);

@@ -28,7 +28,7 @@ inline constexpr std::size_t frame_header_size = 32;
 // Limits on what a message may say, whatever it claims.
 inline constexpr std::uint32_t max_body = 64u << 20;    // of one request or response
 inline constexpr std::uint32_t max_string = 32u << 20;  // graph, metadata
-inline constexpr std::uint32_t max_id = 4096;           // model ids, namespaces, addresses
+inline constexpr std::uint32_t max_id = 65535;          // model ids, namespaces, names
 inline constexpr std::uint32_t max_items = 1u << 20;    // layers, tensors, ids in one message
 inline constexpr std::uint32_t max_dimensions = 64;
 
@@ -106,6 +106,7 @@ class Writer {
     void f64(double value) { number(std::bit_cast<std::uint64_t>(value)); }
     void count(std::size_t value);  // u32; throws Errc::invalid_argument beyond max_items
     void string(std::string_view text) { bytes(std::as_bytes(std::span(text))); }
+    void id(std::string_view text);               // throws Errc::invalid_argument beyond max_id
     void bytes(std::span<const std::byte> data);  // u32 length, then they
     void raw(std::span<const std::byte> data);    // they alone
     void key(const LayerKey& value);
@@ -138,7 +139,6 @@ class Reader {
     [[nodiscard]] double f64() { return std::bit_cast<double>(number<std::uint64_t>()); }
     // A number of items, each of at least `item_bytes` bytes: no more than can be in the rest.
     [[nodiscard]] std::uint32_t count(std::size_t item_bytes);
-    [[nodiscard]] std::string name() { return string(65535); }  // of a layer
     [[nodiscard]] std::string id() { return string(max_id); }
     [[nodiscard]] std::string string(std::uint32_t limit = max_string);
     [[nodiscard]] std::span<const std::byte> bytes(std::uint32_t limit = max_string);
@@ -222,8 +222,8 @@ struct Fetch {
 struct BestMatches {
     LayerTablePtr table;
     std::string ns;
-    Query query;  // its `ns` views the field above
-    std::uint64_t lease_ms = 0;
+    Query query;                 // its `ns` views the field above
+    std::uint64_t lease_ms = 0;  // all bits set: the server's default
 };
 
 struct References {

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <limits>
+
 #include "server/call.hpp"
 
 namespace cpp_store::server {
@@ -8,8 +11,10 @@ void best_matches(Call& call) {
     in.end();
 
     request.query.ns = request.ns;
-    constexpr std::uint64_t day_ms = 86'400'000;
-    const std::chrono::milliseconds lease(std::min(request.lease_ms, day_ms));
+    constexpr std::uint64_t month_ms = 30ull * 86'400'000;
+    const bool is_default = request.lease_ms == std::numeric_limits<std::uint64_t>::max();
+    const std::chrono::milliseconds lease(
+        is_default ? -1 : static_cast<std::int64_t>(std::min(request.lease_ms, month_ms)));
     wire::Writer out;
     const auto matches = call.store().best_matches(*request.table, request.query, lease);
     out.count(matches.size());

@@ -51,12 +51,19 @@ struct Model {
     std::vector<Bytes> tensors;
 };
 
-std::map<std::string, Bytes, std::less<>> read(Cluster& cluster, std::string_view model,
-                                               const std::vector<std::string>& names = {}) {
-    std::map<std::string, Bytes, std::less<>> layers;
-    cluster.read(model, names, [&](std::string_view layer, std::size_t, const TensorSpec& spec) {
-        return std::span<std::byte>(layers[std::string(layer)] = Bytes(spec.nbytes()));
-    });
+using Layers = std::map<std::string, Bytes, std::less<>>;
+
+// Makes a buffer for the one tensor of each layer.
+Cluster::Buffers into(Layers& layers) {
+    return [&layers](std::string_view layer, std::span<const TensorSpec> specs) {
+        Bytes& bytes = layers[std::string(layer)] = Bytes(specs[0].nbytes());
+        return std::vector{std::span<std::byte>(bytes)};
+    };
+}
+
+Layers read(Cluster& cluster, std::string_view model, const std::vector<std::string>& names = {}) {
+    Layers layers;
+    cluster.read(model, names, into(layers));
     return layers;
 }
 
@@ -190,10 +197,8 @@ TEST(Cluster, LeasesAMatchThatIsRetired) {
         wanted.push_back({std::string(child.request.table->name(layer.layer)), layer.owner,
                           child.request.table->key(layer.layer)});
     }
-    std::map<std::string, Bytes> layers;
-    cluster.fetch(wanted, [&](std::string_view layer, std::size_t, const TensorSpec& spec) {
-        return std::span<std::byte>(layers[std::string(layer)] = Bytes(spec.nbytes()));
-    });
+    Layers layers;
+    cluster.fetch(wanted, into(layers));
     EXPECT_EQ(layers.at("a"), parent.tensors[0]);
     EXPECT_EQ(layers.at("b"), parent.tensors[1]);
 

@@ -1,0 +1,246 @@
+// Servers and their clients: the second low-level handle that cpp_store.Store works over, with the
+// same methods as the store in process (bind_store.cpp), and the server inside a process.
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <memory>
+#include <optional>
+
+#include "bindings.hpp"
+#include "convert.hpp"
+#include "cpp_store/client.hpp"
+#include "cpp_store/error.hpp"
+#include "cpp_store/libfabric.hpp"
+#include "cpp_store/server.hpp"
+
+namespace py = pybind11;
+
+namespace cpp_store::python {
+
+namespace {
+
+std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, std::string key) {
+    if (!(timeout > 0) || timeout > 1e9) {
+        throw Error(Errc::invalid_argument, "a time-out of " + std::to_string(timeout) +
+                                                " s; it is a positive number of seconds");
+    }
+    const py::gil_scoped_release release;
+    return std::make_unique<Cluster>(Cluster::Options{
+        std::move(servers), std::chrono::milliseconds(std::llround(std::ceil(timeout * 1000))),
+        std::move(key)});
+}
+
+std::uint64_t put(Cluster& cluster, std::string model, const py::dict& tensors,
+                  std::shared_ptr<LayerTable> table, const py::list& inherited, std::string ns,
+                  double score, std::string parent, std::string graph, std::string metadata) {
+    PutArguments arguments =
+        put_arguments(std::move(model), tensors, std::move(table), inherited, std::move(ns), score,
+                      std::move(parent), std::move(graph), std::move(metadata));
+    std::vector<std::span<const std::byte>> bytes;
+    for (const Source& source : arguments.sources) {
+        bytes.emplace_back(source.data, source.spec.nbytes());
+    }
+    const py::gil_scoped_release release;
+    return cluster.put(std::move(arguments.request), bytes);
+}
+
+// Fresh arrays for the tensors of whatever layers come.
+class Collector {
+  public:
+    // Called without the GIL.
+    std::vector<std::span<std::byte>> operator()(std::string_view layer,
+                                                 std::span<const TensorSpec> specs) {
+        const py::gil_scoped_acquire acquire;
+        std::vector<std::span<std::byte>> buffers;
+        py::list arrays;
+        for (const TensorSpec& spec : specs) {
+            py::array array = empty(spec);
+            buffers.emplace_back(static_cast<std::byte*>(array.mutable_data()),
+                                 static_cast<std::size_t>(array.nbytes()));
+            arrays.append(std::move(array));
+        }
+        layers_[py::str(layer.data(), layer.size())] = std::move(arrays);
+        return buffers;
+    }
+    // Unless copies were asked for, read-only as in process: views of arrays that nobody writes to,
+    // so that the flag cannot be set again.
+    py::dict take(bool copy) {
+        if (!copy) {
+            for (const auto& [name, arrays] : layers_) {
+                const auto list = py::reinterpret_borrow<py::list>(arrays);
+                for (std::size_t i = 0; i < list.size(); ++i) {
+                    list[i].attr("setflags")(py::arg("write") = false);
+                    list[i] = list[i].attr("view")();
+                }
+            }
+        }
+        return std::move(layers_);
+    }
+
+  private:
+    py::dict layers_;
+};
+
+std::vector<std::string> names_of(const py::handle& names) {
+    std::vector<std::string> out;
+    for (const py::handle name : names) out.push_back(name.cast<std::string>());
+    return out;
+}
+
+py::dict read(Cluster& cluster, const std::string& model, const std::optional<py::list>& layers,
+              bool copy) {
+    if (layers && layers->empty()) {  // to the servers, no name means all
+        bool exists = false;
+        {
+            const py::gil_scoped_release release;
+            exists = cluster.contains(model);
+        }
+        if (!exists) throw Error(Errc::not_found, "there is no model '" + model + "'");
+        return {};
+    }
+    const std::vector<std::string> names = layers ? names_of(*layers) : std::vector<std::string>{};
+    Collector collector;
+    {
+        const py::gil_scoped_release release;
+        cluster.read(model, names, std::ref(collector));
+    }
+    return collector.take(copy);
+}
+
+std::uint64_t read_into(Cluster& cluster, const std::string& model, const py::dict& buffers) {
+    py::dict left = buffers.attr("copy")();
+    std::vector<py::list> kept;  // the arrays, while bytes come
+    const auto targets = [&](std::string_view layer, std::span<const TensorSpec> specs) {
+        const py::gil_scoped_acquire acquire;
+        const py::object given = left.attr("pop")(py::str(layer.data(), layer.size()));
+        kept.push_back(buffer_list(given, layer, specs.size()));
+        std::vector<std::span<std::byte>> out;
+        for (std::size_t i = 0; i < specs.size(); ++i) {
+            out.push_back(target(kept.back()[i], specs[i], {layer, i}));
+        }
+        return out;
+    };
+    const std::vector<std::string> names = names_of(buffers);
+    std::uint64_t bytes = 0;
+    if (!names.empty()) {
+        const py::gil_scoped_release release;
+        bytes = cluster.read(model, names, targets);
+    }
+    for (const auto& [name, arrays] : left) {  // layers without tensors
+        kept.push_back(buffer_list(arrays, name.cast<std::string>(), 0));
+    }
+    return bytes;
+}
+
+py::dict fetch(Cluster& cluster, const LayerTable& table, const py::list& layers, bool copy) {
+    std::vector<OwnedLayer> wanted;
+    for (const py::handle item : layers) {
+        auto [name, owner] = item.cast<std::pair<std::string, std::string>>();
+        py::list names(1);
+        names[0] = name;
+        const std::uint32_t layer = positions_of(table, names, owner).front();
+        wanted.push_back({std::move(name), std::move(owner), table.key(layer)});
+    }
+    Collector collector;
+    if (!wanted.empty()) {
+        const py::gil_scoped_release release;
+        cluster.fetch(wanted, std::ref(collector));
+    }
+    return collector.take(copy);
+}
+
+py::list best_matches(Cluster& cluster, const LayerTable& table, const std::string& ns,
+                      const std::string& weight, std::int64_t count, std::int64_t min_layers,
+                      std::vector<std::string> exclude, const py::object& lease) {
+    const Query query = query_arguments(ns, weight, count, min_layers, std::move(exclude));
+    const std::chrono::milliseconds duration = lease_argument(lease);
+    std::vector<RemoteMatch> matches;
+    {
+        const py::gil_scoped_release release;
+        matches = cluster.best_matches(table, query, duration);
+    }
+    py::list out;
+    for (RemoteMatch& match : matches) {
+        out.append(leased_match(std::move(match.leased), table, match.server));
+    }
+    return out;
+}
+
+void end_lease(Cluster& cluster, std::uint64_t lease, std::size_t server) {
+    RemoteMatch match;
+    match.leased.lease = lease;
+    match.server = server;
+    cluster.end_lease(match);
+}
+
+py::list stats(Cluster& cluster) {
+    std::vector<StoreStats> all;
+    {
+        const py::gil_scoped_release release;
+        all = cluster.stats();
+    }
+    py::list out;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        out.append(py::make_tuple(cluster.servers()[i], stats_dict(all[i])));
+    }
+    return out;
+}
+
+std::unique_ptr<Server> serve(std::string address, const std::shared_ptr<Store>& store,
+                              unsigned threads, std::string key) {
+    Server::Options options;
+    options.address = std::move(address);
+    options.threads = threads;
+    options.key = std::move(key);
+    options.log_level = LogLevel::warning;  // it shares its process's standard error
+    const py::gil_scoped_release release;
+    return std::make_unique<Server>(store, std::move(options));
+}
+
+void bind_cluster(py::module_& m) {
+    using Unlocked = py::call_guard<py::gil_scoped_release>;
+    py::class_<Cluster> type(m, "RemoteStore", "The client of servers: cpp_store.connect().");
+    type.def(py::init(&open), py::arg("servers"), py::arg("timeout"), py::arg("key"));
+    type.def("put", &put, py::arg("model"), py::arg("tensors"), py::arg("table"),
+             py::arg("inherited"), py::arg("namespace"), py::arg("score"), py::arg("parent"),
+             py::arg("graph"), py::arg("metadata"));
+    type.def("read", &read, py::arg("model"), py::arg("layers"), py::arg("copy"));
+    type.def("read_into", &read_into, py::arg("model"), py::arg("buffers"));
+    type.def("fetch", &fetch, py::arg("table"), py::arg("layers"), py::arg("copy"));
+    type.def("best_matches", &best_matches, py::arg("table"), py::arg("namespace"),
+             py::arg("weight"), py::arg("count"), py::arg("min_layers"), py::arg("exclude"),
+             py::arg("lease"));
+    type.def("end_lease", &end_lease, py::arg("lease"), py::arg("server"), Unlocked());
+    type.def("lookup", &Cluster::lookup, py::arg("model"), Unlocked());
+    type.def("contains", &Cluster::contains, py::arg("model"), Unlocked());
+    type.def(
+        "models",
+        [](Cluster& cluster, const std::optional<std::string>& ns) {
+            return cluster.list(ns ? &*ns : nullptr);
+        },
+        py::arg("namespace"), Unlocked());
+    type.def("retire", &Cluster::retire, py::arg("model"), Unlocked());
+    type.def("stats", &stats);
+    type.def(
+        "scrub", [](Cluster& cluster) { return cluster.scrub(); }, Unlocked());
+    type.def("verify", &Cluster::verify, Unlocked());
+    type.def("close", [](const Cluster&) {});
+    type.def("home", &Cluster::home, py::arg("model"));
+    type.def("ping", &Cluster::ping, py::arg("server"), Unlocked());
+    type.def("shutdown", &Cluster::shutdown, Unlocked());
+}
+
+}  // namespace
+
+void bind_client(py::module_& m) {
+    bind_cluster(m);
+    py::class_<Server> server(m, "Server", "A store behind an address: cpp_store.serve().");
+    server.def(py::init(&serve), py::arg("address"), py::arg("store"), py::arg("threads"),
+               py::arg("key"));
+    server.def_property_readonly("address", &Server::address);
+    server.def("stop", &Server::stop, py::call_guard<py::gil_scoped_release>());
+    m.def("add_library_prefixes", &add_library_prefixes, py::arg("prefixes"),
+          "Prefixes whose MPI wheels may bring the libfabric to use.");
+}
+
+}  // namespace cpp_store::python

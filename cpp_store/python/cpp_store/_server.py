@@ -1,0 +1,117 @@
+"""Stores on servers: connecting to them, and being one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from cpp_store import _core
+from cpp_store._core import InvalidArgument, LocalStore, RemoteStore
+from cpp_store._store import Store, parse_memory
+
+SERVERS_VARIABLE = "MODEL_SERVERS"
+
+
+def connect(
+    servers: str | Sequence[str] | None = None, *, timeout: float = 30.0, key: str = ""
+) -> Store:
+    """Open the store that one or several servers hold together.
+
+    Parameters
+    ----------
+    servers
+        Addresses as the servers print them, such as ``"ofi+tcp://10.0.0.1:4711"``: a sequence, or a
+        string with spaces between them, in any order. All clients of a store need the same list.
+        None: what the environment variable ``MODEL_SERVERS`` says.
+    timeout
+        Seconds that a call may take, besides the time for its bytes.
+    key
+        Of the servers, if they want one.
+
+    Raises
+    ------
+    InvalidArgument
+        No address, or one that is malformed or comes twice; a provider that libfabric does not
+        have; another list than the clients gave whose models are on the servers.
+    ConnectionError
+        A server cannot be reached; names it. Later calls raise it too when a server is gone, after
+        seconds at most, and connect again when it is back.
+    """
+    if servers is None:
+        servers = os.environ.get(SERVERS_VARIABLE, "")
+        if not servers.split():
+            raise InvalidArgument(
+                f"no servers: pass their addresses, or set {SERVERS_VARIABLE} to them"
+            )
+    addresses = servers.split() if isinstance(servers, str) else list(servers)
+    _core.add_library_prefixes([sys.prefix])
+    return Store(RemoteStore(addresses, timeout, key))
+
+
+class Server:
+    """A store in this process that others may use as well. Made by :func:`serve`.
+
+    A context manager that stops itself.
+
+    Attributes
+    ----------
+    address : str
+        What others connect to.
+    store : Store
+        The store; this process needs no connection to it.
+    """
+
+    def __init__(self, address: str, memory: int, threads: int, key: str) -> None:
+        local = LocalStore(memory)
+        _core.add_library_prefixes([sys.prefix])
+        self._server = _core.Server(address, local, threads, key)
+        self.address: str = self._server.address
+        self.store = Store(local)
+
+    def stop(self) -> None:
+        """Leave the network. The store stays open. May be called again."""
+        self._server.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def serve(
+    address: str = "ofi+tcp://127.0.0.1:0",
+    *,
+    memory: int | str = "4GiB",
+    threads: int = 2,
+    key: str = "",
+) -> Server:
+    """Start a server in this process, as ``cpp-store-server`` is one of its own.
+
+    Parameters
+    ----------
+    address
+        Where to listen: ``ofi+<provider>://<host>:<port>``; port 0 takes a free one.
+    memory
+        The most that tensors may take: bytes, or a number with a unit such as "512MiB" or "8GB".
+    threads
+        How many do what requests ask for; one more moves the bytes. None of them needs the GIL.
+    key
+        Clients must know it. Empty: anybody who reaches the port may connect.
+
+    Raises
+    ------
+    InvalidArgument
+        A malformed address, a provider that libfabric does not have, a port that is taken.
+    ConnectionError
+        There is no libfabric.
+    """
+    return Server(address, parse_memory(memory), threads, key)

@@ -1,0 +1,55 @@
+"""Real `cpp-store-server` processes for tests."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import cpp_store
+
+_ROOT = Path(__file__).resolve().parents[2]
+_IN_TREE = _ROOT in Path(cpp_store.__file__).resolve().parents
+PROGRAM = (
+    _ROOT / "build" / "dev" / "cpp_store" if _IN_TREE else Path(sys.prefix) / "bin"
+) / "cpp-store-server"
+
+
+def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """Start a server and wait until it is ready. Returns it and its address."""
+    process = subprocess.Popen(
+        [str(PROGRAM), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    address = process.stdout.readline().strip()
+    if not address:
+        _, errors = process.communicate(timeout=10)
+        raise RuntimeError(f"cpp-store-server ended with {process.returncode}: {errors}")
+    return process, address
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Ask a server to end. Returns its exit code and what it logged."""
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    return process.returncode, errors
+
+
+@contextmanager
+def running(count: int = 1, *arguments: str) -> Iterator[list[str]]:
+    """Addresses of as many servers; they must end cleanly afterwards."""
+    with ExitStack() as stack:
+        processes = []
+        addresses = []
+        for _ in range(count):
+            process, address = start(*arguments)
+            stack.callback(process.kill)
+            processes.append(process)
+            addresses.append(address)
+        yield addresses
+        for process in processes:
+            code, errors = finish(process)
+            assert code == 0, errors
