@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a tenth of the models, one run each")
     given = parser.parse_args()
     models, children, repeats, sample = (
-        (6_000, 1_000, 1, 3) if given.quick else (60_000, 10_000, 3, 40)
+        (6_000, 1_000, 1, 3) if given.quick else (60_000, 10_000, 3, 20)
     )
     with tempfile.TemporaryDirectory(prefix="bench-generation-") as directory:
         results = {

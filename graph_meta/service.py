@@ -64,7 +64,7 @@ _PROBES = 3
 # While a service has a thread, a thread that computes in pure Python yields to it this often.
 _SWITCH_INTERVAL = 100e-6
 # Items of one rank that travel in one round of a bulk exchange; bounds the size of a message.
-_ROUND = 4096
+_ROUND = 16_384
 
 _REQUEST_TAG = 1
 _FIRST_REPLY_TAG = 2

@@ -12,7 +12,7 @@ import pytest
 from cpp_store import LayerTable, PrefixIndex
 from transfer_nas import population
 from transfer_nas.errors import InputError, SpaceError
-from transfer_nas.population import Population, PopulationError, files
+from transfer_nas.population import Population, PopulationError, files, generation
 from transfer_nas.ranks import Alone
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Gene
@@ -176,6 +176,16 @@ class TestEvolving:
 
         assert at_once.slice(40).equals(later)
         assert not any(at_once["alive"].to_pylist()[:50])
+
+    def test_the_size_of_chunks_changes_nothing(
+        self, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flags = {"initial_population_dir": str(written), "evolve_count": 50}
+        expected = run(tmp_path / "one", **flags)
+        monkeypatch.setattr(generation, "_CHUNK", 7)
+
+        assert run(tmp_path / "many", **flags).equals(expected)
+        assert run(tmp_path / "again", population_size=40).equals(population.read_members(written))
 
     def test_the_space_is_that_of_the_initial_population(self, tmp_path: Path) -> None:
         run(tmp_path / "a", population_size=5, space="feed_forward")

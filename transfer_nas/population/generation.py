@@ -37,7 +37,9 @@ Report = Callable[[int], None]
 
 _BLOCK = 1024
 _GENOMES, _LINEAGE = 0, 1  # streams of random numbers
-_CHUNK = 4096  # models of one rank between two calls of the service
+# Models of one rank between two calls of the service. The ranks wait for each other at each call:
+# the more often, the more one that is held up holds up all.
+_CHUNK = 16_384
 _CHECKED_EVERY = 64  # of how many members read one is built again
 
 

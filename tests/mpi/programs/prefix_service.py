@@ -15,6 +15,7 @@ from mpi4py import MPI
 
 import cpp_store
 from cpp_store import LayerTable, Match, PrefixIndex
+from graph_meta import service as service_module
 from graph_meta.service import PrefixService
 
 WORLD = MPI.COMM_WORLD
@@ -145,6 +146,7 @@ def sequence_numbers() -> None:
 
 
 def bulk() -> None:
+    service_module._ROUND = 512  # so that the ranks need different numbers of rounds
     with PrefixService(WORLD) as service:
         population, questions = models(5000), models(500, seed=4)
         mine = block(population)
