@@ -1,6 +1,8 @@
 """Populations in one process; `tests/mpi/test_population.py` has what several ranks add."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -346,3 +348,17 @@ def test_rows_are_found_across_row_groups_and_files(
     assert whole["model"].to_pylist() == members.model.tolist() == list(range(20, 70))
     for begin, end in [(0, 3), (5, 9), (12, 41), (49, 50), (50, 50)]:
         assert members.read(begin, end).equals(whole.slice(begin, end - begin))
+
+
+def test_no_backend_is_imported(tmp_path: Path) -> None:
+    """Neither to generate nor to evolve, by the command itself."""
+    code = (
+        "import sys; from transfer_nas.evolve import main\n"
+        f"flags = ['--population_size=20', '--evolve_count=5', '--output_dir={tmp_path / 'out'}']\n"
+        "assert main(flags) == 0\n"
+        "print({'tensorflow', 'keras', 'jax', 'torch'} & set(sys.modules))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == "set()"
