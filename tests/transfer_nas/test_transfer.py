@@ -1,5 +1,6 @@
 """Every transfer method keeps the contract of `TransferMethod`."""
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,21 +21,24 @@ Open = Callable[[str], TransferMethod]
 """Opens the place for a namespace, as another process would."""
 
 
-@pytest.fixture(params=["hdf5", "store"])
+@pytest.fixture(params=["hdf5", "store", "served"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """An empty place for models; each of its methods is closed at the end."""
-    store = cpp_store.embedded(memory="64MiB") if request.param == "store" else None
-    opened = []
+    with contextlib.ExitStack() as stack:
+        store = None
+        if request.param == "store":
+            store = stack.enter_context(cpp_store.embedded(memory="64MiB"))
+        if request.param == "served":
+            server = stack.enter_context(cpp_store.serve(memory="64MiB"))
+            store = stack.enter_context(cpp_store.connect(server.address))
 
-    def open_place(namespace: str) -> TransferMethod:
-        opened.append(transfer.get(request.param, namespace, directory=tmp_path, store=store))
-        return opened[-1]
+        def open_place(namespace: str) -> TransferMethod:
+            name = "hdf5" if store is None else "store"
+            method = transfer.get(name, namespace, directory=tmp_path, store=store)
+            stack.callback(method.close)
+            return method
 
-    yield open_place
-    for method in opened:
-        method.close()
-    if store is not None:
-        store.close()
+        yield open_place
 
 
 @pytest.fixture
