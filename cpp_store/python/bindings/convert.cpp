@@ -137,6 +137,8 @@ std::vector<std::uint64_t> shape_of(const py::array& array) {
 }
 
 bool is_sequence_of_arrays(py::handle object) {
+    // What nearly everybody passes; the questions below cost an exception each.
+    if (py::isinstance<py::list>(object) || py::isinstance<py::tuple>(object)) return true;
     return (py::isinstance<py::sequence>(object) || py::hasattr(object, "__iter__")) &&
            !py::isinstance<py::array>(object) && !py::isinstance<py::str>(object) &&
            !py::isinstance<py::bytes>(object) && !py::hasattr(object, "__array__") &&
