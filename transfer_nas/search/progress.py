@@ -67,7 +67,7 @@ class PlainProgress(Progress):
 
 
 class TerminalProgress(Progress):
-    """One line with a bar, kept up to date.
+    """One line that is kept up to date.
 
     Parameters
     ----------
@@ -82,17 +82,16 @@ class TerminalProgress(Progress):
         import rich.progress
 
         self._timeout = timeout
-        self._bar = rich.progress.Progress(
+        self._line = rich.progress.Progress(
             rich.progress.SpinnerColumn(),
-            rich.progress.BarColumn(bar_width=24),
             rich.progress.TextColumn("{task.description}"),
             console=rich.console.Console(file=stream),
         )
-        self._task = self._bar.add_task("waiting for the first evaluation", total=None)
+        self._task = self._line.add_task("waiting for the first evaluation", total=None)
 
     def update(self, status: Status) -> None:
         """Show a status."""
-        self._bar.update(
+        self._line.update(
             self._task,
             total=status.max_evals,
             completed=status.evaluations,
@@ -100,15 +99,15 @@ class TerminalProgress(Progress):
         )
 
     def warn(self, text: str) -> None:
-        """Show a line above the bar."""
-        self._bar.console.print(f"warning: {text}", markup=False, highlight=False)
+        """Show a line above it."""
+        self._line.console.print(f"warning: {text}", markup=False, highlight=False)
 
     def __enter__(self) -> TerminalProgress:
-        self._bar.start()
+        self._line.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._line.stop()
 
 
 def describe(status: Status, timeout: float | None) -> str:
