@@ -19,7 +19,7 @@ struct Query {
     std::string_view ns = {};               // models of other namespaces never match
     Weight weight = Weight::layers;
     std::uint32_t count = 1;                // how many matches at most
-    std::uint32_t min_layers = 1;           // prefixes of fewer layers are no match
+    std::uint32_t min_layers = 1;           // prefixes of fewer layers are no match; 0 counts as 1
     std::vector<std::string> exclude = {};  // model ids that are not to be returned
 };
 
@@ -36,8 +36,14 @@ struct Match {
 // the intersection of their sets; the best match of a query is the model with the heaviest one, ties
 // to the higher score (NaN counts as lowest), then to the larger sequence.
 //
-// Thread-safe: any number of readers beside writers.
+// Thread-safe: any number of readers beside writers; a waiting writer goes before later readers.
 // Memory is proportional to the layers that no other model has, plus a constant per model.
+//
+// Cost, with L layers in the table at hand: add and remove look at these L layers and, where more
+// than 16 layers or models stand below one, at the logarithm of their number. A query looks up L
+// keys and then, as a rule, only the few models that have the rarest of the shared layers; never more
+// than those that have any layer on which the best matches and the shared layers differ. How many
+// models are stored does not enter, nor how many have the same layers (docs/prefix-index.md).
 class PrefixIndex {
   public:
     PrefixIndex();
