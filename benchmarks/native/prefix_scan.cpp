@@ -68,6 +68,8 @@ class PrefixScan {
         double score = 0;
     };
 
+    static constexpr std::uint32_t absent = 0xffff'ffff;
+
     static LayerTable decode(std::string_view data) {
         return LayerTable::decode(std::as_bytes(std::span(data.data(), data.size())));
     }
@@ -76,9 +78,14 @@ class PrefixScan {
     std::tuple<std::int64_t, std::uint32_t> scan(std::string_view data, Shared&& shared_with) {
         const LayerTable query = decode(data);
         std::vector<std::uint32_t> marked;
-        for (const LayerKey& key : query.keys()) {
-            const auto found = ids_.find(key);
+        query_ = {};
+        query_.below.resize(query.size());
+        for (std::uint32_t i = 0; i < query.size(); ++i) {
+            const auto found = ids_.find(query.key(i));
             if (found != ids_.end()) marked.push_back(found->second);
+            query_.ids.push_back(found != ids_.end() ? found->second : absent);
+            if (query.requires_of(i).empty()) query_.roots.push_back(i);
+            for (const std::uint32_t above : query.requires_of(i)) query_.below[above].push_back(i);
         }
         for (const std::uint32_t id : marked) in_query_[id] = 1;
         std::int64_t best = -1;
@@ -105,18 +112,35 @@ class PrefixScan {
         queue_.clear();
         for (std::uint32_t i = 0; i < graph.count; ++i) {
             waiting_[i] = inputs[i];
-            if (inputs[i] == 0 && in_query_[ids[i]] != 0) queue_.push_back(i);
+            if (inputs[i] != 0) continue;
+            for (const std::uint32_t root : query_.roots) {
+                if (query_.ids[root] == ids[i]) queue_.push_back({i, root});
+            }
         }
         for (std::size_t head = 0; head < queue_.size(); ++head) {
-            const std::uint32_t at = queue_[head];
-            for (std::uint32_t edge = at == 0 ? 0 : ends[at - 1]; edge != ends[at]; ++edge) {
+            const Pair at = queue_[head];
+            for (std::uint32_t edge = at.stored == 0 ? 0 : ends[at.stored - 1];
+                 edge != ends[at.stored]; ++edge) {
                 const std::uint32_t below = edges[edge];
-                if (--waiting_[below] == 0 && in_query_[ids[below]] != 0) queue_.push_back(below);
+                for (const std::uint32_t partner : query_.below[at.asked]) {
+                    if (query_.ids[partner] != ids[below]) continue;
+                    if (--waiting_[below] == 0) queue_.push_back({below, partner});
+                    break;
+                }
             }
         }
         return static_cast<std::uint32_t>(queue_.size());
     }
 
+    struct Pair {
+        std::uint32_t stored;
+        std::uint32_t asked;
+    };
+    struct Asked {
+        std::vector<std::uint32_t> ids;
+        std::vector<std::uint32_t> roots;
+        std::vector<std::vector<std::uint32_t>> below;
+    } query_;
     std::unordered_map<LayerKey, std::uint32_t> ids_;
     std::vector<Graph> graphs_;
     std::vector<std::uint32_t> layer_ids_;
@@ -125,7 +149,7 @@ class PrefixScan {
     std::vector<std::uint32_t> edge_ends_;
     std::vector<std::uint8_t> in_query_;
     std::vector<std::uint32_t> waiting_;
-    std::vector<std::uint32_t> queue_;
+    std::vector<Pair> queue_;
 };
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Longest-shared-prefix queries over all stored models, exact, in time that does not grow with them.
+// Longest-shared-prefix queries over all stored models, exact, in time that does not grow with
+// them.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,7 @@ namespace cpp_store {
 enum class Weight : std::uint8_t { layers = 0, bytes = 1 };
 
 struct Query {
-    std::string_view ns = {};               // models of other namespaces never match
+    std::string_view ns = {};  // models of other namespaces never match
     Weight weight = Weight::layers;
     std::uint32_t count = 1;                // how many matches at most
     std::uint32_t min_layers = 1;           // prefixes of fewer layers are no match; 0 counts as 1
@@ -26,24 +27,24 @@ struct Query {
 struct Match {
     std::string model;
     double score = 0;
-    std::uint64_t sequence = 0;             // order of registration; larger is newer
-    std::uint64_t layers = 0;               // weight of the prefix, both ways
+    std::uint64_t sequence = 0;  // order of registration; larger is newer
+    std::uint64_t layers = 0;    // weight of the prefix, both ways
     std::uint64_t bytes = 0;
-    std::vector<std::uint32_t> positions;   // of the prefix's layers in the query's table, ascending
+    std::vector<std::uint32_t> positions;  // of the prefix's layers in the query's table, ascending
 };
 
 // The index. Models are sets of layer keys closed under `requires_of`. The prefix of two models is
-// the intersection of their sets; the best match of a query is the model with the heaviest one, ties
-// to the higher score (NaN counts as lowest), then to the larger sequence.
+// the intersection of their sets; the best match of a query is the model with the heaviest one,
+// ties to the higher score (NaN counts as lowest), then to the larger sequence.
 //
 // Thread-safe: any number of readers beside writers; a waiting writer goes before later readers.
 // Memory is proportional to the layers that no other model has, plus a constant per model.
 //
 // Cost, with L layers in the table at hand: add and remove look at these L layers and, where more
 // than 16 layers or models stand below one, at the logarithm of their number. A query looks up L
-// keys and then, as a rule, only the few models that have the rarest of the shared layers; never more
-// than those that have any layer on which the best matches and the shared layers differ. How many
-// models are stored does not enter, nor how many have the same layers (docs/prefix-index.md).
+// keys and then, as a rule, only the few models that have the rarest of the shared layers; never
+// more than those that have any layer on which the best matches and the shared layers differ. How
+// many models are stored does not enter, nor how many have the same layers (docs/prefix-index.md).
 class PrefixIndex {
   public:
     PrefixIndex();
@@ -64,12 +65,13 @@ class PrefixIndex {
     [[nodiscard]] bool contains(std::string_view model) const;
 
     // The best matches, best first; empty if nothing shares `min_layers` layers.
-    [[nodiscard]] std::vector<Match> best_matches(const LayerTable& table, const Query& query) const;
+    [[nodiscard]] std::vector<Match> best_matches(const LayerTable& table,
+                                                  const Query& query) const;
 
     struct Stats {
         std::uint64_t models = 0;
-        std::uint64_t layers = 0;      // distinct keys held
-        std::uint64_t bytes = 0;       // memory of the index, estimated from its containers
+        std::uint64_t layers = 0;  // distinct keys held
+        std::uint64_t bytes = 0;   // memory of the index, estimated from its containers
         std::uint64_t namespaces = 0;
     };
     [[nodiscard]] Stats stats() const;

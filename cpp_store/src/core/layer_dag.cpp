@@ -78,6 +78,7 @@ void LayerDag::plan(const LayerTable& table, const LayerKey& salt, Plan& plan) c
         plan.nodes.push_back(id);
         if (id == no_id) continue;
         const Node& node = nodes_[id];
+        models_.prefetch(node.best);  // add() will compare with it
         plan.given.clear();
         plan.held.clear();
         for (auto at = begin; at != std::ssize(plan.needs); ++at) {
@@ -204,6 +205,7 @@ void LayerDag::collect(NodeId last) {
         Step& step = path_.back();
         const Node& node = nodes_[step.node];
         if (step.next == node.needs_count) {
+            if (node.count == 1) by_key_.prefetch(hash_of(node.key));  // it will be dropped
             walk_.push_back(step.node);
             path_.pop_back();
             continue;
