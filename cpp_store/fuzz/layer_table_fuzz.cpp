@@ -1,4 +1,5 @@
-// Layer tables from outside: any bytes are refused with Errc::protocol or are a table that encodes to them.
+// Layer tables from outside: any bytes are refused with Errc::protocol or are a table that encodes
+// to them.
 #include <algorithm>
 #include <cstdlib>
 

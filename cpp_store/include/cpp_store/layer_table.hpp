@@ -20,9 +20,9 @@ namespace cpp_store {
 class LayerTable {
   public:
     struct Layer {
-        std::string name;                     // unique in the model
+        std::string name;                      // unique in the model
         std::vector<std::uint32_t> requires_;  // positions, each smaller than the layer's own
-        std::uint64_t nbytes = 0;             // bytes of its weights
+        std::uint64_t nbytes = 0;              // bytes of its weights
     };
 
     // Throws Errc::invalid_argument, naming the layer: a name that is empty, longer than 65,535
