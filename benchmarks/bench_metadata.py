@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cpp_store import LayerTable, PrefixIndex
+import cpp_store
+from cpp_store import LayerTable, PrefixIndex, Store
 from graph_meta import reference
 from transfer_nas import spaces
 from transfer_nas.population import default_space, draw_genomes, draw_lineage
@@ -71,6 +72,7 @@ def main() -> int:
         other_space(name, 2_000 if given.quick else 10_000, results)
     results["networkx_s_per_query_1000"] = networkx_seconds(1 if given.quick else 5, results)
     worst_cases(10_000 if given.quick else 1_000_000, results)
+    over_rpc(6_000 if given.quick else 60_000, results)
     results |= over_mpi(6_000 if given.quick else 60_000)
     for key, value in results.items():
         print(f"{key:<52} {value:>12.4g}   {verdict(key, value)}")
@@ -176,7 +178,7 @@ def register(
 
 
 def ask(
-    index: PrefixIndex, questions: Sequence[LayerTable], **options: Any
+    index: PrefixIndex | Store, questions: Sequence[LayerTable], **options: Any
 ) -> tuple[list[float], list[tuple[int, int]]]:
     """Return microseconds and (position of the model, layers) of each best match."""
     times = [float("inf")] * len(questions)
@@ -310,6 +312,49 @@ def worst_cases(models: int, results: dict[str, float]) -> None:
         results[f"worst_{name}_best_match_us"] = statistics.median(times)
         results[f"worst_{name}_retire_us"] = retiring / count / 1000
         results[f"worst_{name}_bytes_per_model"] = size / count
+
+
+def over_rpc(models: int, results: dict[str, float]) -> None:
+    """Ask a server of another process of this host, and compare with an index of our own.
+
+    The models have no tensors: a best match looks at none.
+    """
+    space = default_space("dense_skip")
+    members = family(space, models)
+    index = PrefixIndex()
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        with cpp_store.connect(server.stdout.readline().split()) as store:
+            done = 0
+            for tables in blocks(space, members):
+                for i, table in enumerate(map(without_bytes, tables), start=done):
+                    store.put(str(i), {}, table=table)
+                    index.add(str(i), table)
+                done += len(tables)
+            questions = [without_bytes(table) for table in children(space, members, 200)]
+            times, answers = ask(store, questions)
+            for question, answer in zip(questions, answers, strict=True):
+                match = index.best_match(question)
+                expected = (int(match.model), match.layers) if match else (-1, 0)
+                results["wrong_answers"] += expected != answer
+            results[f"rpc_best_match_p50_us_{models}"] = percentile(times, 50)
+            results[f"rpc_best_match_p99_us_{models}"] = percentile(times, 99)
+        server.stdin.close()
+
+
+# Serves until its standard input ends.
+_SERVER = """
+import sys, cpp_store
+with cpp_store.serve() as server:
+    print(server.address, flush=True)
+    sys.stdin.read()
+"""
+
+
+def without_bytes(table: LayerTable) -> LayerTable:
+    return LayerTable(table.names, table.requires)
 
 
 def over_mpi(models: int) -> dict[str, float]:
