@@ -107,17 +107,22 @@ def evolve(*arguments: str | Path, **environment: str) -> "subprocess.CompletedP
     )
 
 
-def test_the_same_seed_gives_the_same_search_and_so_does_a_resumed_one(tmp_path: Path) -> None:
-    def outcome(path: Path) -> list[tuple[str, ...]]:
-        columns = ("job_id", "objective", "m:parent", "m:layers_transferred")
-        genes = [name for name in rows(path)[0] if name.startswith("p:")]
-        return [tuple(row[name] for name in (*columns, *genes)) for row in rows(path)]
+def outcome(path: Path) -> list[tuple[str, ...]]:
+    """Return genomes, parents and objectives of a run, in order."""
+    columns = ("job_id", "objective", "m:parent", "m:layers_transferred")
+    genes = [name for name in rows(path)[0] if name.startswith("p:")]
+    return [tuple(row[name] for name in (*columns, *genes)) for row in rows(path)]
 
+
+def test_the_same_seed_gives_the_same_search(tmp_path: Path) -> None:
     summary(evolve(*SMALL, "--output_dir", tmp_path / "a"))
     summary(evolve(*SMALL, "--output_dir", tmp_path / "b"))
+    assert len(outcome(tmp_path / "a")) == 10
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
 
-    # Genomes depend on the objectives; without a store those depend on nothing that is gone.
+
+def test_a_resumed_search_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    # Without a store: its models would be gone, and objectives depend on what is inherited.
     without = ["--transfer", "noop", "--output_dir"]
     summary(evolve(*SMALL, *without, tmp_path / "straight"))
     stopped = tmp_path / "stopped"
