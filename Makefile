@@ -27,9 +27,11 @@ CPP_FILES := $(shell find cpp_store benchmarks -name '*.cpp' -o -name '*.hpp')
 
 setup: $(VENV)/.installed
 
+# A directory holds one run: the first search is runs/first, later ones are named by their time.
 search: setup
+	run=runs/first; [ ! -e $$run ] || run=runs/$$(date +%Y%m%d-%H%M%S); \
 	$(BIN)/mpiexec -np 2 $(BIN)/python -m transfer_nas.evolve --application digits --population_size 16 \
-	    --sample_size 4 --max_evals 64 --seed 1 --output_dir runs/first
+	    --sample_size 4 --max_evals 64 --seed 1 --output_dir $$run
 
 test: test-cpp test-fuzz test-python
 
