@@ -28,6 +28,22 @@ Foreign mark_foreign(PutRequest& request, const Cluster& cluster) {
     return foreign;
 }
 
+// Owners answer with the bytes of their layers, in the order in which they were asked for.
+void note_bytes(PutRequest& request, const Foreign& foreign,
+                const std::vector<PendingCallPtr>& answers) {
+    std::map<std::pair<std::string, LayerKey>, std::uint64_t> bytes;
+    auto answer = answers.begin();
+    for (const auto& [owner, keys] : foreign) {
+        wire::Reader in = (*answer++)->response();
+        if (in.count(8) != keys.size()) throw Error(Errc::protocol, "acquire lost layers");
+        for (const LayerKey& key : keys) bytes[{owner, key}] = in.u64();
+    }
+    for (Inherited& inherited : request.inherited) {
+        if (!inherited.foreign) continue;
+        inherited.bytes = bytes.at({inherited.owner, request.table->key(inherited.layer)});
+    }
+}
+
 PendingCallPtr start_put(Connection& server, PutRequest request,
                          std::span<const std::span<const std::byte>> tensors) {
     wire::Put put;
@@ -79,7 +95,7 @@ std::uint64_t Cluster::put(PutRequest request,
     const std::string child = request.model;
     const std::size_t server = home(child);
     const Foreign foreign = mark_foreign(request, *this);
-    const auto tell_owners = [&](wire::Operation operation) {
+    const auto ask_owners = [&](wire::Operation operation) {
         std::vector<PendingCallPtr> calls;
         for (const auto& [owner, keys] : foreign) {
             calls.push_back(impl_->connections[home(owner)]->start(
@@ -88,10 +104,10 @@ std::uint64_t Cluster::put(PutRequest request,
                 }));
         }
         Connection::wait(calls);
-        for (const PendingCallPtr& call : calls) static_cast<void>(call->response());
+        return calls;
     };
     try {
-        tell_owners(wire::Operation::acquire);
+        note_bytes(request, foreign, ask_owners(wire::Operation::acquire));
         PendingCallPtr call = start_put(*impl_->connections[server], std::move(request), tensors);
         Connection::wait({&call, 1});
         wire::Reader in = call->response();
@@ -100,7 +116,7 @@ std::uint64_t Cluster::put(PutRequest request,
         // Another model of this id may hold the same references; only if there is none they are
         // ours to give back. If this fails too, the scrub does it.
         try {
-            if (!foreign.empty() && !is_alive(child)) tell_owners(wire::Operation::release);
+            if (!foreign.empty() && !is_alive(child)) (void)ask_owners(wire::Operation::release);
         } catch (const Error&) {
         }
         throw;

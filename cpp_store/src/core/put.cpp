@@ -252,7 +252,8 @@ void PendingPut::Impl::refer(const std::vector<Inherited>& layers) {
                   .foreign_owner = {}};
         if (inherited.foreign) {
             slot.foreign_owner = inherited.owner;
-            model->bytes_inherited += model->table->nbytes(inherited.layer);
+            model->bytes_inherited +=
+                std::max(model->table->nbytes(inherited.layer), inherited.bytes);
         } else {
             std::tie(slot.owner, slot.entry) =
                 store->find_layer(inherited.owner, model->table->key(inherited.layer));

@@ -333,6 +333,7 @@ void encode(Writer& out, const Put& put) {
     for (const Inherited& inherited : request.inherited) {
         out.u32(inherited.layer);
         out.u8(inherited.foreign ? 1 : 0);
+        out.u64(inherited.bytes);
         out.id(inherited.owner);
     }
     out.count(request.own.size());
@@ -355,12 +356,13 @@ Put decode_put(Reader& in) {
     request.score = in.f64();
     request.created_ns = in.u64();
     request.table = decode_table(in);
-    const std::uint32_t inherited = in.count(9);
+    const std::uint32_t inherited = in.count(17);
     request.inherited.reserve(inherited);
     for (std::uint32_t i = 0; i < inherited; ++i) {
         Inherited layer;
         layer.layer = in.u32();
         layer.foreign = decode_flag(in, "foreign") == 1;
+        layer.bytes = in.u64();
         layer.owner = in.id();
         request.inherited.push_back(std::move(layer));
     }

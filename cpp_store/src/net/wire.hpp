@@ -121,8 +121,7 @@ class Writer {
     template <typename T>
     void number(T value) {
         static_assert(std::endian::native == std::endian::little, "the format is little-endian");
-        const auto* first = reinterpret_cast<const std::byte*>(&value);
-        data_.insert(data_.end(), first, first + sizeof value);
+        raw(std::as_bytes(std::span(&value, 1)));
     }
     std::vector<std::byte> data_;
 };

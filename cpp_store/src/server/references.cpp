@@ -16,7 +16,13 @@ wire::References decode(Call& call) {
 void acquire(Call& call) {
     const wire::References references = decode(call);
     call.store().acquire(references.owner, references.keys, references.holder);
-    call.reply();
+    // What the holder inherits: its own server cannot know.
+    wire::Writer out;
+    out.count(references.keys.size());
+    for (StoredLayerPtr& layer : call.store().find_layers(references.owner, references.keys)) {
+        out.u64(total_bytes({std::move(layer)}));
+    }
+    call.reply(std::move(out));
 }
 
 void release(Call& call) {

@@ -235,6 +235,7 @@ TEST(Cluster, SharesLayersBetweenServers) {
     child.request.inherited = {{0, parent_id, false}, {1, parent_id, false}};
     child.tensors = {child.tensors[2]};
     EXPECT_EQ(child.put(cluster), 40u);
+    EXPECT_EQ(cluster.lookup(child_id).bytes_inherited, 3'005'000u);
 
     const auto layers = read(cluster, child_id);
     EXPECT_EQ(layers.at("a"), parent.tensors[0]);
