@@ -97,10 +97,10 @@ std::uint64_t Cluster::put(PutRequest request,
     const Foreign foreign = mark_foreign(request, *this);
     const auto ask_owners = [&](wire::Operation operation) {
         std::vector<PendingCallPtr> calls;
-        for (const auto& [owner, keys] : foreign) {
-            calls.push_back(impl_->connections[home(owner)]->start(
+        for (const auto& layers : foreign) {
+            calls.push_back(impl_->connections[home(layers.first)]->start(
                 operation, [&](wire::Writer& out, std::span<const wire::Remote>) {
-                    wire::encode(out, wire::References{owner, keys, child});
+                    wire::encode(out, wire::References{layers.first, layers.second, child});
                 }));
         }
         Connection::wait(calls);

@@ -54,10 +54,10 @@ void describe_all(const std::vector<std::shared_ptr<Connection>>& connections,
                   std::vector<Source>& sources, std::vector<PendingCallPtr>& answers) {
     const auto groups = by_server(sources, [](const Source& source) { return !source.described; });
     std::vector<PendingCallPtr> calls;
-    for (const auto& [server, wanted] : groups) {
-        calls.push_back(connections[server]->start(
+    for (const auto& group : groups) {
+        calls.push_back(connections[group.first]->start(
             wire::Operation::fetch, [&](wire::Writer& out, std::span<const wire::Remote>) {
-                wire::encode(out, fetch_request(wanted));
+                wire::encode(out, fetch_request(group.second));
             }));
     }
     Connection::wait(calls);

@@ -12,12 +12,13 @@ void give_back(Cluster& cluster,
                const std::vector<std::shared_ptr<client::Connection>>& connections,
                wire::Reader answer) {
     const ForeignReferences references = wire::decode_foreign(answer);
-    for (const auto& [owner, keys] : references.by_owner) {
+    for (const auto& layers : references.by_owner) {
         try {
-            (void)connections[cluster.home(owner)]
+            (void)connections[cluster.home(layers.first)]
                 ->call(wire::Operation::release,
                        [&](wire::Writer& out, std::span<const wire::Remote>) {
-                           wire::encode(out, wire::References{owner, keys, references.holder});
+                           wire::encode(out, wire::References{layers.first, layers.second,
+                                                              references.holder});
                        })
                 ->response();
         } catch (const Error& error) {
