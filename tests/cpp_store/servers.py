@@ -9,7 +9,7 @@ from pathlib import Path
 import cpp_store
 
 _ROOT = Path(__file__).resolve().parents[2]
-_IN_TREE = _ROOT in Path(cpp_store.__file__).resolve().parents
+_IN_TREE = _ROOT / "cpp_store" in Path(cpp_store.__file__).resolve().parents
 PROGRAM = (
     _ROOT / "build" / "dev" / "cpp_store" if _IN_TREE else Path(sys.prefix) / "bin"
 ) / "cpp-store-server"
