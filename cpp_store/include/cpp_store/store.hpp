@@ -24,7 +24,7 @@ namespace cpp_store {
 struct Inherited {
     std::uint32_t layer = 0;  // position in the child's table
     std::string owner;        // the model that put the tensors; never itself an heir of them
-    bool foreign = false;     // the owner lives on another server, where `acquire` was called before
+    bool foreign = false;  // the owner lives on another server, where `acquire` was called before
     std::uint64_t bytes = 0;  // of a foreign layer, where the table does not say
 };
 
