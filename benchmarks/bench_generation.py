@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -25,7 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TARGETS: dict[str, tuple[str, float]] = {
+import figures
+
+TARGETS: figures.Targets = {
     "generate_60000_s": ("at most", 10),
     "generate_over_keras": ("at least", 1000),
     "evolve_10000_s": ("at most", 5),
@@ -85,21 +86,9 @@ def main() -> int:
     # Two cores against one, as above, but by CPU time: what it would be on a machine that is idle.
     rate = 2 * models / results[f"generate_{models}_cpu_s"]
     results["generate_over_keras_by_cpu_time"] = rate / keras["models_per_cpu_s"]
-    for key, value in results.items():
-        print(f"{key:<42} {value:>12.4g}   {verdict(key, value)}")
+    figures.show(results, TARGETS)
     if given.json:
-        document = {
-            "benchmark": "generation",
-            "quick": given.quick,
-            "machine": {
-                "platform": platform.platform(),
-                "cores": os.cpu_count(),
-                "load_average": os.getloadavg(),
-                "python": platform.python_version(),
-            },
-            "results": results,
-        }
-        Path(given.json).write_text(json.dumps(document, indent=2) + "\n")
+        figures.write(given.json, "generation", results, quick=given.quick)
     return 0
 
 
@@ -207,23 +196,15 @@ def worst_cases() -> dict[str, float]:
         "name_1000_inputs_s": wide,
         "name_1000_twins_s": twins,
     }
-    figures = {}
+    fastest = {}
     for key, make in cases.items():
         times = []
         for _ in range(3):
             begin = time.perf_counter()
             make().table.total_nbytes  # noqa: B018 - the property does the work
             times.append(time.perf_counter() - begin)
-        figures[key] = min(times)
-    return figures
-
-
-def verdict(key: str, value: float) -> str:
-    if key not in TARGETS:
-        return ""
-    word, limit = TARGETS[key]
-    met = value <= limit if word == "at most" else value >= limit
-    return f"{'met' if met else 'MISSED'} ({word} {limit:g})"
+        fastest[key] = min(times)
+    return fastest
 
 
 def python(*arguments: str) -> str:

@@ -19,7 +19,6 @@ import ctypes
 import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import figures
 import numpy as np
 import numpy.typing as npt
 
@@ -42,7 +42,7 @@ from transfer_nas.spaces import Space
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDERS = 1_000
 BLOCK = 10_000
-TARGETS: dict[str, tuple[str, float]] = {
+TARGETS: figures.Targets = {
     "best_match_p50_us_60000": ("at most", 20),
     "best_match_p50_1000000_over_10000": ("at most", 2),
     "best_match_p99_us_1000000": ("at most", 200),
@@ -73,21 +73,9 @@ def main() -> int:
     worst_cases(10_000 if given.quick else 1_000_000, results)
     over_rpc(6_000 if given.quick else 60_000, results)
     results |= over_mpi(6_000 if given.quick else 60_000)
-    for key, value in results.items():
-        print(f"{key:<52} {value:>12.4g}   {verdict(key, value)}")
+    figures.show(results, TARGETS)
     if given.json:
-        document = {
-            "benchmark": "metadata",
-            "quick": given.quick,
-            "machine": {
-                "platform": platform.platform(),
-                "cores": os.cpu_count(),
-                "load_average": os.getloadavg(),
-                "python": platform.python_version(),
-            },
-            "results": results,
-        }
-        Path(given.json).write_text(json.dumps(document, indent=2) + "\n")
+        figures.write(given.json, "metadata", results, quick=given.quick)
     return 0
 
 
@@ -368,8 +356,8 @@ def over_mpi(models: int) -> dict[str, float]:
         timeout=900,
         check=True,
     )
-    figures = json.loads(done.stdout.splitlines()[-1])
-    return {f"{key}_{models}": value for key, value in figures.items() if key.startswith("mpi_")}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {f"{key}_{models}": value for key, value in found.items() if key.startswith("mpi_")}
 
 
 def percentile(values: Sequence[float], rank: float) -> float:
@@ -442,14 +430,6 @@ class PrefixScan:
             ctypes.POINTER(ctypes.c_uint32),
         ]
         return library
-
-
-def verdict(key: str, value: float) -> str:
-    if key not in TARGETS:
-        return ""
-    word, limit = TARGETS[key]
-    met = value <= limit if word == "at most" else value >= limit
-    return f"{'met' if met else 'MISSED'} ({word} {limit:g})"
 
 
 if __name__ == "__main__":

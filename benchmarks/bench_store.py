@@ -9,20 +9,18 @@ tensor, into arrays that were written before.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import figures
 import numpy as np
 
 import cpp_store
 
 MIB = 1 << 20
-TARGETS: dict[str, tuple[str, float]] = {
+TARGETS: figures.Targets = {
     "embedded_write_over_memcpy": ("at least", 0.7),
     "embedded_copy_read_over_memcpy": ("at least", 0.7),
     "embedded_view_us": ("at most", 150),
@@ -105,7 +103,7 @@ def small_puts(models: int, batch: int) -> dict[str, float]:
     ends = max(1, len(rates) // 5)
     return {
         "small_put_per_s": statistics.median(rates),
-        "put_at_100k_over_empty": statistics.median(rates[-ends:])
+        f"put_at_{models // 1000}k_over_empty": statistics.median(rates[-ends:])
         / statistics.median(rates[:ends]),
         "retire_per_s": models / retired,
         "bytes_used_after_retiring_all": used,
@@ -144,15 +142,9 @@ def main() -> None:
     results |= small_puts(models=20_000 if given.quick else 100_000, batch=1_000)
 
     print()
-    for name, value in results.items():
-        if name in TARGETS:
-            word, target = TARGETS[name]
-            met = value >= target if word == "at least" else value <= target
-            print(f"{name:32} {value:12.2f}   {word} {target:g}{'' if met else '   MISSED'}")
+    figures.show({key: results[key] for key in TARGETS if key in results}, TARGETS)
     if given.json:
-        machine = {"cpus": os.cpu_count(), "system": platform.platform()}
-        document = {"results": results, "targets": TARGETS, "machine": machine}
-        given.json.write_text(json.dumps(document, indent=1) + "\n")
+        figures.write(given.json, "store", results, quick=given.quick)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import figures
 import numpy as np
 
 import cpp_store
@@ -57,18 +55,7 @@ def main() -> int:
             results |= measure(size, max(3, children // 10 if given.quick else children), directory)
         show(size, results)
     if given.json:
-        document = {
-            "benchmark": "transfer_methods",
-            "quick": given.quick,
-            "machine": {
-                "platform": platform.platform(),
-                "cores": os.cpu_count(),
-                "load_average": os.getloadavg(),
-                "python": platform.python_version(),
-            },
-            "results": results,
-        }
-        Path(given.json).write_text(json.dumps(document, indent=2) + "\n")
+        figures.write(given.json, "transfer_methods", results, quick=given.quick)
     return 0
 
 
@@ -182,8 +169,8 @@ def show(size: str, results: dict[str, float]) -> None:
     names = [key.split("_")[1] for key in results if key.startswith(f"{size}_")]
     print(f"\n{size:<8}" + "".join(f"{step + ' ms':>12}" for step in STEPS) + f"{'bytes':>14}")
     for name in dict.fromkeys(names):
-        figures = "".join(f"{results[f'{size}_{name}_{step}_ms']:>12.3f}" for step in STEPS)
-        print(f"{name:<8}{figures}{results[f'{size}_{name}_bytes_per_child']:>14,.0f}")
+        row = "".join(f"{results[f'{size}_{name}_{step}_ms']:>12.3f}" for step in STEPS)
+        print(f"{name:<8}{row}{results[f'{size}_{name}_bytes_per_child']:>14,.0f}")
 
 
 if __name__ == "__main__":
