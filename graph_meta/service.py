@@ -13,10 +13,8 @@ There are two ways to use it, and they can be mixed:
 * **in bulk** (the methods whose names end in ``_all``): collective, each rank passes its own list.
   What they return does not depend on the number of ranks.
 
-Nothing here waits in a blocking MPI call, which would burn a core: every wait probes, and sleeps
-longer and longer in between (at most `LONGEST_SLEEP` seconds, which also bounds how late an idle
-rank answers). Messages travel on a duplicated communicator and hold fixed structures, JSON headers
-and encoded layer tables, never pickles.
+Messages travel on a communicator of the service's own, whose waits sleep (`_patient_comm`); what
+they hold is in `_messages`.
 """
 
 from __future__ import annotations
@@ -25,42 +23,47 @@ import atexit
 import itertools
 import json
 import math
-import struct
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 import cpp_store
 from cpp_store import LayerTable, Match, PrefixIndex
+from graph_meta._messages import (
+    BEST_MATCHES,
+    REGISTER,
+    RETIRE,
+    decode_answers,
+    decode_batch,
+    decode_error,
+    decode_reply,
+    decode_request,
+    encode_answers,
+    encode_batch,
+    encode_error,
+    encode_reply,
+    encode_request,
+    match_from_json,
+    match_to_json,
+)
+from graph_meta._patient_comm import PatientComm, Pause
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from graph_meta.graph import LayerGraph
 
-__all__ = ["LONGEST_SLEEP", "PrefixService"]
+__all__ = ["PrefixService"]
 
 Graph: TypeAlias = "LayerGraph | LayerTable"
 Weight: TypeAlias = Literal["layers", "bytes"]
 
-#: Seconds that a waiting rank sleeps at most between two looks at its messages. Longer saves CPU
-#: time (one look costs about 20 us), shorter answers the first question after a pause sooner.
-LONGEST_SLEEP = 2e-3
-
-# After something happened, more is likely to: a rank looks without sleeping, then after shortest
-# sleeps (of which the kernel makes 80 us), then ever less often.
-_EAGER_SECONDS = 50e-6
-_KEEN_SECONDS = 5e-3
-_SHORTEST_SLEEP = 20e-6
-# The first probe may only make MPI take a message in, and find nothing.
-_PROBES = 3
 # While a service has a thread, a thread that computes in pure Python yields to it this often.
 _SWITCH_INTERVAL = 100e-6
 # Items of one rank that travel in one round of a bulk exchange; bounds the size of a message.
@@ -68,35 +71,6 @@ _ROUND = 16_384
 
 _REQUEST_TAG = 1
 _FIRST_REPLY_TAG = 2
-_REQUEST = struct.Struct("<IIQ")  # operation, tag of the reply, bytes of the JSON header
-_REPLY = struct.Struct("<I")  # 0: answer, 1: error; a JSON value follows
-_LENGTH = struct.Struct("<Q")
-
-_REGISTER, _BEST_MATCHES, _RETIRE = 1, 2, 3
-
-_ANSWER = np.dtype(
-    [
-        ("found", "u1"),
-        ("score", "<f8"),
-        ("sequence", "<u8"),
-        ("layers", "<u8"),
-        ("bytes", "<u8"),
-        ("model", "<u4"),  # bytes of the id, which follow in the text part
-        ("positions", "<u4"),  # number of positions, which follow in the position part
-    ]
-)
-
-# Errors keep their type on the way from the shard to the rank that asked.
-_ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error
-    for error in (
-        cpp_store.AlreadyExists,
-        cpp_store.InvalidArgument,
-        cpp_store.NotFound,
-        cpp_store.ProtocolError,
-        ValueError,
-    )
-}
 
 
 class PrefixService:
@@ -142,32 +116,30 @@ class PrefixService:
         self._clock = 0
         self._clock_lock = threading.Lock()
         self._timeout = timeout
-        self._comm: MPI.Comm | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self.rank = 0
-        self.size = 1
-        if comm is None or comm.Get_size() == 1:
-            return
-
-        from mpi4py import MPI
-
-        multiple = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        if threaded and not multiple:
-            raise ValueError(
-                "threaded=True needs an MPI library initialised with THREAD_MULTIPLE; "
-                "use threaded=None and call serve() from time to time"
-            )
-        self._mpi = MPI
-        self._comm = comm.Dup()
-        self.rank = self._comm.Get_rank()
-        self.size = self._comm.Get_size()
-        upper = self._comm.Get_attr(MPI.TAG_UB) or 32767
-        self._reply_tags = itertools.cycle(range(_FIRST_REPLY_TAG, min(upper, 1 << 20) + 1))
         self._serve_lock = threading.Lock()
         self._replies: list[tuple[MPI.Request, bytes]] = []
         self._stopping = False
-        if threaded or (threaded is None and multiple):
+        alone = comm is None or comm.Get_size() == 1
+        if not alone:
+            from mpi4py import MPI
+
+            multiple = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+            if threaded and not multiple:
+                raise ValueError(
+                    "threaded=True needs an MPI library initialised with THREAD_MULTIPLE; "
+                    "use threaded=None and call serve() from time to time"
+                )
+            threaded = multiple if threaded is None else threaded
+        self._comm = PatientComm(None if alone else comm, while_waiting=self._serve_meanwhile)
+        self.rank = self._comm.rank
+        self.size = self._comm.size
+        if alone:
+            return
+        tags = range(_FIRST_REPLY_TAG, min(self._comm.largest_tag, 1 << 20) + 1)
+        self._reply_tags = itertools.cycle(tags)
+        if threaded:
             self._old_switch_interval = sys.getswitchinterval()
             sys.setswitchinterval(min(_SWITCH_INTERVAL, self._old_switch_interval))
             self._thread = threading.Thread(
@@ -207,7 +179,7 @@ class PrefixService:
             self._add(model, _table(graph), score, namespace, sequence)
         else:
             header = {"model": model, "score": score, "namespace": namespace, "sequence": sequence}
-            self._ask(_REGISTER, [owner], header, _table(graph))
+            self._ask(REGISTER, [owner], header, _table(graph))
         return sequence
 
     def best_match(
@@ -275,8 +247,8 @@ class PrefixService:
             mine.extend(self._index.best_matches(table, **query))
 
         others = [rank for rank in range(self.size) if rank != self.rank]
-        answers = self._ask(_BEST_MATCHES, others, query, table, meanwhile=answer_here)
-        found = mine + [_match_from_json(item) for answer in answers for item in answer]
+        answers = self._ask(BEST_MATCHES, others, query, table, meanwhile=answer_here)
+        found = mine + [match_from_json(item) for answer in answers for item in answer]
         found.sort(key=lambda match: _order(match, weight), reverse=True)
         return found[:count]
 
@@ -285,7 +257,7 @@ class PrefixService:
         owner = self.shard_of(model)
         if owner == self.rank:
             return self._index.remove(model)
-        (removed,) = self._ask(_RETIRE, [owner], {"model": model}, None)
+        (removed,) = self._ask(RETIRE, [owner], {"model": model}, None)
         return bool(removed)
 
     def serve(self) -> int:
@@ -293,17 +265,14 @@ class PrefixService:
 
         Only needed without a thread: call it from time to time while computing.
         """
-        comm = self._comm
-        if comm is None or not self._serve_lock.acquire(blocking=False):
+        if self.size == 1 or not self._serve_lock.acquire(blocking=False):
             return 0  # nobody to serve, or another thread is at it
         try:
             served = 0
-            status = self._mpi.Status()
-            while message := self._probe(_REQUEST_TAG, status):
-                request = bytearray(status.Get_count(self._mpi.BYTE))
-                message.Recv([request, self._mpi.BYTE])
+            while arrived := self._comm.receive(_REQUEST_TAG):
+                request, sender = arrived
                 tag, reply = self._answer(request)
-                send = comm.Isend([reply, self._mpi.BYTE], status.Get_source(), tag)
+                send = self._comm.send(reply, sender, tag)
                 self._replies.append((send, reply))  # keeps the bytes until they are sent
                 served += 1
             if self._replies:
@@ -353,7 +322,7 @@ class PrefixService:
             for position in chosen:
                 shards[self.shard_of(models[position])].append(position)
             batches = [
-                _encode_batch(
+                encode_batch(
                     {
                         "namespace": namespace,
                         "models": [models[i] for i in shard],
@@ -370,10 +339,10 @@ class PrefixService:
                 with errors:
                     score = 0.0 if scores is None else float(scores[i])
                     self._add(models[i], _table(graphs[i]), score, namespace, numbers[i])
-            for rank, batch in enumerate(self._exchange(batches)):
+            for rank, batch in enumerate(self._comm.exchange(batches)):
                 if rank == self.rank:
                     continue
-                header, tables = _decode_batch(batch)
+                header, tables = decode_batch(batch)
                 rows = zip(
                     header["models"], tables, header["scores"], header["sequences"], strict=True
                 )
@@ -425,7 +394,7 @@ class PrefixService:
             }
             answers = []
             for rank, batch in enumerate(self._gather(header, part)):
-                asked, tables = (header, part) if rank == self.rank else _decode_batch(batch)
+                asked, tables = (header, part) if rank == self.rank else decode_batch(batch)
                 answers.append(
                     [self._answer_one(t, asked, i, errors) for i, t in enumerate(tables)]
                 )
@@ -495,7 +464,7 @@ class PrefixService:
         headers: list[dict[str, Any]] = []
         answers: list[list[Match | None]] = []
         for rank, batch in enumerate(self._gather(header, part)):
-            asked, tables = (header, part) if rank == self.rank else _decode_batch(batch)
+            asked, tables = (header, part) if rank == self.rank else decode_batch(batch)
             headers.append(asked)
             answers.append([None] * len(tables))
             steps.extend(
@@ -532,10 +501,10 @@ class PrefixService:
         batches = [json.dumps([models[i] for i in shard]).encode() for shard in shards]
         removed = [
             bytes(self._index.remove(model) for model in json.loads(bytes(batch)))
-            for batch in self._exchange(batches)
+            for batch in self._comm.exchange(batches)
         ]
         result = [False] * len(models)
-        for shard, answer in zip(shards, self._exchange(removed), strict=True):
+        for shard, answer in zip(shards, self._comm.exchange(removed), strict=True):
             for position, was_registered in zip(shard, bytes(answer), strict=True):
                 result[position] = bool(was_registered)
         return result
@@ -555,16 +524,13 @@ class PrefixService:
         if self._closed:
             return
         self._closed = True
-        if self._comm is None:
-            return
         # Nobody asks any more once all are here: a question ends with its last answer.
-        self._wait(self._comm.Ibarrier())
+        self._comm.barrier()
         self._stop_thread()
         for send, _ in self._replies:
-            self._wait(send)
+            self._comm.wait(send)
         self._replies.clear()
-        self._comm.Free()
-        self._comm = None
+        self._comm.free()
 
     def __enter__(self) -> Self:
         return self
@@ -584,12 +550,16 @@ class PrefixService:
     # -- serving ---------------------------------------------------------------------------------
 
     def _serve_until_stopped(self) -> None:
-        pause = _Pause()
+        pause = Pause()
         while not self._stopping:
             if self.serve():
                 pause.reset()
             else:
                 pause.wait()
+
+    def _serve_meanwhile(self) -> bool:
+        """Do, while this rank waits, what a thread would do."""
+        return self._thread is None and self.serve() > 0
 
     def _stop_thread(self) -> None:
         if self._thread is None:
@@ -601,25 +571,21 @@ class PrefixService:
         atexit.unregister(self._stop_thread)
 
     def _answer(self, request: bytearray) -> tuple[int, bytes]:
-        operation, tag, length = _REQUEST.unpack_from(request)
-        table_at = _REQUEST.size + length
-        header = json.loads(request[_REQUEST.size : table_at])
+        operation, tag, header, table = decode_request(request)
         # Whatever goes wrong is the asking rank's to hear: silence would leave it waiting.
         try:
-            value = self._perform(operation, header, bytes(request[table_at:]))
-            return tag, _REPLY.pack(0) + json.dumps(value).encode()
+            return tag, encode_reply(self._perform(operation, header, table))
         except Exception as error:
-            description = [type(error).__name__, str(error)]
-            return tag, _REPLY.pack(1) + json.dumps(description).encode()
+            return tag, encode_reply(error)
 
     def _perform(self, operation: int, header: dict[str, Any], table: bytes) -> object:
-        if operation == _BEST_MATCHES:
+        if operation == BEST_MATCHES:
             found = self._index.best_matches(LayerTable.decode(table), **header)
-            return [_match_to_json(match) for match in found]
-        if operation == _REGISTER:
+            return [match_to_json(match) for match in found]
+        if operation == REGISTER:
             self._add(table=LayerTable.decode(table), **header)
             return None
-        if operation == _RETIRE:
+        if operation == RETIRE:
             return self._index.remove(header["model"])
         raise cpp_store.ProtocolError(f"unknown operation {operation} in a prefix-service message")
 
@@ -644,14 +610,10 @@ class PrefixService:
             if meanwhile:
                 meanwhile()
             return []
-        comm = self._open_comm()
         with self._clock_lock:
             tag = next(self._reply_tags)
-        text = json.dumps(header).encode()
-        request = _REQUEST.pack(operation, tag, len(text)) + text
-        if table is not None:
-            request += table.encode()
-        sends = [comm.Isend([request, self._mpi.BYTE], rank, _REQUEST_TAG) for rank in ranks]
+        request = encode_request(operation, tag, header, table)
+        sends = [self._comm.send(request, rank, _REQUEST_TAG) for rank in ranks]
         failure: Exception | None = None
         try:
             if meanwhile:
@@ -659,27 +621,25 @@ class PrefixService:
         except Exception as error:
             failure = error  # raised below: the answers must be received in any case
         answers: dict[int, Any] = {}
-        status = self._mpi.Status()
-        pause = _Pause()
+        pause = Pause()
         deadline = time.monotonic() + self._timeout
         while len(answers) < len(ranks):
-            message = self._probe(tag, status)
-            if message is None:
+            arrived = self._comm.receive(tag)
+            if arrived is None:
                 if time.monotonic() > deadline:
                     missing = ", ".join(str(rank) for rank in ranks if rank not in answers)
                     raise cpp_store.DeadlineExceeded(
                         f"rank {missing} did not answer a prefix query in {self._timeout:g} s"
                     )
-                self._wait_a_little(pause)
+                self._comm.wait_a_little(pause)
                 continue
-            reply = bytearray(status.Get_count(self._mpi.BYTE))
-            message.Recv([reply, self._mpi.BYTE])
-            value = json.loads(reply[_REPLY.size :])
-            if _REPLY.unpack_from(reply)[0]:
-                failure = failure or _error(*value)
-            answers[status.Get_source()] = value
+            reply, sender = arrived
+            answer = decode_reply(reply)
+            if isinstance(answer, Exception):
+                failure = failure or answer
+            answers[sender] = answer
         for send in sends:
-            self._wait(send)
+            self._comm.wait(send)
         if failure is not None:
             raise failure
         return [answers[rank] for rank in ranks]
@@ -703,12 +663,12 @@ class PrefixService:
         if self.size == 1:
             return mine
         batches = [
-            b"" if rank == self.rank else _encode_answers(matches)
+            b"" if rank == self.rank else encode_answers(matches)
             for rank, matches in enumerate(answers)
         ]
         columns = [
-            mine if rank == self.rank else _decode_answers(batch, len(mine))
-            for rank, batch in enumerate(self._exchange(batches))
+            mine if rank == self.rank else decode_answers(batch, len(mine))
+            for rank, batch in enumerate(self._comm.exchange(batches))
         ]
         return [
             max(
@@ -732,112 +692,31 @@ class PrefixService:
 
     def _number_all(self, count: int, sequences: Sequence[int] | None) -> list[int]:
         mine = np.array([count, self._clock], dtype=np.int64)
-        every = self._allgather_fixed(mine)
+        every = self._comm.allgather(mine)
         if sequences is not None:
             return [int(number) for number in sequences]
         first = int(every[:, 1].max()) + 1 + int(every[: self.rank, 0].sum())
         self._witness(int(every[:, 1].max() + every[:, 0].sum()))
         return list(range(first, first + count))
 
-    # -- exchanges that do not spin --------------------------------------------------------------
+    # -- what collective calls have in common ----------------------------------------------------
 
     def _rounds(self, count: int) -> int:
-        most = int(self._allgather_fixed(np.array([count], dtype=np.int64)).max())
+        most = int(self._comm.allgather(np.array([count], dtype=np.int64)).max())
         return -(-most // _ROUND)
-
-    def _raise_all(self, errors: _Errors) -> None:
-        first = errors.first
-        text = b"" if first is None else json.dumps([type(first).__name__, str(first)]).encode()
-        for description in self._gather_bytes(text):
-            if description:
-                raise _error(*json.loads(bytes(description)))
 
     def _gather(
         self, header: dict[str, Any], tables: Sequence[LayerTable]
     ) -> list[memoryview | bytes]:
         if self.size == 1:
-            return [b""]
-        return self._gather_bytes(_encode_batch(header, tables))
+            return [b""]  # nobody else reads it
+        return self._comm.allgather_bytes(encode_batch(header, tables))
 
-    def _allgather_fixed(self, mine: NDArray[np.int64]) -> NDArray[np.int64]:
-        every = np.empty((self.size, *mine.shape), dtype=np.int64)
-        if self.size == 1:
-            every[0] = mine
-        else:
-            self._wait(self._open_comm().Iallgather(mine, every))
-        return every
-
-    def _gather_bytes(self, mine: bytes) -> list[memoryview | bytes]:
-        if self.size == 1:
-            return [mine]
-        counts = self._allgather_fixed(np.array([len(mine)], dtype=np.int64))[:, 0]
-        buffer = bytearray(int(counts.sum()))
-        self._wait(
-            self._open_comm().Iallgatherv(
-                [mine, self._mpi.BYTE], [buffer, counts.tolist(), self._mpi.BYTE]
-            )
-        )
-        return _split(buffer, counts)
-
-    def _exchange(self, batches: Sequence[bytes]) -> list[memoryview | bytes]:
-        """Send the i-th batch to rank i; returns what each rank sent here."""
-        if self.size == 1:
-            return list(batches)
-        sent = np.array([len(batch) for batch in batches], dtype=np.int64)
-        received = np.empty_like(sent)
-        comm = self._open_comm()
-        self._wait(comm.Ialltoall(sent, received))
-        buffer = bytearray(int(received.sum()))
-        self._wait(
-            comm.Ialltoallv(
-                [b"".join(batches), sent.tolist(), self._mpi.BYTE],
-                [buffer, received.tolist(), self._mpi.BYTE],
-            )
-        )
-        return _split(buffer, received)
-
-    def _open_comm(self) -> MPI.Comm:
-        if self._comm is None:
-            raise ValueError("the prefix service is closed")
-        return self._comm
-
-    def _probe(self, tag: int, status: MPI.Status) -> MPI.Message | None:
-        comm = self._open_comm()
-        for _ in range(_PROBES):
-            message = comm.Improbe(self._mpi.ANY_SOURCE, tag, status)
-            if message is not None:
-                return message
-        return None
-
-    def _wait(self, request: MPI.Request) -> None:
-        pause = _Pause()
-        while not request.Test():
-            self._wait_a_little(pause)
-
-    def _wait_a_little(self, pause: _Pause) -> None:
-        if self._thread is None and self.serve():
-            pause.reset()
-        else:
-            pause.wait()
-
-
-class _Pause:
-    """How long to wait between two looks: the longer nothing happens, the longer."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._since = time.perf_counter()
-        self._seconds = _SHORTEST_SLEEP
-
-    def wait(self) -> None:
-        quiet = time.perf_counter() - self._since
-        if quiet < _EAGER_SECONDS:
-            return
-        time.sleep(self._seconds)
-        if quiet > _KEEN_SECONDS:
-            self._seconds = min(2 * self._seconds, LONGEST_SLEEP)
+    def _raise_all(self, errors: _Errors) -> None:
+        mine = b"" if errors.first is None else encode_error(errors.first)
+        for description in self._comm.allgather_bytes(mine):
+            if description:
+                raise decode_error(bytes(description))
 
 
 class _Errors:
@@ -878,10 +757,6 @@ def _order(match: Match, weight: Weight) -> tuple[int, bool, float, int, str]:
     return heaviness, is_number, match.score if is_number else 0.0, match.sequence, match.model
 
 
-def _error(name: str, message: str) -> Exception:
-    return _ERRORS.get(name, cpp_store.StoreError)(message)
-
-
 def _check_weight(weight: str) -> None:
     if weight not in ("layers", "bytes"):
         raise ValueError(f'weight is {weight!r}, expected "layers" or "bytes"')
@@ -892,78 +767,3 @@ def _check_lengths(**lists: Sequence[Any] | None) -> None:
     if len(set(given.values())) > 1:
         found = ", ".join(f"{count} {name}" for name, count in given.items())
         raise ValueError(f"expected lists of equal length, found {found}")
-
-
-def _match_to_json(match: Match) -> list[Any]:
-    return [match.model, match.score, match.sequence, match.layers, match.bytes, match.positions]
-
-
-def _match_from_json(fields: Iterable[Any]) -> Match:
-    return Match(*fields)
-
-
-def _encode_batch(header: dict[str, Any], tables: Sequence[LayerTable]) -> bytes:
-    """Length of the JSON header, header (with the tables' sizes), encoded tables."""
-    blobs = [table.encode() for table in tables]
-    text = json.dumps({**header, "sizes": [len(blob) for blob in blobs]}).encode()
-    return b"".join([_LENGTH.pack(len(text)), text, *blobs])
-
-
-def _decode_batch(batch: memoryview | bytes) -> tuple[dict[str, Any], list[LayerTable]]:
-    (length,) = _LENGTH.unpack_from(batch)
-    at = _LENGTH.size + length
-    header: dict[str, Any] = json.loads(bytes(batch[_LENGTH.size : at]))
-    tables = []
-    for size in header["sizes"]:
-        tables.append(LayerTable.decode(bytes(batch[at : at + size])))
-        at += size
-    return header, tables
-
-
-def _encode_answers(matches: Sequence[Match | None]) -> bytes:
-    """Lay out fixed records of all answers, then their positions, then their model ids."""
-    records = np.zeros(len(matches), dtype=_ANSWER)
-    positions: list[int] = []
-    ids: list[bytes] = []
-    for i, match in enumerate(matches):
-        if match is None:
-            continue
-        model, where = match.model.encode(), match.positions
-        records[i] = (
-            1,
-            match.score,
-            match.sequence,
-            match.layers,
-            match.bytes,
-            len(model),
-            len(where),
-        )
-        positions += where
-        ids.append(model)
-    return records.tobytes() + np.array(positions, dtype="<u4").tobytes() + b"".join(ids)
-
-
-def _decode_answers(batch: memoryview | bytes, count: int) -> list[Match | None]:
-    records = np.frombuffer(batch, dtype=_ANSWER, count=count)
-    at = count * _ANSWER.itemsize
-    lengths = records["positions"].astype(np.int64)
-    positions = np.frombuffer(batch, dtype="<u4", count=int(lengths.sum()), offset=at).tolist()
-    at += 4 * len(positions)
-    matches: list[Match | None] = []
-    first = 0
-    for found, score, sequence, layers, nbytes, id_length, length in records.tolist():
-        if not found:
-            matches.append(None)
-            continue
-        model = bytes(batch[at : at + id_length]).decode()
-        where = positions[first : first + length]
-        matches.append(Match(model, score, sequence, layers, nbytes, where))
-        at += id_length
-        first += length
-    return matches
-
-
-def _split(buffer: bytearray, counts: NDArray[np.int64]) -> list[memoryview | bytes]:
-    ends = np.cumsum(counts).tolist()
-    view = memoryview(buffer)
-    return [view[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
