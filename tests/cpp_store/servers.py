@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import cpp_store
@@ -38,18 +38,43 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, errors
 
 
+class Group:
+    """Servers that make one store."""
+
+    def __init__(self, count: int = 1, *arguments: str) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+        self.addresses: list[str] = []
+        try:
+            for _ in range(count):
+                process, address = start(*arguments)
+                self._processes.append(process)
+                self.addresses.append(address)
+        except BaseException:
+            self.kill()
+            raise
+
+    def finish(self) -> None:
+        """End them; each must end cleanly."""
+        try:
+            for process in self._processes:
+                code, errors = finish(process)
+                assert code == 0, errors
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End whatever still runs."""
+        for process in self._processes:
+            process.kill()
+            process.wait(timeout=10)
+
+
 @contextmanager
 def running(count: int = 1, *arguments: str) -> Iterator[list[str]]:
     """Addresses of as many servers; they must end cleanly afterwards."""
-    with ExitStack() as stack:
-        processes = []
-        addresses = []
-        for _ in range(count):
-            process, address = start(*arguments)
-            stack.callback(process.kill)
-            processes.append(process)
-            addresses.append(address)
-        yield addresses
-        for process in processes:
-            code, errors = finish(process)
-            assert code == 0, errors
+    group = Group(count, *arguments)
+    try:
+        yield group.addresses
+        group.finish()
+    finally:
+        group.kill()
