@@ -165,8 +165,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--application",
         metavar="NAME",
-        help="what to search a network for: digits, or one's own as package.module:attribute or "
-        "path/to/file.py:attribute; none: train nothing (default: none)",
+        help="what to search a network for: digits, breast_cancer, diabetes, california, nt3, uno, "
+        "attn, combo, or one's own as package.module:attribute or path/to/file.py:attribute; none: "
+        "train nothing (default: none)",
+    )
+    add(
+        "--data",
+        metavar="DIR",
+        help="directory with the files of the application's original data set, or "
+        "synthetic:FEATURES to make data of that many features up (default: what comes along)",
     )
     add(
         "--space",

@@ -12,9 +12,19 @@ from transfer_nas.errors import InputError
 TRANSFERS = ("store", "hdf5", "noop")
 POLICIES = ("freeze", "finetune", "freeze_then_finetune")
 
-_ONLY_TRAINING = ("max_evals", "timeout", "epochs", "batch_size", "transfer", "policy", "resume")
+_ONLY_TRAINING = (
+    "data",
+    "max_evals",
+    "timeout",
+    "epochs",
+    "batch_size",
+    "transfer",
+    "policy",
+    "resume",
+)
 _ONLY_GENERATION = ("initial_population_dir", "evolve_count")
-_MAY_CHANGE = ("max_evals", "timeout", "output_dir", "resume", "json")
+# The files of --data may move: their digest may not change.
+_MAY_CHANGE = ("data", "max_evals", "timeout", "output_dir", "resume", "json")
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Settings:
     """
 
     application: str = "none"
+    data: str | None = None
     space: str | None = None
     population_size: int = 32
     sample_size: int | None = None

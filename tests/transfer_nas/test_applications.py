@@ -11,7 +11,10 @@ import pytest
 from transfer_nas import applications
 from transfer_nas.applications import Application, Data
 from transfer_nas.errors import ApplicationError
+from transfer_nas.job import Job
 from transfer_nas.spaces import DenseSkip, FeedForward
+from transfer_nas.trainer import TransferTrainer
+from transfer_nas.transfer import NoTransfer
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +51,35 @@ def test_digits_are_the_real_ones_split_by_class() -> None:
     assert len(np.asarray(digits.y_valid)) == 1797 // 4
     assert np.all(np.abs(valid - whole / 4) < 1)
     assert digits.digest == applications.digits.load().digest
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "diabetes"])
+def test_tables_are_whole_and_split_alike(name: str) -> None:
+    from sklearn import datasets
+
+    found = applications.resolve(name)
+    x, _ = getattr(datasets, f"load_{name}")(return_X_y=True)
+    data = found.data
+    assert len(data.y_train) + len(data.y_valid) == len(x)
+    assert np.asarray(data.x_train).shape[1:] == found.input_shapes[0] == x.shape[1:]
+    assert np.allclose(np.asarray(data.x_train).mean(axis=0), 0, atol=1e-5)
+    # Classes and values are spread alike over both parts.
+    spread = np.std(np.concatenate([data.y_train, data.y_valid]))
+    assert abs(np.mean(data.y_train) - np.mean(data.y_valid)) < 0.03 * spread
+    assert data.digest == found.load().digest
+
+
+@pytest.mark.parametrize(
+    ("name", "trivial"),
+    [("diabetes", 0.0), ("nt3", 0.55), ("uno", 0.0), ("attn", 0.72), ("combo", 0.0)],
+)
+def test_there_is_something_to_learn(name: str, trivial: float) -> None:
+    found = applications.resolve(name)
+    space = found.space()
+    genome = space.sample(np.random.default_rng(2))
+    trainer = TransferTrainer(found, space, NoTransfer(), epochs=3)
+    evaluation = trainer.evaluate(Job(0, genome, seed=1))
+    assert evaluation.done and trivial < evaluation.objective < 1.0
 
 
 def test_the_digest_tells_data_apart() -> None:
@@ -100,7 +132,7 @@ def test_the_space_can_be_chosen() -> None:
     ("spec", "message"),
     [
         ("digit", "unknown application 'digit'; did you mean 'digits'"),
-        ("mnist", "Known: digits, none"),
+        ("mnist", "Known: attn, .*, digits, none, nt3"),
         ("no_such_module_here:a", "cannot import no_such_module_here: ModuleNotFoundError"),
         ("transfer_nas.applications.digits:applicaton", "did you mean 'application'"),
         ("transfer_nas.applications.digits:load", "is not a transfer_nas.applications.Appl"),

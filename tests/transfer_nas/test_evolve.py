@@ -104,7 +104,7 @@ def run_directory(tmp_path: Path) -> Path:
 
     digits = applications.resolve("digits")
     settings = parse([*DIGITS, "--seed", "1", "--output_dir", str(tmp_path / "run")])
-    keep = {**settings.to_dict(), "data": digits.namespace}
+    keep = {**settings.to_dict(), "namespace": digits.namespace}
     RunDirectory.create(tmp_path / "run", digits.space(), keep, {}).close()
     return tmp_path / "run"
 
@@ -141,10 +141,10 @@ def test_a_directory_that_holds_another_run(run_directory: Path) -> None:
 
 def test_other_data_under_the_same_name(run_directory: Path) -> None:
     description = json.loads((run_directory / "run.json").read_text())
-    description["settings"]["data"] = "digits-0000"
+    description["settings"]["namespace"] = "digits-0000"
     (run_directory / "run.json").write_text(json.dumps(description))
     done = run("--resume", "--output_dir", run_directory)
-    expect_bad_input(done, "was started with data digits-0000, not digits-")
+    expect_bad_input(done, "was started with namespace digits-0000, not digits-")
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Applications: the tasks that networks are searched for.
 
-`_base.py` says what an application is, `digits.py` is the example, and
-`docs/own_application.md` shows how to bring one's own.
+`_base.py` says what an application is, `digits.py` is the example, `docs/applications.md` tells
+what comes along, and `docs/own_application.md` shows how to bring one's own.
 """
 
 from __future__ import annotations
@@ -12,13 +12,22 @@ from transfer_nas.applications._base import Application, Arrays, Data, as_tuple
 from transfer_nas.errors import ApplicationError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute
 
-NAMES = ("digits",)
+NAMES = (
+    "attn",
+    "breast_cancer",
+    "california",
+    "combo",
+    "diabetes",
+    "digits",
+    "nt3",
+    "uno",
+)
 """Applications that come along, each a module of this package with an `application` in it."""
 
 __all__ = ["NAMES", "Application", "Arrays", "Data", "as_tuple", "resolve"]
 
 
-def resolve(spec: str) -> Application:
+def resolve(spec: str, data: str | None = None) -> Application:
     """Return the application that a user names.
 
     Parameters
@@ -26,12 +35,14 @@ def resolve(spec: str) -> Application:
     spec
         A name in `NAMES`, or ``package.module:attribute`` or ``path/to/file.py:attribute`` of an
         `Application`.
+    data
+        Other data than what comes along; see `Application.with_data`.
 
     Raises
     ------
     ApplicationError
-        There is none (the message names near misses), its module does not import, or the
-        attribute is something else.
+        There is none (the message names near misses), its module does not import, the attribute
+        is something else, or there is something wrong with `data`.
     """
     if spec in NAMES:
         found = importlib.import_module(f"transfer_nas.applications.{spec}").application
@@ -44,4 +55,4 @@ def resolve(spec: str) -> Application:
         )
     if not isinstance(found, Application):
         raise ApplicationError(f"{spec} is not a transfer_nas.applications.Application: {found!r}")
-    return found
+    return found if data is None else found.with_data(data)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from transfer_nas.errors import ApplicationError
+from transfer_nas.errors import ApplicationError, SpaceError
 from transfer_nas.spaces import Space, find
 
 Arrays = npt.NDArray[np.generic] | tuple[npt.NDArray[np.generic], ...]
 """One array, or one for each input of the model; the first axis counts the rows."""
+
+_SYNTHETIC = "synthetic"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class Application:
     Attributes
     ----------
     name
-        Short; part of the namespace of the stored models.
+        Short; part of the namespace of the stored models. Ends in ``-synthetic`` if the data is
+        generated and not measured.
     load
         Returns the data; called once in each process that trains. Same data at each call.
     input_shapes
@@ -85,6 +89,12 @@ class Application:
     default_space
         Name of the space to search unless the user names one (see `transfer_nas.spaces.find`), or
         a subclass of `Space`.
+    read
+        Returns the data of the files in a directory, for `with_data`: the full-size original of a
+        data set that does not come along. None: there are none to read.
+    generate
+        Returns made-up data of about as many features, all inputs together, for `with_data`. None:
+        there is none to make up.
     """
 
     name: str
@@ -100,6 +110,8 @@ class Application:
     epochs: int = 10
     batch_size: int = 32
     default_space: str | type[Space] = "dense_skip"
+    read: Callable[[Path], Data] | None = None
+    generate: Callable[[int], Data] | None = None
 
     @functools.cached_property
     def data(self) -> Data:
@@ -112,6 +124,8 @@ class Application:
         """
         try:
             data = self.load()
+        except ApplicationError:
+            raise  # says it all
         except Exception as cause:  # a user's function may raise anything
             raise ApplicationError(
                 f"application {self.name}: loading the data failed with "
@@ -127,6 +141,55 @@ class Application:
         return data
 
     @property
+    def synthetic(self) -> bool:
+        """Whether the data is generated: fit for trying things out, not for findings."""
+        return self.name.endswith(f"-{_SYNTHETIC}")
+
+    def with_data(self, source: str) -> Application:
+        """Return the same task on other data.
+
+        Parameters
+        ----------
+        source
+            A directory with the files of the original data set, or ``synthetic:FEATURES``: made up,
+            with about that many features.
+
+        Raises
+        ------
+        ApplicationError
+            The application has no such data, or the files are not what they should be.
+        """
+        kind, colon, size = source.partition(":")
+        if kind == _SYNTHETIC and colon:
+            return self._synthetic(size)
+        if self.read is None:
+            raise ApplicationError(
+                f"application {self.name} reads no files: --data has no meaning for it"
+            )
+        name = self.name.removesuffix(f"-{_SYNTHETIC}")
+        return self._on(name, functools.partial(self.read, Path(source)))
+
+    def _synthetic(self, size: str) -> Application:
+        if self.generate is None:
+            raise ApplicationError(f"application {self.name}: there is no synthetic data for it")
+        if not (size.isascii() and size.isdigit() and int(size) >= 16):
+            raise ApplicationError(
+                f"--data synthetic:FEATURES: expected a number of features of 16 or more, "
+                f"found {size!r}"
+            )
+        return self._on(self.name, functools.partial(self.generate, int(size)))
+
+    def _on(self, name: str, load: Callable[[], Data]) -> Application:
+        """Return the same task on data whose shapes only the data tells."""
+        data = load()
+        shapes = [array.shape[1:] for array in as_tuple(data.x_train)]
+        found = replace(self, name=name, load=load, input_shapes=shapes)
+        for part in ("train", "valid"):
+            found._check(part, getattr(data, f"x_{part}"), getattr(data, f"y_{part}"))
+        vars(found)["data"] = data  # where `functools.cached_property` looks first
+        return found
+
+    @property
     def namespace(self) -> str:
         """Name and digest of the data: models of different namespaces never match."""
         return f"{self.name}-{self.data.digest}"
@@ -135,7 +198,10 @@ class Application:
         """Make a space for this application's shapes; None: the default space."""
         chosen = self.default_space if name is None else name
         found = find(chosen) if isinstance(chosen, str) else chosen
-        return found(self.input_shapes, self.output_units, self.output_activation)
+        try:
+            return found(self.input_shapes, self.output_units, self.output_activation)
+        except SpaceError as misfit:
+            raise SpaceError(f"application {self.name}: {misfit}") from misfit
 
     def _check(self, part: str, x: Arrays, y: Arrays) -> None:
         inputs, targets = as_tuple(x), as_tuple(y)

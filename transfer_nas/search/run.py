@@ -67,6 +67,8 @@ def run(settings: Settings, ranks: Ranks) -> int:
         if directory is not None:
             stack.enter_context(directory)
         terminal = stack.enter_context(_own_log(settings.directory, ranks.rank))
+        if application.synthetic and ranks.rank == 0:
+            print(f"{application.name}: the data is generated, not measured", file=terminal)
         _pin_threads(ranks.local_size)
         identity = ranks.share(directory and directory.id)[0]
         evaluator = together(
@@ -127,7 +129,7 @@ def _drive(
 
 
 def _resolve(settings: Settings) -> tuple[Application, Space]:
-    application = applications.resolve(settings.application)
+    application = applications.resolve(settings.application, settings.data)
     _ = application.data  # wrong data shall be known before anything is written
     return application, application.space(settings.space)
 
@@ -152,14 +154,14 @@ def _open(
 ) -> RunDirectory | None:
     if rank != 0:
         return None
-    # The data is as much a setting as the application's name: both must be what they were.
-    data = {"data": application.namespace}
+    # The data, by its digest, is as much a setting as the application's name.
+    namespace = {"namespace": application.namespace}
     if settings.resume:
         return RunDirectory.resume(
-            settings.directory, space, {**settings.fixed(), **data}, provenance
+            settings.directory, space, {**settings.fixed(), **namespace}, provenance
         )
     return RunDirectory.create(
-        settings.directory, space, {**settings.to_dict(), **data}, provenance
+        settings.directory, space, {**settings.to_dict(), **namespace}, provenance
     )
 
 

@@ -1,0 +1,88 @@
+"""NT3: normal or tumour tissue, from 60,483 gene expressions (ECP-CANDLE Benchmarks, Pilot1/NT3).
+
+Of the original, which CANDLE publishes, `read` takes ``nt_train2.csv`` (1,120 rows) and
+``nt_test2.csv`` (280): no header, a label of 0 or 1, then the expressions. Without them there is a
+generated set of the same kind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from transfer_nas.applications import _files
+from transfer_nas.applications._base import Application, Data
+from transfer_nas.applications._files import Matrix
+from transfer_nas.errors import ApplicationError
+
+Labels = npt.NDArray[np.generic]
+
+TRAIN_ROWS, VALID_ROWS = 1_120, 280
+FEATURES = 512  # of 60,483: so that candidates train in seconds on a few cores
+
+
+def read(directory: Path) -> Data:
+    """Return the original; expressions are divided by each gene's largest, as in the benchmark."""
+    train = _files.numbers(_files.find(directory, "nt_train2.csv"))
+    valid_file = _files.find(directory, "nt_test2.csv")
+    valid = _files.numbers(valid_file, columns=train.shape[1])
+    for path, rows in ((directory / "nt_train2.csv", train), (valid_file, valid)):
+        if not np.isin(rows[:, 0], (0, 1)).all():
+            wrong = int(np.argmin(np.isin(rows[:, 0], (0, 1))))
+            raise ApplicationError(
+                f"{path}, line {wrong + 1}: expected a label 0 or 1 in column 1, "
+                f"found {rows[wrong, 0]:g}"
+            )
+    return _divided(train[:, 0], train[:, 1:], valid[:, 0], valid[:, 1:])
+
+
+def generate(features: int = FEATURES) -> Data:
+    """Return made-up expressions of as many genes, and rows as many as in the original.
+
+    Expressions follow a few hidden programs that neighbouring genes share, and noise; in tumours,
+    some programs are up and others down, not in all of them.
+    """
+    rng = np.random.default_rng(20_483)
+    rows, programs = TRAIN_ROWS + VALID_ROWS, 24
+    labels = np.arange(rows) % 2
+    activity = rng.normal(size=(rows, programs))
+    disturbed = rng.random((rows, 8)) < 0.45
+    shift = np.where(np.arange(8) % 2, 1.6, -1.6)
+    activity[:, :8] += labels[:, None] * disturbed * shift
+    centres = np.linspace(0, features, programs, endpoint=False) + features / programs / 2
+    width = features / programs / 2
+    loadings = np.exp(
+        -0.5 * ((np.arange(features) - centres[rng.permutation(programs), None]) / width) ** 2
+    )
+    level = rng.normal(1.0, 0.5, size=features)
+    noise = rng.normal(scale=0.8, size=(rows, features))
+    expressions = np.exp(0.5 * (level + activity @ loadings + noise)).astype(np.float32)
+    order = rng.permutation(rows)
+    train, valid = order[:TRAIN_ROWS], order[TRAIN_ROWS:]
+    return _divided(labels[train], expressions[train], labels[valid], expressions[valid])
+
+
+def _divided(y_train: Labels, x_train: Matrix, y_valid: Labels, x_valid: Matrix) -> Data:
+    largest = np.maximum(np.abs(x_train).max(axis=0), np.abs(x_valid).max(axis=0))
+    largest[largest == 0] = 1.0
+    return Data(
+        x_train / largest, y_train.astype(np.int32), x_valid / largest, y_valid.astype(np.int32)
+    )
+
+
+application = Application(
+    name="nt3-synthetic",
+    load=generate,
+    read=read,
+    generate=generate,
+    input_shapes=[(FEATURES,)],
+    output_units=2,
+    output_activation="softmax",
+    loss="sparse_categorical_crossentropy",
+    metric="sparse_categorical_accuracy",
+    epochs=5,
+    batch_size=20,
+    default_space="nt3",
+)
