@@ -11,6 +11,7 @@
 
 #include "bindings.hpp"
 #include "cpp_store/error.hpp"
+#include "dlpack.hpp"
 
 namespace py = pybind11;
 
@@ -48,49 +49,6 @@ std::string text(const py::handle& object) {
                                             std::to_string(place.tensor) + ": " + what);
 }
 
-std::optional<DType> dtype_of(const py::dtype& dtype) {
-    // NumPy's own by kind and size, since long and long long are two numbers for one thing.
-    const auto size = dtype.itemsize();
-    const auto pick = [size](DType first, DType second, DType third,
-                             DType fourth) -> std::optional<DType> {
-        switch (size) {
-            case 1:
-                return first;
-            case 2:
-                return second;
-            case 4:
-                return third;
-            case 8:
-                return fourth;
-            default:
-                return std::nullopt;
-        }
-    };
-    switch (dtype.num() < 256 ? dtype.kind() : 'V') {
-        case 'b':
-            return DType::boolean;
-        case 'i':
-            return pick(DType::int8, DType::int16, DType::int32, DType::int64);
-        case 'u':
-            return pick(DType::uint8, DType::uint16, DType::uint32, DType::uint64);
-        case 'f':
-            if (size == 2) return DType::float16;
-            if (size == 4) return DType::float32;
-            if (size == 8) return DType::float64;
-            return std::nullopt;
-        case 'c':
-            if (size == 8) return DType::complex64;
-            if (size == 16) return DType::complex128;
-            return std::nullopt;
-        default:
-            break;
-    }
-    for (std::size_t i = 0; i < dtype_count; ++i) {
-        if (dtypes()[i].num() == dtype.num()) return static_cast<DType>(i);
-    }
-    return std::nullopt;
-}
-
 DType checked_dtype(const py::dtype& dtype, const Place& place) {
     if (dtype.byteorder() == '>') {
         invalid(place, "dtype " + text(dtype) +
@@ -120,10 +78,11 @@ py::array as_array(py::handle object, const Place& place) {
     try {
         if (py::hasattr(object, "__dlpack__")) {
             try {
-                return numpy.attr("from_dlpack")(object);
+                if (std::optional<py::array> view = from_dlpack(object)) return *view;
             } catch (py::error_already_set&) {
-                // Not in host memory, or a dtype that DLPack has no word for: by __array__, then.
+                // It says no: by __array__, then, whose complaint is the one to hear.
             }
+            // Not in host memory, or of a dtype that the store does not know.
         }
         return numpy.attr("asarray")(object);
     } catch (py::error_already_set& error) {
@@ -228,6 +187,53 @@ TensorSpec spec_argument(py::handle item, const Place& place) {
 
 }  // namespace
 
+const py::dtype& numpy_dtype(DType dtype) {
+    return dtypes()[static_cast<std::size_t>(dtype)];
+}
+
+std::optional<DType> dtype_of(const py::dtype& dtype) {
+    // NumPy's own by kind and size, since long and long long are two numbers for one thing.
+    const auto size = dtype.itemsize();
+    const auto pick = [size](DType first, DType second, DType third,
+                             DType fourth) -> std::optional<DType> {
+        switch (size) {
+            case 1:
+                return first;
+            case 2:
+                return second;
+            case 4:
+                return third;
+            case 8:
+                return fourth;
+            default:
+                return std::nullopt;
+        }
+    };
+    switch (dtype.num() < 256 ? dtype.kind() : 'V') {
+        case 'b':
+            return DType::boolean;
+        case 'i':
+            return pick(DType::int8, DType::int16, DType::int32, DType::int64);
+        case 'u':
+            return pick(DType::uint8, DType::uint16, DType::uint32, DType::uint64);
+        case 'f':
+            if (size == 2) return DType::float16;
+            if (size == 4) return DType::float32;
+            if (size == 8) return DType::float64;
+            return std::nullopt;
+        case 'c':
+            if (size == 8) return DType::complex64;
+            if (size == 16) return DType::complex128;
+            return std::nullopt;
+        default:
+            break;
+    }
+    for (std::size_t i = 0; i < dtype_count; ++i) {
+        if (dtypes()[i].num() == dtype.num()) return static_cast<DType>(i);
+    }
+    return std::nullopt;
+}
+
 Source source(py::handle object, const Place& place) {
     py::array array = as_array(object, place);
     const DType dtype = checked_dtype(array.dtype(), place);
@@ -242,7 +248,7 @@ std::span<std::byte> target(py::handle object, const TensorSpec& spec, const Pla
         invalid(place, "expected a NumPy array to write to, found " + text(py::type::of(object)));
     }
     auto array = py::reinterpret_borrow<py::array>(object);
-    const py::dtype& expected = dtypes()[static_cast<std::size_t>(spec.dtype)];
+    const py::dtype& expected = numpy_dtype(spec.dtype);
     if (array.dtype().byteorder() == '>' || dtype_of(array.dtype()) != spec.dtype ||
         shape_of(array) != spec.shape) {
         std::string shape;
@@ -276,7 +282,7 @@ py::list views(const StoredLayerPtr& layer, Access access) {
     for (std::size_t i = 0; i < layer->tensors.size(); ++i) {
         const StoredLayer::Tensor& tensor = layer->tensors[i];
         py::array array(
-            dtypes()[static_cast<std::size_t>(tensor.spec.dtype)],
+            numpy_dtype(tensor.spec.dtype),
             std::vector<py::ssize_t>(tensor.spec.shape.begin(), tensor.spec.shape.end()),
             tensor.extent.data, pin);
         if (access == Access::read_only) {
@@ -289,7 +295,7 @@ py::list views(const StoredLayerPtr& layer, Access access) {
 }
 
 py::array empty(const TensorSpec& spec) {
-    return py::array(dtypes()[static_cast<std::size_t>(spec.dtype)],
+    return py::array(numpy_dtype(spec.dtype),
                      std::vector<py::ssize_t>(spec.shape.begin(), spec.shape.end()));
 }
 

@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -45,6 +46,10 @@ struct Source {
 // The tensors of a layer as arrays on the store's memory, which keep the layer alive.
 enum class Access { read_only, writable };
 [[nodiscard]] pybind11::list views(const StoredLayerPtr& layer, Access access = Access::read_only);
+
+[[nodiscard]] const pybind11::dtype& numpy_dtype(DType dtype);
+// None for dtypes that the store does not have, whatever their byte order.
+[[nodiscard]] std::optional<DType> dtype_of(const pybind11::dtype& dtype);
 
 // A fresh array of the caller's own.
 [[nodiscard]] pybind11::array empty(const TensorSpec& spec);

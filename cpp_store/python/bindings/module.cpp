@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, m) {
     cpp_store::python::bind_digest(m);
     cpp_store::python::bind_store(m);
     cpp_store::python::bind_client(m);
+    cpp_store::python::bind_dlpack(m);
 }

@@ -19,13 +19,17 @@ from cpp_store._core import (
     ProtocolError,
     StoreError,
 )
+from cpp_store._dlpack import DLPackArray, dlpack
+from cpp_store._overlap import AsyncStore, Submitter
 from cpp_store._server import Server, connect, serve
 from cpp_store._store import Allocation, LeasedMatch, Store, embedded
 
 __all__ = [
     "Allocation",
     "AlreadyExists",
+    "AsyncStore",
     "ConnectionError",
+    "DLPackArray",
     "DeadlineExceeded",
     "InvalidArgument",
     "LayerTable",
@@ -39,7 +43,9 @@ __all__ = [
     "Server",
     "Store",
     "StoreError",
+    "Submitter",
     "connect",
+    "dlpack",
     "embedded",
     "serve",
 ]

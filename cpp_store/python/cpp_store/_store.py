@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from cpp_store._core import (
     ModelInfo,
     StoreError,
 )
+
+if TYPE_CHECKING:
+    from cpp_store._overlap import Submitter
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Sequence[npt.ArrayLike]]
@@ -142,6 +147,17 @@ class LeasedMatch(Match):
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.wrap_future(self._store.submit.close_match(self))
+
 
 class Allocation:
     """A put whose tensors the caller writes in place, rather than having them copied.
@@ -223,6 +239,20 @@ class Store:
 
     def __init__(self, handle: StoreHandle) -> None:
         self._handle: StoreHandle | None = handle
+        self._submitter: Submitter | None = None
+        self._submitter_lock = threading.Lock()
+
+    @property
+    def submit(self) -> Submitter:
+        """The store's calls as futures, for overlap: ``store.submit.read("m").result()``."""
+        with self._submitter_lock:
+            self._open_handle()
+            if self._submitter is None:
+                # Late, as that module wraps this class's methods.
+                from cpp_store._overlap import Submitter
+
+                self._submitter = Submitter(self)
+            return self._submitter
 
     def _open_handle(self) -> StoreHandle:
         if self._handle is None:
@@ -570,7 +600,11 @@ class Store:
 
     def close(self) -> None:
         """Let go of the store. Models in process go with it; arrays that were read stay."""
-        handle, self._handle = self._handle, None
+        with self._submitter_lock:
+            submitter, self._submitter = self._submitter, None
+            handle, self._handle = self._handle, None
+        if submitter is not None:
+            submitter.close()
         if handle is not None:
             handle.close()
 
