@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from transfer_nas.errors import InputError
 from transfer_nas.ranks import Ranks, expected_rank, join
-from transfer_nas.settings import POLICIES, TRANSFERS, Settings
+from transfer_nas.settings import POLICIES, SEARCHES, TRANSFERS, Settings
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
@@ -89,12 +89,10 @@ def _resumed(given: dict[str, Any]) -> Settings:
         raise InputError("--resume needs --output_dir: which run?")
     path = Path(given["output_dir"])
     before = load_description(path)["settings"]
-    known = {field.name for field in dataclasses.fields(Settings)}
-    kept = {name: value for name, value in before.items() if name in known and value is not None}
+    defaults = Settings().to_dict()
+    kept = {n: value for n, value in before.items() if n in defaults and value != defaults[n]}
     asked = Settings(**given).fixed()
     compare_settings(path, before, {name: asked[name] for name in given if name in asked})
-    for name in ("initial_population_dir", "evolve_count"):
-        kept.pop(name, None)
     if "timeout" not in given:
         kept.pop("timeout", None)
     return Settings.checked({**kept, **given})
@@ -151,7 +149,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m transfer_nas.evolve",
-        description="Search for a network by aging evolution, each candidate starting from the "
+        description="Search for a network, each candidate starting from the "
         "weights of the stored model that shares its longest prefix. Without an application: "
         "generate a population of architectures, and mutate it, without training anything.",
         epilog="Runs in one process as it is, and on N ranks under mpiexec -n N. Servers of the "
@@ -181,12 +179,32 @@ def _parser() -> argparse.ArgumentParser:
         help="architectures to choose from: dense_skip, feed_forward, or one's own as "
         "package.module:attribute or path/to/file.py:attribute (default: the application's)",
     )
-    add("--population_size", type=int, metavar="P", help="members of the population (default: 32)")
+    add(
+        "--search",
+        metavar="ALGORITHM",
+        help=f"{SEARCHES[0]}: aging evolution; {SEARCHES[1]}: random genomes; {SEARCHES[2]}: "
+        "random genomes for few epochs, the best third of them for three times as many, and so on "
+        "up to --epochs (default: evolution)",
+    )
+    add(
+        "--population_size",
+        type=int,
+        metavar="P",
+        help="members of the population; with --search random: models kept to transfer from "
+        "(default: 32)",
+    )
     add(
         "--sample_size",
         type=int,
         metavar="S",
         help="members that compete to be a parent (default: a quarter of the population)",
+    )
+    add(
+        "--beta",
+        type=float,
+        help="prefer mutations that leave most of the network as it is: a gene is chosen in "
+        "proportion to exp(beta * share of the layers that its change keeps); 0: all alike, "
+        "about 3: many more layers transferred, negative: more exploration (default: 0)",
     )
     add(
         "--max_evals",
@@ -211,6 +229,12 @@ def _parser() -> argparse.ArgumentParser:
         "--policy",
         metavar="POLICY",
         help=f"what happens to transferred layers: {', '.join(POLICIES)} (default: freeze)",
+    )
+    add(
+        "--threads_per_rank",
+        type=int,
+        metavar="N",
+        help="threads for training (default: cores of the node / its ranks, at least 1)",
     )
     add(
         "--output_dir",

@@ -27,31 +27,43 @@ class Job:
         Id of the job whose genome was mutated; None for a random genome.
     seed
         Seed of everything random in the evaluation; a function of the search's seed and of `id`.
+    epochs
+        Epochs that the candidate shall have trained in all; None: as many as the evaluator likes.
+    trained
+        How many of them the parent's model has trained already: the genome is the same, and with
+        the parent's weights the remaining epochs are enough.
     """
 
     id: int
     genome: tuple[int, ...]
     parent: int | None = None
     seed: int = 0
+    epochs: int | None = None
+    trained: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {
+        """Return the fields as JSON values; without `epochs` unless the search decides on them."""
+        fields = {
             "id": self.id,
-            "genome": list(self.genome),
+            "genome": self.genome,
             "parent": self.parent,
             "seed": self.seed,
         }
+        if self.epochs is not None:
+            fields |= {"epochs": self.epochs, "trained": self.trained}
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Job:
         """Undo `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
-        parent = fields["parent"]
+        parent, epochs = fields["parent"], fields.get("epochs")
         return cls(
             id=int(fields["id"]),
-            genome=tuple(int(value) for value in fields["genome"]),
+            genome=tuple(map(int, fields["genome"])),
             parent=None if parent is None else int(parent),
             seed=int(fields["seed"]),
+            epochs=None if epochs is None else int(epochs),
+            trained=int(fields.get("trained", 0)),
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +12,42 @@ from typing import Any
 from transfer_nas.errors import InputError
 
 TRANSFERS = ("store", "hdf5", "noop")
+SEARCHES = ("evolution", "random", "halving")
 POLICIES = ("freeze", "finetune", "freeze_then_finetune")
 
 _ONLY_TRAINING = (
     "data",
+    "search",
+    "beta",
     "max_evals",
     "timeout",
     "epochs",
     "batch_size",
     "transfer",
     "policy",
+    "threads_per_rank",
     "resume",
 )
+_POSITIVE = (
+    "population_size",
+    "sample_size",
+    "max_evals",
+    "epochs",
+    "batch_size",
+    "threads_per_rank",
+)
 _ONLY_GENERATION = ("initial_population_dir", "evolve_count")
+_ONLY_EVOLUTION = ("sample_size", "beta")
 # The files of --data may move: their digest may not change.
-_MAY_CHANGE = ("data", "max_evals", "timeout", "output_dir", "resume", "json")
+_MAY_CHANGE = (
+    "data",
+    "max_evals",
+    "timeout",
+    "threads_per_rank",
+    "output_dir",
+    "resume",
+    "json",
+)
 
 
 @dataclass(frozen=True)
@@ -37,14 +60,17 @@ class Settings:
     application: str = "none"
     data: str | None = None
     space: str | None = None
+    search: str = "evolution"
     population_size: int = 32
     sample_size: int | None = None
+    beta: float = 0.0
     max_evals: int | None = None
     timeout: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
     transfer: str = "store"
     policy: str = "freeze"
+    threads_per_rank: int | None = None
     output_dir: str | None = None
     initial_population_dir: str | None = None
     evolve_count: int = 0
@@ -62,26 +88,24 @@ class Settings:
             A value makes no sense, or two do not go together; names the flag.
         """
         settings = cls(**given)
-        for name in ("population_size", "sample_size", "max_evals", "epochs", "batch_size"):
+        for name in _POSITIVE:
             _at_least(name, getattr(settings, name), 1)
         for name in ("evolve_count", "seed"):
             _at_least(name, getattr(settings, name), 0)
         if settings.timeout is not None and not settings.timeout > 0:
             raise InputError(f"--timeout must be positive, not {settings.timeout:g}")
-        sample = settings.sample_size or max(1, settings.population_size // 4)
-        if sample > settings.population_size and "evolve_count" not in given:
-            raise InputError(
-                f"--sample_size {sample} is above --population_size {settings.population_size}"
-            )
+        if not math.isfinite(settings.beta):
+            raise InputError(f"--beta must be a finite number, not {settings.beta:g}")
+        _one_of("search", settings.search, SEARCHES)
         _one_of("transfer", settings.transfer, TRANSFERS)
         _one_of("policy", settings.policy, POLICIES)
-        trains = settings.application != "none"
-        for name in _ONLY_GENERATION if trains else _ONLY_TRAINING:
-            if name in given:
+        settings._check_company(given)
+        sample = None
+        if settings.search == "evolution":
+            sample = settings.sample_size or max(1, settings.population_size // 4)
+            if sample > settings.population_size and settings.initial_population_dir is None:
                 raise InputError(
-                    f"--{name} goes only with --application none, which trains nothing"
-                    if trains
-                    else f"--{name} needs an --application: without one nothing is trained"
+                    f"--sample_size {sample} is above --population_size {settings.population_size}"
                 )
         if settings.resume and settings.output_dir is None:
             raise InputError("--resume needs --output_dir: which run?")
@@ -89,6 +113,27 @@ class Settings:
         if max_evals is None and settings.timeout is None:
             max_evals = 200
         return dataclasses.replace(settings, sample_size=sample, max_evals=max_evals)
+
+    def _check_company(self, given: Collection[str]) -> None:
+        """Raise InputError for a flag that was given and means nothing beside the others."""
+        trains = self.application != "none"
+        for name in _ONLY_GENERATION if trains else _ONLY_TRAINING:
+            if name in given:
+                raise InputError(
+                    f"--{name} goes only with --application none, which trains nothing"
+                    if trains
+                    else f"--{name} needs an --application: without one nothing is trained"
+                )
+        if "population_size" in given and self.initial_population_dir is not None:
+            raise InputError(
+                "--population_size does not go with --initial_population_dir: the population "
+                "keeps the size that it has there"
+            )
+        for name in _ONLY_EVOLUTION:
+            if name in given and self.search != "evolution":
+                raise InputError(f"--{name} goes only with --search evolution, not {self.search}")
+        if "population_size" in given and self.search == "halving":
+            raise InputError("--population_size does not go with --search halving, which has none")
 
     @property
     def directory(self) -> Path:

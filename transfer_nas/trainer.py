@@ -102,7 +102,8 @@ class TransferTrainer:
         -------
         Evaluation
             With the measures ``ancestor`` (model id), ``layers``, ``layers_transferred``,
-            ``parameters``, ``bytes_transferred``, ``bytes_stored``, ``match_seconds``,
+            ``parameters``, ``bytes_transferred``, ``bytes_stored``, ``bytes_whole_copy`` (what the
+            model takes without sharing), ``match_seconds``,
             ``load_seconds`` (reading and setting weights), ``train_seconds`` (building, compiling,
             training, judging), ``store_seconds``, and ``transfer_error`` where the transfer method
             failed (the candidate then goes without it). ``F_nan`` if objective or loss is not a
@@ -154,6 +155,7 @@ class TransferTrainer:
             "parameters": graph.parameters,
             "bytes_transferred": 0,
             "bytes_stored": 0,
+            "bytes_whole_copy": graph.nbytes,
         }
         if self._unreported:
             measures["transfer_error"] = self._unreported.popitem()[1]
@@ -169,7 +171,7 @@ class TransferTrainer:
                 with _timed(measures, "load_seconds"):
                     self._load(candidate, inheritance, measures)
             with _timed(measures, "train_seconds"):
-                self._train(candidate, loop, np.random.default_rng(job.seed))
+                self._train(job, candidate, loop)
                 objective = self._objective(loop.validate(candidate.model))
             if math.isfinite(objective):
                 with _timed(measures, "store_seconds"):
@@ -209,26 +211,27 @@ class TransferTrainer:
             measures["layers_transferred"] = len(inheritance.layers)
             measures["bytes_transferred"] = inheritance.nbytes
 
-    def _train(
-        self, candidate: _Candidate, loop: loops.TrainingLoop, rng: np.random.Generator
-    ) -> None:
+    def _train(self, job: Job, candidate: _Candidate, loop: loops.TrainingLoop) -> None:
         """Train by the policy; leave the model compiled."""
-        model = candidate.model
-        for frozen, epochs in self._phases(bool(candidate.loaded)):
+        model, rng = candidate.model, np.random.default_rng(job.seed)
+        for frozen, epochs in self._phases(job, candidate):
             candidate.freeze(frozen)
             self._compile(model)
             if epochs and model.trainable_variables:
                 loop.train(model, epochs, rng)
 
-    def _phases(self, inherits: bool) -> Iterator[tuple[bool, int]]:
+    def _phases(self, job: Job, candidate: _Candidate) -> Iterator[tuple[bool, int]]:
         """Yield whether inherited layers are frozen and for how many epochs."""
-        if not inherits or self.policy == "finetune":
-            yield False, self.epochs
+        epochs = self.epochs if job.epochs is None else job.epochs
+        if job.trained and candidate.inherits_everything():
+            yield False, epochs - job.trained  # it goes on with what it was: nothing is frozen
+        elif not candidate.loaded or self.policy == "finetune":
+            yield False, epochs
         elif self.policy == "freeze":
-            yield True, self.epochs
+            yield True, epochs
         else:
-            yield True, self.epochs - self.epochs // 2
-            yield False, self.epochs // 2
+            yield True, epochs - epochs // 2
+            yield False, epochs // 2
 
     def _compile(self, model: keras.Model) -> None:
         import keras
@@ -319,6 +322,12 @@ class _Candidate:
 
         keras_io.set_weights(self.model, tensors)
         self.loaded = tensors
+
+    def inherits_everything(self) -> bool:
+        """Whether all weights were inherited."""
+        return bool(self.loaded) and all(
+            layer.name in self.loaded for layer in self.model.layers if layer.weights
+        )
 
     def freeze(self, frozen: bool) -> None:
         """Keep inherited layers from training, statistics included, or let them train."""

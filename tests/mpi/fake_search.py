@@ -5,6 +5,7 @@ Arguments: the run directory, and JSON with ``max_evals``, ``seconds`` (that an 
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.ranks import MPIRanks, join
 from transfer_nas.search import serial
+from transfer_nas.search.evaluation import InProcess
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.manager import Manager, Status
@@ -54,9 +56,9 @@ def main() -> int:
 
     def report(status: Status) -> None:
         reports.append(status)
-        if status.evaluations == options.get("manager_error_at"):
+        if status.evaluations >= options.get("manager_error_at", math.inf):
             raise OSError("disk full, as asked")
-        if status.evaluations == 1:
+        if len(reports) == 1:
             print("first evaluation", file=sys.stderr, flush=True)
 
     manager = None
@@ -75,19 +77,19 @@ def main() -> int:
     seconds = options.get("seconds", 0.0)
     if isinstance(seconds, list):  # by rank
         seconds = seconds[ranks.rank]
-    evaluator = Fake(seconds, options.get("fail_every", 0))
+    log = sys.stderr.write if options.get("log") else lambda text: None
+    evaluate = InProcess(Fake(seconds, options.get("fail_every", 0)), path, log)
     begun = time.perf_counter()
     interruption = Interruption(options.get("timeout"))
-    log = sys.stderr.write if options.get("log") else lambda text: None
     try:
         with interruption:
             if isinstance(ranks, MPIRanks) and ranks.size > 1:
                 from transfer_nas.search import mpi
 
-                mpi.run(ranks.comm, manager, evaluator, interruption, directory=path, log=log)
+                mpi.run(ranks.comm, manager, evaluate, interruption)
             else:
                 assert manager is not None
-                serial.run(manager, evaluator, interruption, log=log)
+                serial.run(manager, evaluate, interruption)
     except OSError as error:
         print(error, file=sys.stderr, flush=True)
         ranks.abort(1)

@@ -1,4 +1,4 @@
-"""Aging evolution against a straightforward oracle, and taken up from its journal."""
+"""Aging evolution against a straightforward oracle; what all algorithms do: test_algorithms.py."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ import pytest
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.evolution import AgingEvolution, _rank_ends
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=3)
@@ -76,24 +76,21 @@ def test_a_tournament_prefers_good_members_but_not_always_the_best() -> None:
     assert parents[0] == 0
 
 
+@pytest.mark.parametrize(("count", "sample"), [(1, 1), (5, 1), (5, 5), (7, 3), (60, 15)])
+def test_the_distribution_of_the_winners_rank(count: int, sample: int) -> None:
+    expected = [
+        1 - math.comb(count - 1 - rank, sample) / math.comb(count, sample) for rank in range(count)
+    ]
+    ends = _rank_ends(count, sample)
+    np.testing.assert_allclose(ends, expected[: len(ends)], rtol=1e-12)
+    assert ends[-1] == 1 and expected[len(ends) - 1 :] == [1] * sample
+
+
 def test_ties_go_to_the_newer_member() -> None:
     evolution = search(population=4, sample=4)
     for job in evolution.ask(4):
         evolution.tell(Evaluation(job, DONE, 0.5))
     assert {job.parent for job in evolution.ask(5)} == {3}
-
-
-def test_same_seed_same_jobs_other_seed_other_jobs() -> None:
-    def run(seed: int) -> list[Job]:
-        evolution, jobs = search(seed=seed), []
-        for _ in range(30):
-            jobs += evolution.ask()
-            evolution.tell(evaluate(jobs[-1]))
-        return jobs
-
-    assert run(3) == run(3)
-    assert [job.genome for job in run(3)] != [job.genome for job in run(4)]
-    assert len({job.seed for job in run(3)}) == 30
 
 
 def test_stays_random_while_every_candidate_fails() -> None:
@@ -103,46 +100,6 @@ def test_stays_random_while_every_candidate_fails() -> None:
         assert job.parent is None
         evolution.tell(Evaluation.failure(job, "always"))
     assert evolution.population == ()
-
-
-@pytest.mark.parametrize("cut", [0, 1, 5, 6, 23, 50])
-def test_taking_up_a_search_is_as_if_it_had_never_stopped(cut: int) -> None:
-    def go_on(
-        evolution: AgingEvolution, steps: int, jobs: list[Job], told: list[Evaluation]
-    ) -> None:
-        waiting = [job for job in jobs if job.id not in {e.job.id for e in told}]
-        for _ in range(steps):
-            while len(waiting) < 3:  # three in flight, the newest first to be done
-                asked = evolution.ask()
-                jobs += asked
-                waiting += asked
-            told.append(evaluate(waiting.pop()))
-            evolution.tell(told[-1])
-
-    straight: tuple[list[Job], list[Evaluation]] = ([], [])
-    go_on(search(), 60, *straight)
-
-    jobs: list[Job] = []
-    told: list[Evaluation] = []
-    go_on(search(), cut, jobs, told)
-    resumed = search()
-    resumed.restore(jobs, told)
-    unfinished = [job for job in jobs if job.id not in {e.job.id for e in told}]
-    assert resumed.ask(len(unfinished)) == unfinished
-    go_on(resumed, 60 - cut, jobs, told)
-
-    assert jobs == straight[0]
-    assert [(e.job, e.status) for e in told] == [(e.job, e.status) for e in straight[1]]
-
-
-def test_refuses_results_that_nobody_waits_for() -> None:
-    evolution = search()
-    (job,) = evolution.ask()
-    evolution.tell(evaluate(job))
-    with pytest.raises(ValueError, match="job 0 is not waiting"):
-        evolution.tell(evaluate(job))
-    with pytest.raises(ValueError, match="job 9 is not waiting"):
-        evolution.tell(Evaluation(Job(9, job.genome), DONE, 1.0))
 
 
 def test_nan_never_enters_the_population() -> None:

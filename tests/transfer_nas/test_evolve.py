@@ -55,6 +55,22 @@ DIGITS = ["--application", "digits"]
         ([*DIGITS, "--policy", "melt"], "Known: finetune, freeze, freeze_then_finetune"),
         ([*DIGITS, "--evolve_count", "5"], "--evolve_count goes only with --application none"),
         (["--epochs", "5"], "--epochs needs an --application"),
+        ([*DIGITS, "--search", "halve"], "unknown --search 'halve'; did you mean 'halving'"),
+        ([*DIGITS, "--beta", "inf"], "--beta must be a finite number, not inf"),
+        (
+            [*DIGITS, "--beta", "1", "--search", "random"],
+            "--beta goes only with --search evolution",
+        ),
+        ([*DIGITS, "--sample_size", "2", "--search", "halving"], "not halving"),
+        (
+            [*DIGITS, "--population_size", "9", "--search", "halving"],
+            "--population_size does not go with --search halving",
+        ),
+        ([*DIGITS, "--threads_per_rank", "0"], "--threads_per_rank must be at least 1"),
+        (
+            ["--initial_population_dir", "pop", "--population_size", "9"],
+            "--population_size does not go with --initial_population_dir",
+        ),
         (["--resume"], "--resume needs --output_dir"),
         (["--populaton_size", "5"], "unrecognized arguments: --populaton_size"),
         (["--population_size"], "argument --population_size: expected one argument"),
@@ -119,6 +135,18 @@ def test_a_resumed_run_takes_its_settings_from_disk(run_directory: Path) -> None
     assert (
         parse(["--resume", "--output_dir", str(run_directory), "--max_evals", "9"]).max_evals == 9
     )
+
+
+@pytest.mark.parametrize("search", ["random", "halving"])
+def test_a_resumed_baseline_takes_its_settings_from_disk(tmp_path: Path, search: str) -> None:
+    from transfer_nas import applications
+    from transfer_nas.search.run_directory import RunDirectory
+
+    settings = parse([*DIGITS, "--seed", "1", "--output_dir", str(tmp_path), "--search", search])
+    space = applications.resolve("digits").space()
+    RunDirectory.create(tmp_path, space, settings.to_dict(), {}).close()
+    resumed = parse(["--resume", "--output_dir", str(tmp_path)])
+    assert resumed.to_dict() == {**settings.to_dict(), "resume": True}
 
 
 def test_a_resumed_run_with_other_settings_names_them(run_directory: Path) -> None:

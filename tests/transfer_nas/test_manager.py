@@ -9,6 +9,7 @@ import pytest
 
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search import serial
+from transfer_nas.search.evaluation import InProcess
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager, Status
@@ -61,13 +62,20 @@ class Search:
     def run(self, function: Callable[[Job], Evaluation]) -> Evaluator:
         evaluator = Evaluator(function)
         with self.directory, Interruption() as interruption:
-            serial.run(self.manager, evaluator, interruption, log=self.log.append)
+            evaluate = InProcess(evaluator, self.directory.path, self.log.append)
+            serial.run(self.manager, evaluate, interruption)
         return evaluator
 
 
 def wavy(job: Job) -> Evaluation:
     """Best at job 5."""
-    measures = {"layers": 5, "layers_transferred": 2, "bytes_stored": 7}
+    whole = SPACE.graph(job.genome).nbytes
+    measures = {
+        "layers": 5,
+        "layers_transferred": 2,
+        "bytes_stored": 7,
+        "bytes_whole_copy": whole,
+    }
     return Evaluation(job, DONE, -abs(job.id - 5.0), measures)
 
 

@@ -31,6 +31,7 @@ def begin(path: Path) -> RunDirectory:
         directory.asked(job)
     directory.told(DONE_0)
     directory.told(FAILED_1)
+    directory.flush()
     return directory
 
 

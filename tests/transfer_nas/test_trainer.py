@@ -214,6 +214,33 @@ def test_a_genome_that_is_stored_already_needs_no_training(transfer: TransferMet
     assert again.measures["layers_transferred"] == again.measures["layers"]
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_promoted_job_trains_the_epochs_that_are_left(
+    policy: str, transfer: TransferMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases: list[tuple[bool, int]] = []
+    known = TransferTrainer._phases
+
+    def observed(self: TransferTrainer, *given: object) -> list[tuple[bool, int]]:
+        found = list(known(self, *given))
+        phases.extend(found)
+        return found
+
+    monkeypatch.setattr(TransferTrainer, "_phases", observed)
+    first = Job(0, PARENT, None, seed=1, epochs=2)
+    promoted = Job(1, PARENT, 0, seed=2, epochs=6, trained=2)
+
+    trains = trainer(transfer, policy=policy)
+    assert trains.evaluate(first).done
+    before = stored(transfer, PARENT)
+    assert trains.evaluate(promoted).done
+    after = stored(transfer, PARENT)
+    assert not any(same(before[name], after[name]) for name in before)
+    # Without the parent's weights there is everything to train.
+    assert trainer(policy=policy).evaluate(promoted).done
+    assert phases == [(False, 2), (False, 4), (False, 6)]  # whatever the policy, nothing is frozen
+
+
 def test_equal_jobs_have_equal_results_whatever_came_before(tmp_path: Path) -> None:
     job = Job(5, CHILD, None, seed=11)
     results = []

@@ -1,19 +1,21 @@
-"""Aging evolution, without any MPI in it."""
+"""Aging evolution."""
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
+from transfer_nas.search.algorithm import Algorithm, Draws, draw_seed
+from transfer_nas.search.locality import gene_weights
 from transfer_nas.spaces import Space
 
 
-class AgingEvolution:
+class AgingEvolution(Algorithm):
     """Aging ("regularized") evolution, asynchronous.
 
     The first `population_size` jobs are random genomes. Each later job is a mutation, in one gene,
@@ -21,13 +23,12 @@ class AgingEvolution:
     there yet, jobs stay random. Every evaluation that worked enters the population; when it is
     full, its oldest member dies, however good it is. Failures never enter.
 
-    Job j draws from ``SeedSequence(seed, spawn_key=(j,))`` alone, so there is no generator state to
-    save: the jobs asked and the evaluations told, in order, are the whole state.
-
     From Real et al., *Regularized evolution for image classifier architecture search*, AAAI'19,
     algorithm 1; asynchronous as in its section 3.
 
-    Not thread-safe: one manager owns it.
+    The members are kept in the order of their objectives. A tournament then is one random number:
+    the rank of its winner, whose distribution is known (`_rank_ends`). That is the same
+    as drawing `sample_size` members and comparing them, at a cost that does not depend on it.
 
     Parameters
     ----------
@@ -39,9 +40,17 @@ class AgingEvolution:
         Number of members that compete to be a parent (S), at most `population_size`.
     seed
         Seed of the whole search.
+    beta
+        How much a mutation prefers genes that leave most of the network as it is, so that more is
+        transferred to the child: gene i is chosen with a probability proportional to
+        ``exp(beta * kept_i)``, where ``kept_i`` is the mean share of layers that a change of it
+        keeps (`locality.kept_shares`). 0: all genes alike; negative: the other way round.
     """
 
-    def __init__(self, space: Space, population_size: int, sample_size: int, seed: int) -> None:
+    def __init__(
+        self, space: Space, population_size: int, sample_size: int, seed: int, beta: float = 0.0
+    ) -> None:
+        super().__init__(space, seed)
         if population_size < 1:
             raise InputError(f"population size must be at least 1, not {population_size}")
         if not 1 <= sample_size <= population_size:
@@ -49,105 +58,62 @@ class AgingEvolution:
                 f"sample size must be between 1 and the population size ({population_size}), "
                 f"not {sample_size}"
             )
-        if seed < 0:
-            raise InputError(f"seed must not be negative: {seed}")
-        self.space = space
-        self.population_size = population_size
+        self.population_size = self.useful_in_flight = population_size
         self.sample_size = sample_size
-        self.seed = seed
-        self._next_id = 0
-        self._members: list[Evaluation] = []  # a ring, once it is full
-        self._oldest = 0  # where the ring starts
-        self._unfinished: dict[int, Job] = {}
-        self._again: deque[Job] = deque()  # asked before a restart, and never told
+        self._gene_ends = np.cumsum(gene_weights(space, beta)).tolist() if beta else None
+        self._members: deque[Evaluation] = deque()  # oldest first
+        self._ranking: list[tuple[float, int, Job]] = []  # worst first
+        self._rank_ends: NDArray[np.float64] = np.empty(0)
+        self._ranked = 0  # number of members that `_rank_ends` is for
 
     @property
     def population(self) -> tuple[Evaluation, ...]:
         """The members, oldest first."""
-        return (*self._members[self._oldest :], *self._members[: self._oldest])
+        return tuple(self._members)
 
-    @property
-    def unfinished(self) -> tuple[Job, ...]:
-        """Jobs that were asked and not told yet, oldest first."""
-        return tuple(self._unfinished.values())
+    def _new_job(self, id: int, draws: Draws) -> Job:
+        seed = draw_seed(draws)
+        if id < self.population_size or not self._members:
+            return Job(id, self.space.sample(draws), None, seed)
+        parent = self._tournament(draws)
+        return Job(id, self._mutate(parent.genome, draws), parent.id, seed)
 
-    def ask(self, count: int = 1) -> list[Job]:
-        """Return the next `count` jobs to evaluate."""
-        return [self._ask_one() for _ in range(count)]
-
-    def tell(self, evaluation: Evaluation) -> list[int]:
-        """Take the result of a job; return the ids of the jobs whose members died of it.
-
-        Raises
-        ------
-        ValueError
-            The job was not asked, or was told before.
-        """
-        if self._unfinished.pop(evaluation.job.id, None) is None:
-            raise ValueError(f"job {evaluation.job.id} is not waiting for a result")
-        if not evaluation.done or math.isnan(evaluation.objective):
+    def _learn(self, evaluation: Evaluation) -> list[int]:
+        self._members.append(evaluation)
+        # Ties go to the newer member, as ties between matches do.
+        insort(self._ranking, (evaluation.objective, evaluation.job.id, evaluation.job))
+        if len(self._members) <= self.population_size:
             return []
-        if len(self._members) < self.population_size:
-            self._members.append(evaluation)
-            return []
-        dead = self._members[self._oldest]
-        self._members[self._oldest] = evaluation
-        self._oldest = (self._oldest + 1) % self.population_size
+        dead = self._members.popleft()
+        del self._ranking[bisect_left(self._ranking, (dead.objective, dead.job.id))]
         return [dead.job.id]
 
-    def restore(self, jobs: Iterable[Job], evaluations: Iterable[Evaluation]) -> list[int]:
-        """Take up a search where another process left it.
+    def _tournament(self, draws: Draws) -> Job:
+        """Return the winner among members drawn without replacement."""
+        count = len(self._ranking)
+        if self._ranked != count:
+            self._rank_ends = _rank_ends(count, min(self.sample_size, count))
+            self._ranked = count
+        rank = int(self._rank_ends.searchsorted(draws.uniform(), side="right"))
+        return self._ranking[-1 - rank][2]
 
-        Jobs that were asked and not told are the first that `ask` returns, with their old ids.
+    def _mutate(self, genome: tuple[int, ...], draws: Draws) -> tuple[int, ...]:
+        if self._gene_ends is None:
+            return self.space.mutate(genome, draws)
+        position = bisect_left(self._gene_ends, (1.0 - draws.uniform()) * self._gene_ends[-1])
+        return self.space.mutate(genome, draws, position)
 
-        Parameters
-        ----------
-        jobs
-            All jobs that were asked, in order.
-        evaluations
-            All evaluations that were told, in order.
 
-        Returns
-        -------
-        list[int]
-            Ids of all jobs whose members died.
+def _rank_ends(count: int, sample: int) -> NDArray[np.float64]:
+    """Return the probabilities that the best of `sample` out of `count` has at most a rank.
 
-        Raises
-        ------
-        ValueError
-            An evaluation's job is not among the jobs, or has two evaluations.
-        """
-        if self._next_id:
-            raise ValueError("only a search that has not begun can be restored")
-        for job in jobs:
-            self._unfinished[job.id] = job
-            self._next_id = max(self._next_id, job.id + 1)
-        dead = [retired for evaluation in evaluations for retired in self.tell(evaluation)]
-        self._again.extend(self._unfinished.values())
-        return dead
+    All of the sample rank behind r with probability C(count - 1 - r, sample) / C(count, sample),
+    which is the product of (count - i - sample) / (count - i) over i = 0 … r.
 
-    def _ask_one(self) -> Job:
-        if self._again:
-            return self._again.popleft()
-        job = self._new_job(self._next_id)
-        self._next_id += 1
-        self._unfinished[job.id] = job
-        return job
-
-    def _new_job(self, id: int) -> Job:
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(id,))
-        rng = np.random.Generator(np.random.PCG64(sequence))
-        seed = int(rng.integers(2**31))
-        if id < self.population_size or not self._members:
-            return Job(id, self.space.sample(rng), None, seed)
-        winner = self._tournament(rng)
-        return Job(id, self.space.mutate(winner.job.genome, rng), winner.job.id, seed)
-
-    def _tournament(self, rng: np.random.Generator) -> Evaluation:
-        size = min(self.sample_size, len(self._members))
-        drawn: list[int] = rng.choice(
-            len(self._members), size, replace=False, shuffle=False
-        ).tolist()
-        # Ties go to the newer member, as ties between matches do.
-        members = [self._members[i] for i in drawn]
-        return max(members, key=lambda member: (member.objective, member.job.id))
+    Returns
+    -------
+    ndarray
+        Shape (count - sample + 1,), float64; rank 0 is the best. The last is 1.
+    """
+    left = np.arange(count, sample - 1, -1, dtype=np.float64)
+    return np.asarray(1.0 - np.cumprod((left - sample) / left))

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.algorithm import Algorithm
+from transfer_nas.search.evaluation import candidate_path
 from transfer_nas.search.run_directory import RunDirectory
 
+_SUMS_OF_ALL = ("bytes_transferred", "bytes_stored", "bytes_whole_copy")
+_SUMS = (*_SUMS_OF_ALL, "layers", "layers_transferred")  # the others: of children only
 
-class Evaluator(Protocol):
-    """Who evaluates; one in each process."""
-
-    def evaluate(self, job: Job) -> Evaluation:
-        """Evaluate a job; what it raises becomes a failure ``F_…``."""
-
-    def save_model(self, path: Path) -> None:
-        """Write the model of the last evaluation that was done, as Keras does."""
+STORED_PERHAPS = ("F_timeout", "F_lost")
+"""How evaluations fail that may have stored their model before."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,11 @@ class Status:
 class Manager:
     """Hands out jobs and takes their results: journal, population, best model, retirement.
 
+    Results and jobs come in groups: any number of `finished`, then `next_jobs`, then one `commit`,
+    which writes them down. Only then may a job leave, and only then does anything that depends on
+    a result happen outside: an evaluation is finished when its row is in ``results.csv``. A
+    process that is killed before that has lost nothing that anybody was told.
+
     Not thread-safe: one thread of one process owns it.
 
     Parameters
@@ -86,14 +86,14 @@ class Manager:
     retire
         Called with the ids of jobs whose models left the population.
     report
-        Called after each evaluation.
+        Called after each group of evaluations.
     warn
         Called with a line about what the user should know at once.
     """
 
     def __init__(
         self,
-        algorithm: AgingEvolution,
+        algorithm: Algorithm,
         directory: RunDirectory,
         *,
         max_evals: int | None,
@@ -110,19 +110,19 @@ class Manager:
         self._warned = False
         self._stopped = False
         self._on_disk = {job.id for job in directory.jobs}
-        self._submitted: dict[int, float] = {}
+        self._submitted: dict[int, tuple[float, float]] = {}  # when, best objective then
+        self._reported = 0
+        self._retired: list[int] = []  # to be told at the next commit
+        self._undecided: list[tuple[Evaluation, bool]] = []  # may have left a model; is the best
         self._evaluations = 0
         self._failures = 0
         self._best: Evaluation | None = None
-        self._sums = dict.fromkeys(
-            ("layers", "layers_transferred", "bytes_transferred", "bytes_stored"), 0
-        )
-        self._bytes_whole_copies = 0
+        self._sums = dict.fromkeys(_SUMS, 0)
         self._begun = time.monotonic()
         algorithm.restore(directory.jobs, directory.evaluations)
         for evaluation in directory.evaluations:
             self._count(evaluation)
-        self._found = self._evaluations
+        self._found = self._reported = self._evaluations
         self._adopt_candidates()
         self._forget_models([job.id for job in algorithm.unfinished])
 
@@ -130,6 +130,11 @@ class Manager:
     def path(self) -> Path:
         """The run directory."""
         return self._directory.path
+
+    @property
+    def useful_in_flight(self) -> int | None:
+        """How many jobs may wait at once without harm; see `Algorithm`."""
+        return self._algorithm.useful_in_flight
 
     @property
     def best_objective(self) -> float:
@@ -148,7 +153,7 @@ class Manager:
             layers=self._sums["layers"],
             bytes_transferred=self._sums["bytes_transferred"],
             bytes_stored=self._sums["bytes_stored"],
-            bytes_whole_copies=self._bytes_whole_copies,
+            bytes_whole_copies=self._sums["bytes_whole_copy"],
             seconds=time.monotonic() - self._begun,
             fresh=self._evaluations - self._found,
         )
@@ -157,39 +162,61 @@ class Manager:
         """Hand out no more jobs; results of those that run are still welcome."""
         self._stopped = True
 
-    def next_job(self) -> Job | None:
-        """Return the next job, written down; None: there will be no more."""
-        planned = self._evaluations + len(self._submitted)
-        if self._stopped or (self._max_evals is not None and planned >= self._max_evals):
-            return None
-        (job,) = self._algorithm.ask()
-        if job.id not in self._on_disk:
-            self._directory.asked(job)
-        self._submitted[job.id] = self._now()
-        return job
+    def next_jobs(self, count: int) -> list[Job]:
+        """Return up to `count` jobs, which may leave after `commit`; fewer: there are no more."""
+        if self._stopped:
+            return []
+        if self._max_evals is not None:
+            count = min(count, self._max_evals - self._evaluations - len(self._submitted))
+        jobs = self._algorithm.ask(count)
+        if jobs:
+            submitted = self._now(), self.best_objective
+            for job in jobs:
+                self._submitted[job.id] = submitted
+                if job.id not in self._on_disk:
+                    self._directory.asked(job)
+        return jobs
 
     def finished(self, evaluation: Evaluation, rank: int) -> None:
-        """Take the result of a job that `rank` evaluated."""
+        """Take the result of a job that `rank` evaluated, to be written down at `commit`."""
         job = evaluation.job
+        submitted, best_then = self._submitted.pop(job.id)
         measures = {
             **evaluation.measures,
-            "timestamp_submit": self._submitted.pop(job.id),
+            "timestamp_submit": submitted,
             "timestamp_gather": self._now(),
             "rank": rank,
         }
+        for name in ("timestamp_start", "timestamp_end"):
+            if name in measures:
+                measures[name] = float(measures[name]) - self._directory.started
         if job.parent is not None:
             measures["parent"] = job.parent
         evaluation = Evaluation(job, evaluation.status, evaluation.objective, measures)
         self._directory.told(evaluation)
-        dead = self._algorithm.tell(evaluation)
-        self._keep_model(evaluation, best=self._count(evaluation))
-        if dead:
-            self._retire(dead)
-        if "transfer_error" in evaluation.measures and not self._warned:
+        self._retired += self._algorithm.tell(evaluation)
+        if evaluation.status in STORED_PERHAPS:
+            self._retired.append(job.id)
+        best = self._count(evaluation)
+        if evaluation.objective > best_then or not evaluation.done:
+            self._undecided.append((evaluation, best))
+        if "transfer_error" in measures and not self._warned:
             self._warned = True  # once is enough: results.csv has them all
-            error = evaluation.measures["transfer_error"]
+            error = measures["transfer_error"]
             self._warn(f"job {job.id} went without transfer, the search goes on: {error}")
-        self._report(self.status)
+
+    def commit(self) -> None:
+        """Write down what was finished and what is to be handed out; then act on it."""
+        self._directory.flush()
+        for evaluation, best in self._undecided:
+            self._keep_model(evaluation, best=best)
+        self._undecided.clear()
+        if self._retired:
+            self._retire(self._retired)
+            self._retired = []
+        if self._evaluations > self._reported:
+            self._reported = self._evaluations
+            self._report(self.status)
 
     def abandoned(self, job: Job) -> None:
         """Forget that a job was handed out: it was interrupted, a resumed search does it again."""
@@ -203,15 +230,12 @@ class Manager:
     def _count(self, evaluation: Evaluation) -> bool:
         """Add an evaluation to the sums; return whether it is the best so far."""
         self._evaluations += 1
-        for name in ("bytes_transferred", "bytes_stored"):
-            self._sums[name] += int(evaluation.measures.get(name, 0))
-        if evaluation.job.parent is not None:
-            for name in ("layers", "layers_transferred"):
-                self._sums[name] += int(evaluation.measures.get(name, 0))
+        measures = evaluation.measures
+        for name in _SUMS if evaluation.job.parent is not None else _SUMS_OF_ALL:
+            self._sums[name] += int(measures.get(name, 0))
         if not evaluation.done:
             self._failures += 1
             return False
-        self._bytes_whole_copies += self._algorithm.space.graph(evaluation.job.genome).nbytes
         if evaluation.objective <= self.best_objective:
             return False
         self._best = evaluation
@@ -238,46 +262,3 @@ class Manager:
             self._keep_model(self._best, best=True)
         for candidate in self._directory.path.glob("candidate-*.keras"):
             candidate.unlink()
-
-
-def candidate_path(directory: Path, job: Job) -> Path:
-    """Where a rank writes a model that may be the best, until the manager has decided."""
-    return directory / f"candidate-{job.id}.keras"
-
-
-def evaluate(
-    evaluator: Evaluator,
-    job: Job,
-    *,
-    best_objective: float,
-    directory: Path,
-    log: Callable[[str], None],
-) -> Evaluation:
-    """Evaluate a job; what goes wrong in it becomes a failure.
-
-    A model that beats `best_objective` is written down at once: later it may have been retired.
-
-    Parameters
-    ----------
-    evaluator
-        Who does it.
-    job
-        The job.
-    best_objective
-        Best objective that the manager knew when it handed out the job.
-    directory
-        The run directory.
-    log
-        Takes the traceback of a failure.
-    """
-    try:
-        evaluation = evaluator.evaluate(job)
-        if evaluation.done and not math.isfinite(evaluation.objective):
-            log(f"job {job.id}: objective {evaluation.objective}")
-            return Evaluation.failure(job, "nan", evaluation.measures)
-        if evaluation.done and evaluation.objective > best_objective:
-            evaluator.save_model(candidate_path(directory, job))
-        return evaluation
-    except Exception as error:  # whatever a user's application raises must not end the search
-        log(f"job {job.id} failed:\n{traceback.format_exc()}")
-        return Evaluation.failure(job, type(error).__name__)

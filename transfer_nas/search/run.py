@@ -20,11 +20,15 @@ from transfer_nas import applications, transfer
 from transfer_nas.applications import Application
 from transfer_nas.errors import InputError
 from transfer_nas.ranks import MPIRanks, Ranks, together
-from transfer_nas.search import serial
+from transfer_nas.search import devices, serial
+from transfer_nas.search.algorithm import Algorithm
+from transfer_nas.search.evaluation import Evaluate, InProcess
 from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.manager import Manager, Status
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
+from transfer_nas.search.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
@@ -56,8 +60,11 @@ def run(settings: Settings, ranks: Ranks) -> int:
     InputError
         In all ranks, if a setting, a file or an environment variable is wrong in one of them.
     """
+    devices.pin_threads(settings.threads_per_rank, ranks.local_size)
+    gpu = devices.choose_gpu(ranks.local_rank, ranks.local_size)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     application, space = together(ranks, lambda: _resolve(settings))
-    provenance = _provenance(ranks)
+    provenance = _provenance(ranks, gpu)
     with contextlib.ExitStack() as stack:
         # Servers first: if they do not answer, nothing shall have been written.
         store = stack.enter_context(_store(settings, ranks))
@@ -69,7 +76,6 @@ def run(settings: Settings, ranks: Ranks) -> int:
         terminal = stack.enter_context(_own_log(settings.directory, ranks.rank))
         if application.synthetic and ranks.rank == 0:
             print(f"{application.name}: the data is generated, not measured", file=terminal)
-        _pin_threads(ranks.local_size)
         identity = ranks.share(directory and directory.id)[0]
         evaluator = together(
             ranks, lambda: _evaluator(settings, application, space, store, identity, stack)
@@ -80,14 +86,15 @@ def run(settings: Settings, ranks: Ranks) -> int:
             manager = None
             if directory is not None:
                 manager = Manager(
-                    _algorithm(settings, space),
+                    _algorithm(settings, space, evaluator.epochs),
                     directory,
                     max_evals=settings.max_evals,
                     retire=evaluator.retire,
                     report=progress.update,
                     warn=progress.warn,
                 )
-            _drive(settings, ranks, manager, evaluator, interruption)
+            evaluate = InProcess(evaluator, settings.directory, _log.warning)
+            lost = _drive(ranks, manager, evaluate, interruption)
         if manager is not None:
             summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
             text = json.dumps(summary, indent=2) + "\n"
@@ -95,6 +102,9 @@ def run(settings: Settings, ranks: Ranks) -> int:
             _tell(summary, settings.json)
             if manager.status.failures == manager.status.evaluations > 0:
                 print(f"every candidate failed; see {settings.directory}/logs", file=terminal)
+            if lost:
+                # They would never come to the end of the search, where all ranks meet.
+                ranks.abort(_exit_code(manager, interruption))
         codes: list[int] = ranks.share(_exit_code(manager, interruption))
     return max(codes)
 
@@ -106,26 +116,16 @@ def _exit_code(manager: Manager | None, interruption: Interruption) -> int:
 
 
 def _drive(
-    settings: Settings,
-    ranks: Ranks,
-    manager: Manager | None,
-    evaluator: TransferTrainer,
-    interruption: Interruption,
-) -> None:
+    ranks: Ranks, manager: Manager | None, evaluate: Evaluate, interruption: Interruption
+) -> frozenset[int]:
+    """Search; return the ranks that were lost, in rank 0."""
     if isinstance(ranks, MPIRanks) and ranks.size > 1:
         from transfer_nas.search import mpi  # imports MPI
 
-        mpi.run(
-            ranks.comm,
-            manager,
-            evaluator,
-            interruption,
-            directory=settings.directory,
-            log=_log.warning,
-        )
-    else:
-        assert manager is not None
-        serial.run(manager, evaluator, interruption, log=_log.warning)
+        return mpi.run(ranks.comm, manager, evaluate, interruption)
+    assert manager is not None
+    serial.run(manager, evaluate, interruption)
+    return frozenset()
 
 
 def _resolve(settings: Settings) -> tuple[Application, Space]:
@@ -134,9 +134,14 @@ def _resolve(settings: Settings) -> tuple[Application, Space]:
     return application, application.space(settings.space)
 
 
-def _provenance(ranks: Ranks) -> dict[str, Any]:
+def _provenance(ranks: Ranks, gpu: str | None) -> dict[str, Any]:
     """Return what ``run.json`` says besides the settings; collective."""
-    here = {"rank": ranks.rank, "host": socket.gethostname(), "threads": _threads(ranks.local_size)}
+    here = {
+        "rank": ranks.rank,
+        "host": socket.gethostname(),
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "gpu": gpu,
+    }
     layout = ranks.share(here)
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -165,9 +170,17 @@ def _open(
     )
 
 
-def _algorithm(settings: Settings, space: Space) -> AgingEvolution:
-    assert settings.sample_size is not None and settings.seed is not None
-    return AgingEvolution(space, settings.population_size, settings.sample_size, settings.seed)
+def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:
+    """Return the search; `epochs` are those of a whole training."""
+    assert settings.seed is not None
+    if settings.search == "random":
+        return RandomSearch(space, settings.population_size, settings.seed)
+    if settings.search == "halving":
+        return SuccessiveHalving(space, epochs, settings.seed)
+    assert settings.sample_size is not None
+    return AgingEvolution(
+        space, settings.population_size, settings.sample_size, settings.seed, settings.beta
+    )
 
 
 def _evaluator(
@@ -217,19 +230,6 @@ def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
         sys.stderr.flush()
         os.dup2(terminal.fileno(), 2)
         terminal.close()
-
-
-def _threads(local_size: int) -> int:
-    """Return this rank's share of the cores that the job may use on this node."""
-    return max(1, len(os.sched_getaffinity(0)) // local_size)
-
-
-def _pin_threads(local_size: int) -> None:
-    """Keep ranks of a node from fighting for its cores; works before TensorFlow is imported."""
-    threads = str(_threads(local_size))
-    for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ.setdefault(variable, threads)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 @contextlib.contextmanager
@@ -295,6 +295,7 @@ def summarize(
     return {
         "application": settings.application,
         "space": space.name,
+        "search": settings.search,
         "transfer": settings.transfer,
         "policy": settings.policy,
         "seed": settings.seed,

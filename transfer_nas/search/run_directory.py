@@ -5,21 +5,20 @@
 ``checkpoint``
     One line of JSON for each job, written before the job is handed out.
 ``results.csv``
-    One row for each evaluation, in the columns of DeepHyper, flushed when it is known.
+    One row for each evaluation, in the columns of DeepHyper. A row that is there is finished.
 ``best.keras``
     The best model so far.
 ``logs/``
     What each rank and the libraries under it had to say.
 
-The two journals are the whole state: `AgingEvolution.restore` takes what they hold. A process
-that is killed can leave the last line of either torn; that line is dropped.
+The two journals are the whole state: `Algorithm.restore` takes what they hold. A process that is
+killed can leave the last line of either torn; that line is dropped.
 """
 
 from __future__ import annotations
 
 import csv
 import fcntl
-import io
 import json
 import math
 import os
@@ -40,11 +39,14 @@ MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
     "layers_transferred": int,
     "bytes_transferred": int,
     "bytes_stored": int,
+    "bytes_whole_copy": int,
     "match_seconds": float,
     "load_seconds": float,
     "train_seconds": float,
     "store_seconds": float,
     "timestamp_submit": float,
+    "timestamp_start": float,
+    "timestamp_end": float,
     "timestamp_gather": float,
     "rank": int,
     "parameters": int,
@@ -53,6 +55,7 @@ MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
 """The ``m:*`` columns. Timestamps count seconds since the run was started for the first time."""
 
 _FORMAT = 1
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _FILES = ("run.json", "results.csv", "checkpoint")
 
 
@@ -89,6 +92,9 @@ class RunDirectory:
             "job_status",
             *(f"m:{measure}" for measure in MEASURES),
         ]
+        self._gene_cells = [[_quoted(str(value)) for value in gene.values] for gene in space.genes]
+        self._new_jobs: list[str] = []
+        self._new_rows: list[str] = []
         (path / "logs").mkdir(exist_ok=True)
         self._journal = _open_locked(path / "checkpoint")
         try:
@@ -100,7 +106,8 @@ class RunDirectory:
             self._journal.close()
             raise
         if self._results.tell() == 0:
-            self._append(self._columns)
+            self._new_rows.append(",".join(map(_quoted, self._columns)))
+            self.flush()
 
     @classmethod
     def create(
@@ -179,32 +186,41 @@ class RunDirectory:
         return directory
 
     def asked(self, job: Job) -> None:
-        """Write down a job before it is handed out."""
-        self._journal.write(json.dumps(job.to_dict(), separators=(",", ":")) + "\n")
-        self._journal.flush()
+        """Write down a job at the next `flush`, which comes before it is handed out."""
+        self._new_jobs.append(_encode(job.to_dict()))
 
     def told(self, evaluation: Evaluation) -> None:
-        """Write down an evaluation.
+        """Write down an evaluation at the next `flush`.
 
         A failure has its ``F_…`` both as status and as objective: the latter is where DeepHyper
         looks for it.
         """
-        unknown = set(evaluation.measures) - set(MEASURES)
-        if unknown:
-            raise ValueError(f"measures without a column: {sorted(unknown)}")
+        measures = evaluation.measures
+        if not measures.keys() <= MEASURES.keys():
+            unknown = sorted(measures.keys() - MEASURES.keys())
+            raise ValueError(f"measures without a column: {unknown}")
         job = evaluation.job
-        self._append(
-            [
-                *self._space.values(job.genome).values(),
-                repr(evaluation.objective) if evaluation.done else evaluation.status,
-                job.id,
-                evaluation.status,
-                *(_cell(evaluation.measures.get(measure)) for measure in MEASURES),
-            ]
-        )
+        cells = [cells[value] for cells, value in zip(self._gene_cells, job.genome, strict=True)]
+        cells.append(repr(evaluation.objective) if evaluation.done else evaluation.status)
+        cells += (str(job.id), evaluation.status)
+        cells += [_cell(measures[name]) if name in measures else "" for name in MEASURES]
+        self._new_rows.append(",".join(cells))
+
+    def flush(self) -> None:
+        """Write everything so far, such that it outlives this process, evaluations first.
+
+        A job that is on disk then always finds the evaluations on disk that it was asked after.
+        """
+        for lines, file in ((self._new_rows, self._results), (self._new_jobs, self._journal)):
+            if lines:
+                lines.append("")
+                file.write("\n".join(lines))
+                file.flush()
+                lines.clear()
 
     def close(self) -> None:
         """Close the files and let another process work on the run."""
+        self.flush()
         self._results.close()
         self._journal.close()
 
@@ -213,12 +229,6 @@ class RunDirectory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _append(self, cells: Sequence[Any]) -> None:
-        row = io.StringIO()
-        csv.writer(row, lineterminator="\n").writerow(cells)
-        self._results.write(row.getvalue())
-        self._results.flush()
 
     def _read_journal(self) -> list[Job]:
         path = self.path / "checkpoint"
@@ -307,10 +317,18 @@ def compare_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, An
             )
 
 
-def _cell(value: Measure | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6f}" if isinstance(value, float) else str(value)
+def _cell(value: Measure) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    # One line a row, so that a torn row is a torn line.
+    return _quoted(" ".join(value.splitlines())) if isinstance(value, str) else str(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a cell of a CSV file (RFC 4180)."""
+    if "," in text or '"' in text or "\n" in text or "\r" in text:
+        return '"' + text.replace('"', '""') + '"'
+    return text
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

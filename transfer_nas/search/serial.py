@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from transfer_nas.search.evaluation import Evaluate
 from transfer_nas.search.interruption import Interrupted, Interruption
-from transfer_nas.search.manager import Evaluator, Manager, evaluate
+from transfer_nas.search.manager import Manager
 
 
-def run(
-    manager: Manager,
-    evaluator: Evaluator,
-    interruption: Interruption,
-    *,
-    log: Callable[[str], None],
-) -> None:
+def run(manager: Manager, evaluate: Evaluate, interruption: Interruption) -> None:
     """Evaluate one job after the other until there are no more, or until interrupted.
 
     Parameters
     ----------
     manager
         The search.
-    evaluator
-        Who evaluates.
+    evaluate
+        Evaluates.
     interruption
         Entered by the caller, so that a timeout covers what the caller wants it to cover.
-    log
-        Takes what is worth a line in this rank's log.
     """
     while interruption.reason is None:
-        job = manager.next_job()
-        if job is None:
+        jobs = manager.next_jobs(1)
+        manager.commit()
+        if not jobs:
             return
+        (job,) = jobs
         try:
             with interruption.evaluating():
-                evaluation = evaluate(
-                    evaluator,
-                    job,
-                    best_objective=manager.best_objective,
-                    directory=manager.path,
-                    log=log,
-                )
+                evaluation = evaluate(job, manager.best_objective)
         except Interrupted:
             manager.abandoned(job)
             return
         manager.finished(evaluation, rank=0)
+    manager.commit()

@@ -6,9 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
@@ -35,6 +34,13 @@ class Gene:
 
     name: str
     values: tuple[Scalar, ...]
+
+
+class Randomness(Protocol):
+    """Where random choices come from; `numpy.random.Generator` is one."""
+
+    def integers(self, high: int, /) -> Any:
+        """Return an integer in [0, `high`)."""
 
 
 class Space(ABC):
@@ -109,22 +115,34 @@ class Space(ABC):
         """Number of genomes, exactly."""
         return math.prod(len(gene.values) for gene in self.genes)
 
-    def sample(self, rng: np.random.Generator) -> Genome:
+    def sample(self, rng: Randomness) -> Genome:
         """Draw a genome; all are equally likely."""
-        return tuple(int(rng.integers(len(gene.values))) for gene in self.genes)
+        return tuple([int(rng.integers(len(gene.values))) for gene in self.genes])
 
-    def mutate(self, genome: Sequence[int], rng: np.random.Generator) -> Genome:
-        """Give one gene another value.
+    def mutate(self, genome: Sequence[int], rng: Randomness, position: int | None = None) -> Genome:
+        """Give one gene another value; all its other values are equally likely.
 
-        All genes that have a choice are equally likely, and so are the other values of the gene.
+        Parameters
+        ----------
+        genome
+            The parent's.
+        rng
+            Decides.
+        position
+            Which gene, one that has a choice; None: all that have one are equally likely.
         """
-        mutable = [i for i, gene in enumerate(self.genes) if len(gene.values) > 1]
-        if not mutable:
-            raise SpaceError(f"space {self.name} holds one genome: there is nothing to mutate")
-        position = mutable[rng.integers(len(mutable))]
+        if position is None:
+            if not self._mutable:
+                raise SpaceError(f"space {self.name} holds one genome: there is nothing to mutate")
+            position = self._mutable[rng.integers(len(self._mutable))]
         value = int(rng.integers(len(self.genes[position].values) - 1))
         value += value >= genome[position]  # skips the present value
         return (*genome[:position], value, *genome[position + 1 :])
+
+    @cached_property
+    def _mutable(self) -> tuple[int, ...]:
+        """Positions of the genes that have a choice."""
+        return tuple(i for i, gene in enumerate(self.genes) if len(gene.values) > 1)
 
     def values(self, genome: Sequence[int]) -> dict[str, Scalar]:
         """Return what each gene chooses: the ``p:*`` columns of the results."""

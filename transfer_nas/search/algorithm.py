@@ -1,0 +1,165 @@
+"""What every search algorithm has in common: ask for jobs, tell results, take up a journal."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+
+from transfer_nas.errors import InputError
+from transfer_nas.job import Evaluation, Job
+from transfer_nas.spaces import Space
+
+_MASK = 2**64 - 1
+_GAMMA = 0x9E3779B97F4A7C15  # the golden ratio, odd: every state comes once
+
+
+class Draws:
+    """The random numbers of one job: a function of the search's key and the job's id alone.
+
+    SplitMix64 (Steele, Lea and Flood, *Fast splittable pseudorandom number generators*,
+    OOPSLA'14), because it costs nothing to begin: a NumPy generator takes 20 microseconds to seed,
+    for half a dozen numbers. It answers to `integers` as `numpy.random.Generator` does.
+    """
+
+    __slots__ = ("_state",)
+
+    def __init__(self, key: int, job: int) -> None:
+        # Mixed, so that the streams of neighbours are nowhere near each other.
+        self._state = _mix(key ^ _mix(job + _GAMMA & _MASK))
+
+    def integers(self, high: int, /) -> int:
+        """Return an integer in [0, `high`); all are equally likely, to within high / 2**64."""
+        return self._bits() * high >> 64
+
+    def uniform(self) -> float:
+        """Return a number in [0, 1), of 53 random bits."""
+        return (self._bits() >> 11) * 2.0**-53
+
+    def _bits(self) -> int:
+        self._state = self._state + _GAMMA & _MASK
+        return _mix(self._state)
+
+
+class Algorithm(ABC):
+    """Proposes jobs and learns from their evaluations; neither MPI nor files in it.
+
+    Job j draws from a stream of its own (`Draws`), so there is no generator state to save: the
+    jobs asked and the evaluations told, in order, are the whole state.
+
+    A subclass implements `_new_job` and `_learn`. Not thread-safe: one manager owns it.
+
+    Parameters
+    ----------
+    space
+        Where genomes come from.
+    seed
+        Seed of the whole search.
+
+    Attributes
+    ----------
+    useful_in_flight
+        How many jobs may wait to be evaluated before asking for more makes the search worse,
+        because they are asked without the results of the others; None: any number.
+    """
+
+    useful_in_flight: int | None = None
+
+    def __init__(self, space: Space, seed: int) -> None:
+        if seed < 0:
+            raise InputError(f"seed must not be negative: {seed}")
+        self.space = space
+        self.seed = seed
+        self._key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        self._next_id = 0
+        self._unfinished: dict[int, Job] = {}
+        self._again: deque[Job] = deque()  # asked before a restart, and never told
+
+    @property
+    def unfinished(self) -> tuple[Job, ...]:
+        """Jobs that were asked and not told yet, oldest first."""
+        return tuple(self._unfinished.values())
+
+    def ask(self, count: int = 1) -> list[Job]:
+        """Return the next `count` jobs to evaluate."""
+        return [self._ask_one() for _ in range(count)]
+
+    def tell(self, evaluation: Evaluation) -> list[int]:
+        """Take the result of a job; return the ids of the jobs whose models nobody needs any more.
+
+        Raises
+        ------
+        ValueError
+            The job was not asked, or was told before.
+        """
+        if self._unfinished.pop(evaluation.job.id, None) is None:
+            raise ValueError(f"job {evaluation.job.id} is not waiting for a result")
+        if not evaluation.done or math.isnan(evaluation.objective):
+            return []
+        return self._learn(evaluation)
+
+    def restore(self, jobs: Iterable[Job], evaluations: Iterable[Evaluation]) -> list[int]:
+        """Take up a search where another process left it.
+
+        Jobs that were asked and not told are the first that `ask` returns, with their old ids.
+
+        Parameters
+        ----------
+        jobs
+            All jobs that were asked, in order.
+        evaluations
+            All evaluations that were told, in order.
+
+        Returns
+        -------
+        list[int]
+            Ids of all jobs whose models nobody needs any more.
+
+        Raises
+        ------
+        ValueError
+            An evaluation's job is not among the jobs, or has two evaluations.
+        """
+        if self._next_id:
+            raise ValueError("only a search that has not begun can be restored")
+        for job in jobs:
+            self._unfinished[job.id] = job
+            self._next_id = max(self._next_id, job.id + 1)
+            self._was_asked(job)
+        dead = [retired for evaluation in evaluations for retired in self.tell(evaluation)]
+        self._again.extend(self._unfinished.values())
+        return dead
+
+    def _ask_one(self) -> Job:
+        if self._again:
+            return self._again.popleft()
+        job = self._new_job(self._next_id, Draws(self._key, self._next_id))
+        self._next_id += 1
+        self._unfinished[job.id] = job
+        return job
+
+    @abstractmethod
+    def _new_job(self, id: int, draws: Draws) -> Job:
+        """Return job `id`; everything random in it comes from `draws`."""
+
+    @abstractmethod
+    def _learn(self, evaluation: Evaluation) -> list[int]:
+        """Take an evaluation that worked; return whose models nobody needs any more."""
+
+    def _was_asked(self, job: Job) -> None:
+        """Take note of a job that another process was given by `_new_job`."""
+        del job
+
+
+def draw_seed(draws: Draws) -> int:
+    """Return the seed of a job's evaluation."""
+    return draws.integers(2**31)
+
+
+def _mix(z: int) -> int:
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+    return z ^ z >> 31

@@ -1,0 +1,80 @@
+"""One evaluation in a worker: what goes wrong in it becomes a failure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from transfer_nas.job import Evaluation, Job
+
+Evaluate = Callable[[Job, float], Evaluation]
+"""Evaluates a job, given the best objective that the manager knew when it handed out the job.
+
+Nothing but `Interrupted` is raised. The hosts (`serial.py`, `mpi.py`) need no more of a worker:
+`InProcess` does it in this process, `isolation.InChild` in another.
+"""
+
+
+class Evaluator(Protocol):
+    """Who evaluates; one in each process."""
+
+    def evaluate(self, job: Job) -> Evaluation:
+        """Evaluate a job; what it raises becomes a failure ``F_…``."""
+
+    def save_model(self, path: Path) -> None:
+        """Write the model of the last evaluation that was done, as Keras does."""
+
+
+class InProcess:
+    """Lets an evaluator of this process evaluate.
+
+    A model that beats the best objective is written down at once: later it may have been retired.
+
+    Parameters
+    ----------
+    evaluator
+        Who does it.
+    directory
+        The run directory.
+    log
+        Takes the traceback of a failure.
+    """
+
+    def __init__(self, evaluator: Evaluator, directory: Path, log: Callable[[str], None]) -> None:
+        self._evaluator = evaluator
+        self._directory = directory
+        self._log = log
+
+    def __call__(self, job: Job, best_objective: float) -> Evaluation:
+        """Evaluate; adds when, in seconds since the epoch."""
+        start = time.time()
+        evaluation = self._evaluate(job, best_objective)
+        measures = {
+            **evaluation.measures,
+            "timestamp_start": start,
+            "timestamp_end": time.time(),
+        }
+        return dataclasses.replace(evaluation, measures=measures)
+
+    def _evaluate(self, job: Job, best_objective: float) -> Evaluation:
+        try:
+            evaluation = self._evaluator.evaluate(job)
+            if evaluation.done and not math.isfinite(evaluation.objective):
+                self._log(f"job {job.id}: objective {evaluation.objective}")
+                return Evaluation.failure(job, "nan", evaluation.measures)
+            if evaluation.done and evaluation.objective > best_objective:
+                self._evaluator.save_model(candidate_path(self._directory, job))
+            return evaluation
+        except Exception as error:  # whatever a user's application raises must not end the search
+            self._log(f"job {job.id} failed:\n{traceback.format_exc()}")
+            return Evaluation.failure(job, type(error).__name__)
+
+
+def candidate_path(directory: Path, job: Job) -> Path:
+    """Where a rank writes a model that may be the best, until the manager has decided."""
+    return directory / f"candidate-{job.id}.keras"

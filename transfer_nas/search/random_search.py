@@ -1,0 +1,42 @@
+"""Random search: the baseline that every search must beat."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from transfer_nas.errors import InputError
+from transfer_nas.job import Evaluation, Job
+from transfer_nas.search.algorithm import Algorithm, Draws, draw_seed
+from transfer_nas.spaces import Space
+
+
+class RandomSearch(Algorithm):
+    """Every job is a random genome; all genomes are equally likely.
+
+    Bergstra and Bengio, *Random search for hyper-parameter optimization*, JMLR 13 (2012). The
+    first jobs are those of `AgingEvolution` with the same seed.
+
+    Parameters
+    ----------
+    space
+        Where genomes come from.
+    keep
+        Models of that many jobs remain to transfer from: the newest that worked.
+    seed
+        Seed of the whole search.
+    """
+
+    def __init__(self, space: Space, keep: int, seed: int) -> None:
+        super().__init__(space, seed)
+        if keep < 1:
+            raise InputError(f"population size must be at least 1, not {keep}")
+        self._keep = keep
+        self._kept: deque[int] = deque()
+
+    def _new_job(self, id: int, draws: Draws) -> Job:
+        seed = draw_seed(draws)
+        return Job(id, self.space.sample(draws), None, seed)
+
+    def _learn(self, evaluation: Evaluation) -> list[int]:
+        self._kept.append(evaluation.job.id)
+        return [self._kept.popleft()] if len(self._kept) > self._keep else []
