@@ -26,6 +26,13 @@ from typing import Any
 
 import figures
 
+QUESTION = figures.Question(
+    compares="generation without Keras with building and naming the same models in Keras, and one "
+    "rank with two",
+    seconds=150,
+    quick_seconds=30,
+    plots={"models per second on one rank, by space": r"(?P<series>.+)_models_per_s_1_rank"},
+)
 TARGETS: figures.Targets = {
     "generate_60000_s": ("at most", 10),
     "generate_over_keras": ("at least", 1000),
@@ -212,8 +219,10 @@ def python(*arguments: str) -> str:
 
 
 def mpiexec(ranks: int, *arguments: str) -> str:
-    launcher = Path(sys.executable).with_name("mpiexec")
-    return command(str(launcher), "-n", str(ranks), sys.executable, *arguments)
+    launcher = figures.program("mpiexec", "pip install mpich")
+    if launcher is None:
+        raise SystemExit("no mpiexec, no figures: pip install mpich")
+    return command(launcher, "-n", str(ranks), sys.executable, *arguments)
 
 
 def command(*arguments: str) -> str:

@@ -42,6 +42,16 @@ from transfer_nas.spaces import Space
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDERS = 1_000
 BLOCK = 10_000
+QUESTION = figures.Question(
+    compares="the prefix index with breadth-first scans in C++ and in networkx, in process, over "
+    "libfabric and over MPI",
+    seconds=1200,
+    quick_seconds=60,
+    plots={
+        "microseconds a query against stored models": r"(?P<series>best_match_p50_us|"
+        r"best_match_p99_us|scan_us|count_common_layers_us)_(?P<x>\d+)",
+    },
+)
 TARGETS: figures.Targets = {
     "best_match_p50_us_60000": ("at most", 20),
     "best_match_p50_1000000_over_10000": ("at most", 2),

@@ -20,6 +20,11 @@ import numpy as np
 import cpp_store
 
 MIB = 1 << 20
+QUESTION = figures.Question(
+    compares="puts and reads in process with NumPy's copy of the same bytes",
+    seconds=120,
+    quick_seconds=20,
+)
 TARGETS: figures.Targets = {
     "embedded_write_over_memcpy": ("at least", 0.7),
     "embedded_copy_read_over_memcpy": ("at least", 0.7),

@@ -5,17 +5,67 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 Targets = Mapping[str, tuple[str, float]]
 """By key: "at least" or "at most", and the limit."""
 
 
+@dataclass(frozen=True)
+class Question:
+    """What ``python -m benchmarks`` says of a script before it runs it.
+
+    A script assigns one to ``QUESTION``, made of literals: it is read without importing the script.
+    The question itself is the first line of the script's docstring.
+
+    Attributes
+    ----------
+    compares
+        What is measured beside what.
+    seconds, quick_seconds
+        How long it takes on two cores, as it is and with ``--quick``.
+    ranks
+        How many MPI ranks to run the script on.
+    plots
+        Title -> regular expression that the keys of one plot match, with the group ``series`` and,
+        for a line over numbers, ``x``. Keys of no plot are drawn as bars, by their unit.
+    """
+
+    compares: str
+    seconds: float
+    quick_seconds: float
+    ranks: int = 1
+    plots: Mapping[str, str] = field(default_factory=dict)
+
+
+missing: dict[str, str] = {}
+"""Peers that could not be measured -> what to install; `write` puts it beside the figures."""
+
+
+def lacks(peer: str, install: str) -> None:
+    """Say, in one line, that a peer is missing, and go on without it."""
+    if peer not in missing:
+        missing[peer] = install
+        print(f"{peer} is missing and is left out: {install}", file=sys.stderr, flush=True)
+
+
+def program(name: str, install: str) -> str | None:
+    """Return the path of a program, of this environment first; say so if there is none."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        lacks(name, install)
+    return found
+
+
 def show(results: Mapping[str, float], targets: Targets) -> None:
     """Print each figure, and whether it meets its target where it has one."""
     for key, value in results.items():
-        print(f"{key:<52} {value:>12.4g}   {_verdict(value, targets.get(key))}")
+        print(f"{key:<52} {value:>12.4g}   {verdict(value, targets.get(key))}")
 
 
 def write(file: str | Path, benchmark: str, results: Mapping[str, float], *, quick: bool) -> None:
@@ -29,14 +79,20 @@ def write(file: str | Path, benchmark: str, results: Mapping[str, float], *, qui
             "load_average": os.getloadavg(),
             "python": platform.python_version(),
         },
+        "missing": missing,
         "results": results,
     }
     Path(file).write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _verdict(value: float, target: tuple[str, float] | None) -> str:
+def verdict(value: float, target: tuple[str, float] | None) -> str:
+    """Say whether a figure meets its target; nothing if it has none."""
     if target is None:
         return ""
+    return f"{'met' if meets(value, target) else 'MISSED'} ({target[0]} {target[1]:g})"
+
+
+def meets(value: float, target: tuple[str, float]) -> bool:
+    """Whether a figure is on the right side of its target."""
     word, limit = target
-    met = value <= limit if word == "at most" else value >= limit
-    return f"{'met' if met else 'MISSED'} ({word} {limit:g})"
+    return value <= limit if word == "at most" else value >= limit
