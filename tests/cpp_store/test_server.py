@@ -45,6 +45,12 @@ def test_prints_its_address_and_ends_cleanly(stop: signal.Signals) -> None:
     assert (process.returncode, output, errors) == (0, "", "")
 
 
+def test_the_address_may_be_a_flag() -> None:
+    process, address = servers.start("--listen", "ofi+tcp://127.0.0.1:0")
+    assert address.startswith("ofi+tcp://127.0.0.1:")
+    assert servers.finish(process) == (0, "")
+
+
 def test_json_names_address_and_limits() -> None:
     process, line = servers.start("--json", "--memory", "1MiB", "--threads", "3")
     try:
@@ -58,7 +64,15 @@ def test_json_names_address_and_limits() -> None:
 def test_help_names_every_flag_with_its_default() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for word in ("ofi+tcp://127.0.0.1:0", "--threads", "--memory", "4GiB", "--json", "--log-level"):
+    for word in (
+        "ofi+tcp://127.0.0.1:0",
+        "--listen",
+        "--threads",
+        "--memory",
+        "4GiB",
+        "--json",
+        "--log-level",
+    ):
         assert word in done.stdout
 
 

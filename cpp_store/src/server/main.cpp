@@ -27,7 +27,7 @@ struct Settings {
 int parse(int argc, char** argv, Settings& settings) {
     CLI::App app("Keeps models and serves them to clients that have its address in MODEL_SERVERS.",
                  "cpp-store-server");
-    app.add_option("address", settings.address,
+    app.add_option("address,--listen", settings.address,
                    "Where to listen: ofi+<provider>://<host>:<port>, port 0 for a free one")
         ->capture_default_str();
     app.add_option("--threads", settings.threads, "Threads that do what requests ask for")
