@@ -231,6 +231,19 @@ def _parser() -> argparse.ArgumentParser:
         help=f"what happens to transferred layers: {', '.join(POLICIES)} (default: freeze)",
     )
     add(
+        "--evaluation_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="record an evaluation that takes longer as F_timeout and go on; implies --isolate "
+        "(default: no limit)",
+    )
+    add(
+        "--isolate",
+        action="store_true",
+        help="evaluate in a child process of each rank: a crash, or being killed for its memory, "
+        "is recorded as F_lost and the search goes on (default: in the rank itself)",
+    )
+    add(
         "--threads_per_rank",
         type=int,
         metavar="N",

@@ -130,6 +130,12 @@ def expected_rank() -> int:
     return 0
 
 
+def environment_alone() -> dict[str, str]:
+    """Return the environment for a child process that is no rank of this job."""
+    ours = ("PMI_", "PMIX_", "OMPI_COMM_", "PRTE_", "MPI_LOCAL")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 def join() -> Ranks:
     """Return the processes of this job; imports and initialises MPI if a launcher started it."""
     if not launched():

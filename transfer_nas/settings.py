@@ -25,6 +25,8 @@ _ONLY_TRAINING = (
     "batch_size",
     "transfer",
     "policy",
+    "evaluation_timeout",
+    "isolate",
     "threads_per_rank",
     "resume",
 )
@@ -43,6 +45,8 @@ _MAY_CHANGE = (
     "data",
     "max_evals",
     "timeout",
+    "evaluation_timeout",
+    "isolate",
     "threads_per_rank",
     "output_dir",
     "resume",
@@ -70,6 +74,8 @@ class Settings:
     batch_size: int | None = None
     transfer: str = "store"
     policy: str = "freeze"
+    evaluation_timeout: float | None = None
+    isolate: bool = False
     threads_per_rank: int | None = None
     output_dir: str | None = None
     initial_population_dir: str | None = None
@@ -92,8 +98,10 @@ class Settings:
             _at_least(name, getattr(settings, name), 1)
         for name in ("evolve_count", "seed"):
             _at_least(name, getattr(settings, name), 0)
-        if settings.timeout is not None and not settings.timeout > 0:
-            raise InputError(f"--timeout must be positive, not {settings.timeout:g}")
+        for name in ("timeout", "evaluation_timeout"):
+            seconds = getattr(settings, name)
+            if seconds is not None and not seconds > 0:
+                raise InputError(f"--{name} must be positive, not {seconds:g}")
         if not math.isfinite(settings.beta):
             raise InputError(f"--beta must be a finite number, not {settings.beta:g}")
         _one_of("search", settings.search, SEARCHES)
@@ -134,6 +142,11 @@ class Settings:
                 raise InputError(f"--{name} goes only with --search evolution, not {self.search}")
         if "population_size" in given and self.search == "halving":
             raise InputError("--population_size does not go with --search halving, which has none")
+
+    @property
+    def isolated(self) -> bool:
+        """Whether evaluations run in a child process of each rank."""
+        return self.isolate or self.evaluation_timeout is not None
 
     @property
     def directory(self) -> Path:

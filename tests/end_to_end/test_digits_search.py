@@ -238,6 +238,20 @@ def test_failures_are_recorded_and_the_search_goes_on(mpiexec: Any, tmp_path: Pa
     )
 
 
+def test_crashes_and_hangs_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+    # The first two of the three random genomes.
+    crash = "{18: os.abort, 8: lambda: time.sleep(3600)}.get(genome[0], bool)()"
+    source = "import os, time\n" + APPLICATION.format(fails=crash, rate=1e-3)
+    (tmp_path / "own.py").write_text(source)
+    own = ["--application", tmp_path / "own.py:application", "--evaluation_timeout", "6"]
+    result = summary(evolve(*own, *FEW, "--json", "--output_dir", tmp_path / "run"))
+    found = rows(tmp_path / "run")
+    statuses = {row["job_status"] for row in found}
+    assert statuses == {"DONE", "F_timeout", "F_lost"} and result["evaluations"] == 6
+    assert result["layers_transferred"] > 0  # children reach the store of the rank
+    assert processes_of(tmp_path / "run") == []
+
+
 @pytest.mark.parametrize(
     ("fails", "rate", "status"), [("True", 1e-3, "F_MemoryError"), ("False", "1e38", "F_nan")]
 )

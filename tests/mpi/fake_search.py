@@ -1,22 +1,28 @@
 """A search whose evaluations cost nothing, for `test_search.py`: the engine under MPI alone.
 
-Arguments: the run directory, and JSON with ``max_evals``, ``seconds`` (that an evaluation takes),
-``timeout``, ``fail_every``, ``resume``, ``manager_error_at``. Rank 0 prints what happened as JSON.
+Arguments: the run directory, and JSON with ``max_evals``, ``timeout``, ``resume``,
+``manager_error_at``, ``lost_after``, ``pids`` (a directory for the number of each rank's process),
+the arguments of `Fake` (``seconds`` may be a list, by rank) and ``evaluation_timeout``, which lets
+child processes evaluate. Rank 0 prints what happened as JSON.
 """
 
 import json
 import math
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.ranks import MPIRanks, join
 from transfer_nas.search import serial
-from transfer_nas.search.evaluation import InProcess
+from transfer_nas.search.evaluation import Evaluate, InProcess
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.interruption import Interruption
+from transfer_nas.search.isolation import InChild
 from transfer_nas.search.manager import Manager, Status
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
@@ -25,15 +31,37 @@ SPACE = FeedForward([(4,)], 2, max_depth=3)
 
 
 class Fake:
-    """Good genomes have large numbers; every `fail_every`-th job raises."""
+    """Good genomes have large numbers; some jobs go wrong, as asked.
 
-    def __init__(self, seconds: float, fail_every: int) -> None:
+    Parameters
+    ----------
+    seconds
+        That an evaluation takes.
+    fail_every
+        Every so many jobs one raises.
+    hang, die
+        Jobs that never end, and that end their process.
+    """
+
+    def __init__(
+        self,
+        seconds: float = 0.0,
+        fail_every: int = 0,
+        hang: Sequence[int] = (),
+        die: Sequence[int] = (),
+    ) -> None:
         self.seconds = seconds
         self.fail_every = fail_every
+        self.hang = hang
+        self.die = die
         self.last: Job | None = None
 
     def evaluate(self, job: Job) -> Evaluation:
         time.sleep(self.seconds)
+        if job.id in self.hang:
+            time.sleep(3600)
+        if job.id in self.die:
+            os.kill(os.getpid(), signal.SIGSEGV)
         if self.fail_every and job.id % self.fail_every == 0:
             raise RuntimeError("as asked")
         self.last = job
@@ -48,6 +76,8 @@ class Fake:
 def main() -> int:
     path, options = Path(sys.argv[1]), json.loads(sys.argv[2])
     ranks = join()
+    if "pids" in options:
+        Path(options["pids"], str(ranks.rank)).write_text(str(os.getpid()))
     retired: list[int] = []
     reports: list[Status] = []
 
@@ -74,19 +104,26 @@ def main() -> int:
             warn=print,
         )
     ranks.share(None)
-    seconds = options.get("seconds", 0.0)
-    if isinstance(seconds, list):  # by rank
-        seconds = seconds[ranks.rank]
-    log = sys.stderr.write if options.get("log") else lambda text: None
-    evaluate = InProcess(Fake(seconds, options.get("fail_every", 0)), path, log)
+    fake = {name: options[name] for name in ("fail_every", "hang", "die") if name in options}
+    fake["seconds"] = options.get("seconds", 0.0)
+    if isinstance(fake["seconds"], list):  # by rank
+        fake["seconds"] = fake["seconds"][ranks.rank]
+    evaluate: Evaluate = InProcess(Fake(**fake), path, sys.stderr.write)
+    stack = ExitStack()
+    if "evaluation_timeout" in options:
+        limit = options["evaluation_timeout"]
+        child = InChild(f"{__file__}:Fake", fake, path, timeout=limit, log=sys.stderr.write)
+        evaluate = stack.enter_context(child)
+    lost: frozenset[int] = frozenset()
     begun = time.perf_counter()
     interruption = Interruption(options.get("timeout"))
     try:
-        with interruption:
+        with stack, interruption:
             if isinstance(ranks, MPIRanks) and ranks.size > 1:
                 from transfer_nas.search import mpi
 
-                mpi.run(ranks.comm, manager, evaluate, interruption)
+                lost_after = options.get("lost_after", mpi.LOST_AFTER)
+                lost = mpi.run(ranks.comm, manager, evaluate, interruption, lost_after=lost_after)
             else:
                 assert manager is not None
                 serial.run(manager, evaluate, interruption)
@@ -94,7 +131,7 @@ def main() -> int:
         print(error, file=sys.stderr, flush=True)
         ranks.abort(1)
     seconds = time.perf_counter() - begun
-    cpu = ranks.share(time.process_time())
+    cpu = ranks.share(time.process_time()) if not lost else []
     if manager is not None:
         status = manager.status
         print(
@@ -109,9 +146,13 @@ def main() -> int:
                     "seconds": seconds,
                     "cpu": cpu,
                     "reason": interruption.reason,
+                    "lost": sorted(lost),
                 }
-            )
+            ),
+            flush=True,
         )
+    if lost:
+        ranks.abort(0)
     code = interruption.exit_code
     ranks.finish()
     return code

@@ -135,6 +135,52 @@ def test_a_signal_ends_all_ranks_with_everything_on_disk(
     assert len(rows(tmp_path)) == result["evaluations"] >= 1
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_evaluations_that_hang_or_crash_in_children_cost_only_themselves(
+    mpiexec: Any, tmp_path: Path, ranks: int
+) -> None:
+    options = {"max_evals": 30, "evaluation_timeout": 0.5, "hang": [5, 17], "die": [3, 20, 21]}
+    result = outcome(mpiexec(ranks, FAKE, tmp_path, json.dumps(options)))
+    failed = {row["job_id"]: row for row in rows(tmp_path) if row["job_status"] != "DONE"}
+    assert {job: row["job_status"] for job, row in failed.items()} == {
+        **dict.fromkeys(("5", "17"), "F_timeout"),
+        **dict.fromkeys(("3", "20", "21"), "F_lost"),
+    }
+    for row in failed.values():
+        took = float(row["m:timestamp_end"]) - float(row["m:timestamp_start"])
+        assert (took >= 0.5) == (row["job_status"] == "F_timeout")
+    assert result["evaluations"] == 30 and not result["lost"]
+    # They may have stored their models: nobody shall inherit from those.
+    assert set(map(int, failed)) <= set(result["retired"])
+
+
+def test_a_rank_that_shows_no_sign_of_life_is_given_up(tmp_path: Path) -> None:
+    launcher = Path(sys.executable).with_name("mpiexec")
+    options = {"max_evals": 40, "seconds": 0.03, "lost_after": 0.5, "pids": str(tmp_path)}
+    process = subprocess.Popen(
+        [launcher, "-n", "3", sys.executable, FAKE, tmp_path / "run", json.dumps(options)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stderr is not None
+        while "first evaluation" not in process.stderr.readline():
+            assert process.poll() is None
+        os.kill(int((tmp_path / "2").read_text()), signal.SIGSTOP)
+        out, err = process.communicate(timeout=20)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, err
+    result = json.loads(out.splitlines()[0])
+    assert result["evaluations"] == 40 and result["lost"] == [2]
+    lost = [row["m:rank"] for row in rows(tmp_path / "run") if row["job_status"] == "F_lost"]
+    assert lost and set(lost) == {"2"}
+
+
 def test_an_error_of_the_manager_ends_all_ranks_whatever_they_are_doing(
     mpiexec: Any, tmp_path: Path
 ) -> None:

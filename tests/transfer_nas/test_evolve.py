@@ -49,6 +49,8 @@ DIGITS = ["--application", "digits"]
         ([*DIGITS, "--batch_size", "0"], "--batch_size must be at least 1"),
         ([*DIGITS, "--timeout", "0"], "--timeout must be positive, not 0"),
         ([*DIGITS, "--timeout", "nan"], "--timeout must be positive, not nan"),
+        ([*DIGITS, "--evaluation_timeout", "0"], "--evaluation_timeout must be positive, not 0"),
+        (["--isolate"], "--isolate needs an --application"),
         (["--seed", "-1"], "--seed must be at least 0, not -1"),
         (["--evolve_count", "-1"], "--evolve_count must be at least 0"),
         ([*DIGITS, "--transfer", "stor"], "unknown --transfer 'stor'; did you mean 'store'"),

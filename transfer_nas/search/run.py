@@ -8,34 +8,32 @@ import json
 import logging
 import os
 import platform
-import secrets
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import cpp_store
-from transfer_nas import applications, transfer
 from transfer_nas.applications import Application
-from transfer_nas.errors import InputError
 from transfer_nas.ranks import MPIRanks, Ranks, together
-from transfer_nas.search import devices, serial
+from transfer_nas.search import devices, serial, worker
 from transfer_nas.search.algorithm import Algorithm
+from transfer_nas.search.child import LOG_FORMAT
 from transfer_nas.search.evaluation import Evaluate, InProcess
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interruption
+from transfer_nas.search.isolation import InChild
 from transfer_nas.search.manager import Manager, Status
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
 from transfer_nas.search.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.search.worker import Servers
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
 
 _PACKAGES = ("transfer-nas", "numpy", "keras", "tensorflow", "mpi4py")
-_CONNECT_TIMEOUT = 10.0  # seconds
 _log = logging.getLogger(__name__)
 
 
@@ -63,11 +61,11 @@ def run(settings: Settings, ranks: Ranks) -> int:
     devices.pin_threads(settings.threads_per_rank, ranks.local_size)
     gpu = devices.choose_gpu(ranks.local_rank, ranks.local_size)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    application, space = together(ranks, lambda: _resolve(settings))
+    application, space = together(ranks, lambda: worker.resolve(settings))
     provenance = _provenance(ranks, gpu)
     with contextlib.ExitStack() as stack:
         # Servers first: if they do not answer, nothing shall have been written.
-        store = stack.enter_context(_store(settings, ranks))
+        servers = stack.enter_context(worker.servers(settings, ranks))
         directory = together(
             ranks, lambda: _open(settings, application, space, provenance, ranks.rank)
         )
@@ -77,23 +75,25 @@ def run(settings: Settings, ranks: Ranks) -> int:
         if application.synthetic and ranks.rank == 0:
             print(f"{application.name}: the data is generated, not measured", file=terminal)
         identity = ranks.share(directory and directory.id)[0]
-        evaluator = together(
-            ranks, lambda: _evaluator(settings, application, space, store, identity, stack)
+        method = together(ranks, lambda: worker.method(settings, application, servers))
+        stack.callback(method.close)
+        trainer = together(
+            ranks, lambda: worker.trainer(settings, application, space, method, identity)
         )
+        evaluate = together(ranks, lambda: _evaluate(settings, trainer, servers, identity, stack))
         ranks.share(None)  # --timeout counts from here, the same moment for everybody
         interruption = stack.enter_context(Interruption(settings.timeout))
         with _progress(terminal, settings.timeout, ranks.rank) as progress:
             manager = None
             if directory is not None:
                 manager = Manager(
-                    _algorithm(settings, space, evaluator.epochs),
+                    _algorithm(settings, space, trainer.epochs),
                     directory,
                     max_evals=settings.max_evals,
-                    retire=evaluator.retire,
+                    retire=trainer.retire,
                     report=progress.update,
                     warn=progress.warn,
                 )
-            evaluate = InProcess(evaluator, settings.directory, _log.warning)
             lost = _drive(ranks, manager, evaluate, interruption)
         if manager is not None:
             summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
@@ -128,10 +128,29 @@ def _drive(
     return frozenset()
 
 
-def _resolve(settings: Settings) -> tuple[Application, Space]:
-    application = applications.resolve(settings.application, settings.data)
-    _ = application.data  # wrong data shall be known before anything is written
-    return application, application.space(settings.space)
+def _evaluate(
+    settings: Settings,
+    trainer: TransferTrainer,
+    servers: Servers,
+    identity: str,
+    stack: contextlib.ExitStack,
+) -> Evaluate:
+    """Return what evaluates in this rank, or in a child of it."""
+    if not settings.isolated:
+        return InProcess(trainer, settings.directory, _log.warning)
+    child = InChild(
+        "transfer_nas.search.worker:isolated_trainer",
+        {
+            "settings": settings.to_dict(),
+            "addresses": servers.addresses,
+            "key": servers.key,
+            "run": identity,
+        },
+        settings.directory,
+        timeout=settings.evaluation_timeout,
+        log=_log.warning,
+    )
+    return stack.enter_context(child)
 
 
 def _provenance(ranks: Ranks, gpu: str | None) -> dict[str, Any]:
@@ -183,32 +202,6 @@ def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:
     )
 
 
-def _evaluator(
-    settings: Settings,
-    application: Application,
-    space: Space,
-    store: cpp_store.Store | None,
-    run: str,
-    stack: contextlib.ExitStack,
-) -> TransferTrainer:
-    method = transfer.get(
-        settings.transfer,
-        application.namespace,
-        directory=settings.directory / "models",
-        store=store,
-    )
-    stack.callback(method.close)
-    return TransferTrainer(
-        application,
-        space,
-        method,
-        policy=settings.policy,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        run=run,
-    )
-
-
 @contextlib.contextmanager
 def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
     """Send stderr to this rank's log; give the terminal to who asks for it.
@@ -221,7 +214,7 @@ def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
     with (directory / "logs" / f"rank-{rank}.log").open("a", buffering=1) as file:
         os.dup2(file.fileno(), 2)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.getLogger().addHandler(handler)
     try:
         yield terminal
@@ -230,55 +223,6 @@ def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
         sys.stderr.flush()
         os.dup2(terminal.fileno(), 2)
         terminal.close()
-
-
-@contextlib.contextmanager
-def _store(settings: Settings, ranks: Ranks) -> Iterator[cpp_store.Store | None]:
-    """Connect to the servers of `MODEL_SERVERS`, or to the job's own; collective.
-
-    Without `MODEL_SERVERS`, the first rank of each node serves those who know a random key: this
-    job. A job of one process needs no server.
-    """
-    if settings.transfer != "store":
-        yield None
-        return
-    with contextlib.ExitStack() as stack:
-        addresses = os.environ.get("MODEL_SERVERS", "").split()
-        key = ""
-        if not addresses and ranks.size == 1:
-            yield stack.enter_context(cpp_store.embedded())
-            return
-        if not addresses:
-            key = ranks.share(secrets.token_hex(16))[0]
-            server = together(ranks, lambda: _serve(ranks, key))
-            if server is not None:
-                stack.enter_context(server)
-            addresses = [a for a in ranks.share(server and server.address) if a is not None]
-        with together(ranks, lambda: _connect(addresses, key)) as client:
-            try:
-                yield client
-            except InputError:  # which all ranks raise together
-                ranks.share(None)
-                raise
-            ranks.share(None)  # nobody stops a server while others still use it
-
-
-def _serve(ranks: Ranks, key: str) -> cpp_store.Server | None:
-    if ranks.local_rank != 0:
-        return None
-    one_node = ranks.local_size == ranks.size
-    host = "127.0.0.1" if one_node else socket.gethostbyname(socket.gethostname())
-    try:
-        return cpp_store.serve(f"ofi+tcp://{host}:0", key=key)
-    except cpp_store.StoreError as error:
-        raise InputError(f"cannot start a store server on {host}: {error}") from error
-
-
-def _connect(addresses: Sequence[str], key: str) -> cpp_store.Store:
-    try:
-        return cpp_store.connect(addresses, timeout=_CONNECT_TIMEOUT, key=key)
-    except cpp_store.StoreError as error:
-        raise InputError(f"MODEL_SERVERS: {error}") from error
 
 
 def _progress(terminal: TextIO, timeout: float | None, rank: int) -> Progress:
