@@ -140,6 +140,10 @@ class Application:
             self._check(part, getattr(data, f"x_{part}"), getattr(data, f"y_{part}"))
         return data
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the data behind: the process that this is sent to loads it again."""
+        return {name: value for name, value in vars(self).items() if name != "data"}
+
     @property
     def synthetic(self) -> bool:
         """Whether the data is generated: fit for trying things out, not for findings."""
