@@ -180,7 +180,7 @@ def test_training_with_transfer_under_processes(tmp_path: Path) -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr
