@@ -54,7 +54,9 @@ MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
 }
 """The ``m:*`` columns. Timestamps count seconds since the run was started for the first time."""
 
-_FORMAT = 1
+FORMAT = 1
+"""Of the run directory; the number in ``run.json``."""
+
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _FILES = ("run.json", "results.csv", "checkpoint")
 
@@ -140,7 +142,7 @@ class RunDirectory:
                     "--resume or choose another directory"
                 )
         description = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "id": secrets.token_hex(6),
             "started": time.time(),
             "settings": dict(settings),
@@ -289,9 +291,9 @@ def load_description(path: Path) -> dict[str, Any]:
     file = path / "run.json"
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-        if description["format"] != _FORMAT:
+        if description["format"] != FORMAT:
             raise RunDirectoryError(
-                f"{file}: expected format {_FORMAT}, found {description['format']}"
+                f"{file}: expected format {FORMAT}, found {description['format']}"
             )
         if not {"id", "settings", "space", "started"} <= description.keys():
             raise RunDirectoryError(f"{file}: not a search's run.json")
