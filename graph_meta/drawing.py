@@ -39,35 +39,43 @@ class _Picture:
 def draw_pair(
     a: LayerGraph, b: LayerGraph, titles: tuple[str, str], shared: Collection[str]
 ) -> str:
-    """Return an SVG document of two graphs side by side.
+    """Return an SVG document of two graphs side by side; see `draw`."""
+    return draw([(a, titles[0]), (b, titles[1])], shared)
+
+
+def draw(
+    graphs: Sequence[tuple[LayerGraph, str]], shared: Collection[str], *, style: bool = True
+) -> str:
+    """Return an SVG document of graphs side by side.
 
     Parameters
     ----------
-    a, b
-        What to draw.
-    titles
-        What stands above them.
+    graphs
+        What to draw, each with what stands above it.
     shared
-        Stable names of the layers to mark in both.
+        Stable names of the layers to mark in all.
+    style
+        False: without colours and fonts, for a page that has its own for the classes ``title``,
+        ``note``, ``class``, ``detail`` and ``shared``.
     """
     shared = frozenset(shared)
-    left, right = _draw(a, titles[0], shared), _draw(b, titles[1], shared)
-    offset = left.width + 2 * _MARGIN
-    width, height = offset + right.width, max(left.height, right.height)
+    pictures = [_draw(graph, title, shared) for graph, title in graphs]
+    width = sum(picture.width + 2 * _MARGIN for picture in pictures) - 2 * _MARGIN
+    height = max(picture.height for picture in pictures)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
-        f'width="{width:g}" height="{height:g}">',
-        f"<style>{_STYLE}</style>",
-        f'<rect width="{width:g}" height="{height:g}" style="stroke: none"/>',
-        "<g>",
-        *left.elements,
-        "</g>",
-        f'<g transform="translate({offset:g} 0)">',
-        *right.elements,
-        "</g>",
-        "</svg>",
+        f'width="{width:g}" height="{height:g}">'
     ]
-    return "\n".join(parts) + "\n"
+    if style:
+        parts += [
+            f"<style>{_STYLE}</style>",
+            f'<rect width="{width:g}" height="{height:g}" style="stroke: none"/>',
+        ]
+    x = 0.0
+    for picture in pictures:
+        parts += [f'<g transform="translate({x:g} 0)">', *picture.elements, "</g>"]
+        x += picture.width + 2 * _MARGIN
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def summary(spec: LayerSpec) -> str:
