@@ -5,13 +5,12 @@
 #   make test     every test: C++ under sanitizers, the fuzz targets for 20 s each, Python, MPI, end to end
 #   make setup    what both stand on: Debian packages, .venv, the project installed in it
 #
-# For developers: `make check` (formatting, lint, types), `make format`, `make release` (what is published, in
-# dist/), `make clean`.
+# For developers: `make check` (formatting, lint, types), `make format`, `make clean`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup search test test-cpp test-fuzz test-python test-wheel release check format clean debian-build debian-test
+.PHONY: setup search test test-cpp test-fuzz test-python check format clean debian-build debian-test
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -19,7 +18,7 @@ BIN := $(VENV)/bin
 
 # What a build needs, and what the tests need besides.
 DEBIAN_BUILD := g++ cmake ninja-build python3-dev python3-venv libfabric-dev libxxhash-dev libcli11-dev
-DEBIAN_TEST := libgtest-dev libgmock-dev clang-14 clang-format-14 libclang-rt-14-dev
+DEBIAN_TEST := libgtest-dev libgmock-dev clang-14 clang-format-14 libclang-rt-14-dev chromium
 
 SOURCES := pyproject.toml CMakeLists.txt CMakePresets.json \
     $(shell find cpp_store graph_meta transfer_nas -type f -not -name '*.so' -not -path '*__pycache__*' \
@@ -34,9 +33,9 @@ search: setup
 	$(BIN)/mpiexec -np 2 $(BIN)/python -m transfer_nas.evolve --application digits --population_size 16 \
 	    --sample_size 4 --max_evals 64 --seed 1 --output_dir $$run
 
-test: test-cpp test-fuzz test-python test-wheel
+test: test-cpp test-fuzz test-python
 
-test-python: setup
+test-python: setup debian-test
 	$(BIN)/python -m pytest
 
 # AddressSanitizer and ThreadSanitizer find the bugs; the optimised build runs the long random comparisons.
@@ -56,21 +55,6 @@ test-fuzz: debian-build debian-test
 	        build/fuzz/found/$$name cpp_store/fuzz/corpus/$$name; \
 	done
 
-# The wheel that setup built, made portable, in an environment that has nothing else.
-test-wheel: setup
-	rm -rf build/portable
-	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel --quiet repair --wheel-dir build/portable dist/setup/*.whl
-	$(BIN)/python tests/wheel_smoke.py build/portable/*.whl
-
-# A source distribution and, built from it, a portable wheel: for glibc as old as this system's.
-release: setup
-	rm -rf dist/release build/release-wheel
-	PATH=$(CURDIR)/$(BIN):$$PATH python -m build --outdir build/release-wheel .
-	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir dist/release build/release-wheel/*.whl
-	cp build/release-wheel/*.tar.gz dist/release
-	$(BIN)/python tests/wheel_smoke.py dist/release/*.whl
-	ls -l dist/release
-
 check: setup debian-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -86,14 +70,8 @@ clean:
 	rm -rf build dist $(VENV)/.installed
 
 # The project is installed as users get it, not editable: the tests see what a wheel would contain.
-$(VENV)/.installed: dist/setup/.built
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(echo dist/setup/*.whl)[recommended,dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/setup/*.whl
-	touch $@
-
-dist/setup/.built: $(SOURCES) | debian-build $(BIN)/pip
-	rm -rf dist/setup
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/setup .
+$(VENV)/.installed: $(SOURCES) | debian-build $(BIN)/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check ".[recommended,dev]"
 	touch $@
 
 $(BIN)/pip:

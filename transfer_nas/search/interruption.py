@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -18,7 +17,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Turns SIGINT, SIGTERM and two time limits into one way to stop.
+    """Turns SIGINT, SIGTERM and a timeout into one way to stop.
 
     As a context manager in the main thread it takes over both signals and the interval timer.
     The first to come sets `reason`; inside `evaluating` it also raises `Interrupted`. A second
@@ -27,25 +26,18 @@ class Interruption:
     Parameters
     ----------
     timeout
-        Seconds from entering, after which the search is done; None: no limit.
-    max_wait
-        Seconds from entering, after which it stops though it is not done; None: no limit.
+        Seconds from entering; None: no limit.
 
     Attributes
     ----------
     reason
-        None, ``timeout``, ``max_wait`` or ``signal``.
+        None, ``timeout`` or ``signal``.
     exit_code
         What a process that a signal ended returns: 128 plus its number; 0 otherwise.
     """
 
-    def __init__(self, timeout: float | None = None, max_wait: float | None = None) -> None:
-        limits = {"timeout": timeout, "max_wait": max_wait}
-        # The one that comes first; none is infinity.
-        self._limit, self._seconds = min(
-            ((name, math.inf if seconds is None else seconds) for name, seconds in limits.items()),
-            key=lambda limit: limit[1],
-        )
+    def __init__(self, timeout: float | None = None) -> None:
+        self._timeout = timeout
         self._armed = False
         self._signalled_at: float | None = None
         self.reason: str | None = None
@@ -56,8 +48,8 @@ class Interruption:
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
         }
-        if self._seconds < math.inf:
-            signal.setitimer(signal.ITIMER_REAL, max(self._seconds, 1e-6))
+        if self._timeout is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(self._timeout, 1e-6))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +77,7 @@ class Interruption:
         now = time.monotonic()
         if number == signal.SIGALRM:
             if self.reason is None:
-                self.reason = self._limit
+                self.reason = "timeout"
         else:
             if self._signalled_at is not None and now - self._signalled_at > _REPEATED:
                 raise KeyboardInterrupt

@@ -1,0 +1,255 @@
+"""What a report says: its numbers against the run's files, its statistics against SciPy's."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from transfer_nas import runs
+from transfer_nas.report import charts, comparison, genes, lineage, page, progress, ranks
+from transfer_nas.report.__main__ import main
+from transfer_nas.report.best import Architectures
+from transfer_nas.report.progress import Group
+from transfer_nas.runs import Run
+from transfer_nas.spaces import FeedForward
+from transfer_nas.testing import write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    write_run(path, 200, ranks=3, seed=5, failures=0.05)
+    return runs.read(path)
+
+
+def group(*found: Run, name: str = "all") -> Group:
+    return Group(name, found, [run.path.name for run in found], "first")
+
+
+def series(chart: charts.Chart, name: str) -> dict[str, Any]:
+    (found,) = (one for one in chart["series"] if one["name"] == name)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_running_best_is_drawn_with_every_improvement(run: Run) -> None:
+    figure = progress.objective([group(run)]).figures[0]
+    best = series(figure.charts["over time"], "best so far")
+    assert best["y"][-1] == pytest.approx(np.nanmax(run.objective), rel=1e-5)
+    assert set(np.round(best["y"], 4)) == set(np.round(run.running_best, 4))
+
+
+def test_large_runs_are_drawn_thinned_and_say_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_POINTS", 50)
+    figure = progress.objective([group(run)]).figures[0]
+    points = series(figure.charts["over time"], "evaluations")
+    drawn, count = len(points["x"]), int(run.done.sum())
+    assert 40 < drawn <= 50 and f"{drawn} of {count} points are drawn" in figure.caption
+    assert max(points["y"]) == pytest.approx(np.nanmax(run.objective), rel=1e-5)
+
+
+def test_a_band_reaches_from_the_worst_to_the_best_run(tmp_path: Path) -> None:
+    found = []
+    for seed in range(3):
+        write_run(tmp_path / str(seed), 40, seed=seed)
+        found.append(runs.read(tmp_path / str(seed)))
+    chart = progress.objective([group(*found)]).figures[0].charts["over evaluations"]
+    band = series(chart, "all: all runs")
+    finals = [float(run.running_best[-1]) for run in found]
+    assert band["low"][-1] == pytest.approx(min(finals), rel=1e-5)
+    assert band["high"][-1] == pytest.approx(max(finals), rel=1e-5)
+    median = series(chart, "all: median")
+    assert median["y"][-1] == pytest.approx(np.median(finals), rel=1e-5)
+
+
+def test_storage_sums_what_was_put(run: Run) -> None:
+    architectures = Architectures.of(run)
+    view = progress.storage([group(run)])
+    chart = view.figures[0].charts["bytes"]
+    whole = 0
+    for row in np.flatnonzero(run.done):
+        graph = architectures.graph(run, int(row))
+        assert graph is not None
+        whole += graph.nbytes
+    assert series(chart, "whole copies")["y"][-1] == pytest.approx(whole, rel=1e-5)
+    stored = np.nansum(run.measure("bytes_stored"))
+    assert series(chart, "stored")["y"][-1] == pytest.approx(stored, rel=1e-5)
+
+
+def test_the_line_of_descent_follows_ancestors(run: Run) -> None:
+    assert run.best is not None
+    line = lineage.line_of_descent(run, run.best)
+    assert line[-1] == run.best and len(line) > 2
+    assert run.ancestor[line[0]] == -1
+    assert [run.job[row] for row in line[:-1]] == [run.ancestor[row] for row in line[1:]]
+
+
+def test_a_circle_of_ancestors_has_an_end(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 20)
+    found = runs.read(tmp_path / "run")
+    text = (tmp_path / "run" / "results.csv").read_text()
+    ancestors = re.findall(rf"{found.id}/\d+", text)
+    (tmp_path / "run" / "results.csv").write_text(text.replace(ancestors[0], f"{found.id}/19"))
+    damaged = runs.read(tmp_path / "run")
+    for row in range(20):
+        assert len(set(lineage.line_of_descent(damaged, row))) <= 20
+
+
+def test_steps_of_ranks_add_up(run: Run) -> None:
+    times = ranks.timeline(run)
+    assert times is not None and len(times.row) == 200
+    for rank in range(3):
+        mine = times.rank == rank
+        # Nobody does two things at once, and the waiting lies between.
+        assert np.all(times.begin[mine][1:] >= times.end[mine][:-1] - 1e-6)
+        assert np.allclose(times.ask[mine][1:], times.end[mine][:-1])
+    figure = ranks.view(run).figures[1]
+    total = np.zeros(len(figure.charts["shares"]["series"][0]["y"]))
+    for one in figure.charts["shares"]["series"]:
+        total += np.array(one["y"])
+    assert np.allclose(total[:-1], 1, atol=0.02)
+
+
+def test_runs_without_times_of_workers_are_drawn_from_what_there_is(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 30)
+    file = tmp_path / "run" / "results.csv"
+    lines = [line.split(",") for line in file.read_text().splitlines()]
+    gone = [
+        i for i, name in enumerate(lines[0]) if name in ("m:timestamp_start", "m:timestamp_end")
+    ]
+    kept = [[cell for i, cell in enumerate(line) if i not in gone] for line in lines]
+    file.write_text("\n".join(map(",".join, kept)) + "\n")
+    times = ranks.timeline(runs.read(tmp_path / "run"))
+    assert times is not None and not times.measured
+    assert np.all(times.begin <= times.end)
+    assert "did not note" in ranks.view(runs.read(tmp_path / "run")).notes[0]
+
+
+def test_the_gene_that_decides_explains_the_variance(run: Run) -> None:
+    share = genes.explained(run)
+    names = list(run.genes)
+    assert names[int(share.argmax())] == "node_0"  # `write_run` weighs genes by their place
+    assert np.all(share >= 0) and np.all(share <= 1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_statistics_are_scipys(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(0.3, 1, 40).round(1), rng.normal(0, 2, 25).round(1)
+    found = comparison.compare(a, b)
+    assert found.p_mann_whitney == pytest.approx(stats.mannwhitneyu(a, b).pvalue)
+    pairs = np.sign(a[:, None] - b[None, :])
+    assert found.delta == pytest.approx(pairs.mean())
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert found.difference_low == pytest.approx(interval.low)
+    assert found.difference_high == pytest.approx(interval.high)
+    oracle = stats.permutation_test(
+        (a, b), lambda x, y: x.mean() - y.mean(), n_resamples=9_999, rng=seed
+    )
+    assert found.p_permutation == pytest.approx(oracle.pvalue, abs=0.02)
+
+
+def test_few_values_are_dealt_in_every_way() -> None:
+    a, b = np.array([1.0, 2.0, 3.0, 4.0]), np.array([5.0, 6.0, 7.0])
+    p, deals, exact = comparison.permutation_test(a, b)
+    assert (deals, exact) == (math.comb(7, 3), True)
+    # As far apart are only the three largest and the three smallest together.
+    assert p == pytest.approx(2 / 35)
+    oracle = stats.permutation_test((a, b), lambda x, y: x.mean() - y.mean())
+    assert oracle.pvalue == pytest.approx(p)
+
+
+def test_the_interval_of_delta_covers_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    truth = 2 * stats.norm.cdf(0.5 / math.sqrt(2)) - 1
+    covered = 0
+    for _ in range(400):
+        _, low, high = comparison.cliffs_delta(rng.normal(0.5, 1, 20), rng.normal(0, 1, 15))
+        covered += low <= truth <= high
+    assert 0.92 <= covered / 400 <= 0.985
+
+
+def test_samples_apart_have_an_interval_within_bounds() -> None:
+    delta, low, high = comparison.cliffs_delta(np.array([2.0, 3.0]), np.array([0.0, 1.0]))
+    assert delta == high == 1 and -1 < low < 1
+
+
+def test_moving_means_skip_what_is_no_number() -> None:
+    values = np.array([1.0, math.nan, 3.0, 5.0, math.nan])
+    assert charts.moving_mean(values, 2).tolist() == [1, 1, 3, 4, 5]
+
+
+def test_a_space_that_is_not_ours_is_imported_only_when_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from pathlib import Path\n"
+        "from transfer_nas.spaces import FeedForward\n"
+        f"Path({str(tmp_path / 'imported')!r}).touch()\n"
+        "class Mine(FeedForward):\n    name = 'mine'\n"
+    )
+    write_run(tmp_path / "run", 20, space=FeedForward.example())
+    file = tmp_path / "run" / "run.json"
+    description = json.loads(file.read_text())
+    own = f"{tmp_path / 'mine.py'}:Mine"
+    description["settings"]["space"] = own
+    description["space"]["name"] = "mine"
+    file.write_text(json.dumps(description))
+    output = tmp_path / "report.html"
+    assert main([str(tmp_path / "run"), "--output", str(output)]) == 0
+    assert "name it with --space" in output.read_text()
+    assert not (tmp_path / "imported").exists()
+    assert main([str(tmp_path / "run"), "--space", own, "--output", str(output)]) == 0
+    assert (tmp_path / "imported").exists() and "<svg" in output.read_text()
+
+
+def test_a_run_in_progress_is_shown_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "open", 20, finished=False)
+    assert main([str(tmp_path / "open"), "--output", str(tmp_path / "report.html")]) == 0
+    sentence = "open is still in progress: 20 evaluations so far, 1 under way."
+    assert sentence in capsys.readouterr().out
+    assert sentence in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_without_results_makes_a_page(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 0, finished=False)
+    content = page.content([runs.read(tmp_path / "run")])
+    assert "No evaluation has worked yet." in page.render(content)
+
+
+def test_a_run_whose_evaluations_all_failed_makes_a_page(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 12, failures=1.0)
+    text = page.render(page.content([runs.read(tmp_path / "run")]))
+    assert "F_nan" in text and "12 failed" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nowhere"], "nowhere: there is no such directory"),
+        (["."], "is empty: expected the --output_dir"),
+        (["run", "--output", "no/where.html"], "there is no directory no"),
+        (["run", "--output", "run"], "cannot write run: Is a directory"),
+        (["run", "--space", "nosuch"], "unknown space 'nosuch'"),
+        ([], "the following arguments are required: RUN"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "run" in arguments:
+        write_run(tmp_path / "run", 5)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("report: error: ") and error.count("\n") == 1
+    assert complaint in error

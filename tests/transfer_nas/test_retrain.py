@@ -1,0 +1,49 @@
+"""Training one model of a run alone."""
+
+from pathlib import Path
+
+import pytest
+
+from transfer_nas import runs
+from transfer_nas.applications import resolve
+from transfer_nas.report.best import retrain_command
+from transfer_nas.retrain import main
+from transfer_nas.spaces import FeedForward
+from transfer_nas.testing import write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    space = resolve("digits").space("feed_forward")
+    assert isinstance(space, FeedForward)
+    settings = {"space": "feed_forward", "batch_size": 256}
+    write_run(tmp_path / "a run", 6, space=space, settings=settings)
+    return tmp_path / "a run"
+
+
+def test_the_command_of_a_report_trains_the_model(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shlex
+
+    command = shlex.split(retrain_command(runs.read(run), 3))
+    assert command[:3] == ["python", "-m", "transfer_nas.retrain"]
+    assert main([*command[3:], "--epochs", "2"]) == 0
+    assert "after 2 epochs alone" in capsys.readouterr().out
+    assert (run / "retrained-3.keras").stat().st_size > 1_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--job", "17"], "there is no evaluation of a job 17"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--output", "model.h5"], "expected a .keras file"),
+    ],
+)
+def test_bad_input_is_one_line(
+    run: Path, arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("retrain: error: ") and error.count("\n") == 1 and complaint in error

@@ -1,0 +1,79 @@
+"""``python -m transfer_nas.report RUN [RUN...]``: a page that shows what searches did."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfer_nas import command_line
+from transfer_nas.command_line import OK, Parser
+from transfer_nas.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 for bad input."""
+    return command_line.run("report", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse(arguments)
+    output = Path(given.output)
+    if not output.parent.is_dir():
+        raise InputError(f"--output {output}: there is no directory {output.parent}")
+
+    from transfer_nas import runs
+    from transfer_nas.report import overview, page
+    from transfer_nas.runs.reading import names
+
+    found = [runs.read(path) for path in given.runs]
+    against = [runs.read(path) for path in given.against]
+    content = page.content(found, against, given.labels, given.space)
+    text = page.render(content)
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as cause:
+        raise InputError(f"cannot write {output}: {cause.strerror}") from cause
+    everything = [*found, *against]
+    for sentence in overview.states(everything, names(everything)):
+        print(sentence)
+    evaluations = sum(map(len, everything))
+    print(f"{output}: {evaluations:,} evaluations, {output.stat().st_size / 1e6:.1f} MB")
+    return OK
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m transfer_nas.report",
+        description="Write one page of HTML that shows what searches did: objective, transfer and "
+        "storage over time, the best models and their lineage, genes, ranks. It opens without a "
+        "network. A run that is still in progress is shown as far as it has come.",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="run directory; several are shown together")
+    add(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="a second group of runs, to compare the first with",
+    )
+    add(
+        "--labels",
+        nargs=2,
+        default=("first", "second"),
+        metavar="NAME",
+        help="what to call the two groups (default: first second)",
+    )
+    add(
+        "--space",
+        metavar="NAME",
+        help="the runs' space if it is one's own, as package.module:attribute or "
+        "path/to/file.py:attribute: needed to draw architectures",
+    )
+    add("--output", default="report.html", metavar="FILE", help="(default: report.html)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The best models: a table with commands, and their architectures with what they inherited."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graph_meta import LayerGraph, drawing, prefix
+from transfer_nas import spaces
+from transfer_nas.errors import SpaceError
+from transfer_nas.report import charts
+from transfer_nas.report.charts import Table, View
+from transfer_nas.report.lineage import line_of_descent
+from transfer_nas.runs import Run
+from transfer_nas.spaces import Space
+
+_ROWS = 10  # of the table
+_PICTURES = 5
+
+
+@dataclass(frozen=True)
+class Architectures:
+    """Turns genomes of a run into layer graphs.
+
+    Attributes
+    ----------
+    space
+        The run's; None if it is not known here.
+    why_not
+        Why it is not known.
+    """
+
+    space: Space | None
+    why_not: str = ""
+
+    @classmethod
+    def of(cls, run: Run, own_space: str | None = None) -> Architectures:
+        """Find a run's space.
+
+        A space of somebody's own is code. That a run directory names it is no reason to run it, so
+        it is imported only if `own_space` says so.
+        """
+        found = run.description["space"]
+        name = str(found.get("name"))
+        if own_space is None and name not in spaces.REGISTRY:
+            why = f"The space {name} is not one of this package; name it with --space."
+            return cls(None, why)
+        try:
+            space = spaces.get(
+                own_space or name,
+                found.get("input_shapes", []),
+                int(found.get("output_units", 1)),
+                found.get("output_activation"),
+            )
+        except (SpaceError, TypeError, ValueError) as error:
+            if own_space is not None:
+                raise
+            return cls(None, f"The space {name} cannot be made: {error}")
+        if space.describe()["genes"] != {k: list(v) for k, v in run.genes.items()}:
+            why = f"The run searched {name} with other options than its defaults."
+            return cls(None, why)
+        return cls(space)
+
+    def graph(self, run: Run, row: int) -> LayerGraph | None:
+        """Return the layer graph of an evaluation; None if the space is not known."""
+        genome = run.genomes[row]
+        if self.space is None or (genome < 0).any():
+            return None
+        return self.space.graph(tuple(genome.tolist()))
+
+
+def view(run: Run, architectures: Architectures) -> View:
+    """Return the table of a run's best models and their architectures."""
+    if run.best is None:
+        return View("best", "Best models", missing="No evaluation has worked yet.")
+    good = np.flatnonzero(run.done)
+    # Of equally good ones, the smaller.
+    sizes = np.nan_to_num(run.measure("parameters")[good])
+    ranked = good[np.lexsort((sizes, -run.objective[good]))].tolist()
+    pictures = [
+        (f"{place + 1}. {title}", svg)
+        for place, row in enumerate(ranked[:_PICTURES])
+        for title, svg in [_picture(run, row, architectures)]
+        if svg
+    ]
+    notes = [architectures.why_not + " Its architectures are not drawn."]
+    return View(
+        "best",
+        "Best models",
+        tables=[_table(run, ranked[:_ROWS])],
+        pictures=pictures,
+        notes=() if architectures.space is not None else notes,
+    )
+
+
+def retrain_command(run: Run, job: int) -> str:
+    """Return the command that trains the model of a job once more, fully."""
+    words = ["python", "-m", "transfer_nas.retrain", str(run.path), "--job", str(job)]
+    return shlex.join(words)
+
+
+def _table(run: Run, rows: Sequence[int]) -> Table:
+    cells = []
+    for place, row in enumerate(rows, start=1):
+        cells.append(
+            [
+                str(place),
+                f"job {run.job[row]}",
+                f"{run.objective[row]:.4f}",
+                _number(run.measure("layers")[row]),
+                _number(run.measure("parameters")[row]),
+                _share(run, row),
+                f"{len(line_of_descent(run, row)) - 1}",
+                charts.seconds_text(float(np.nan_to_num(run.measure("train_seconds")[row]))),
+            ]
+        )
+    columns = [
+        *("place", "model", "objective", "layers", "parameters"),
+        *("transferred", "ancestors", "training"),
+    ]
+    commands = [retrain_command(run, int(run.job[row])) for row in rows]
+    numeric = frozenset(set(range(len(columns))) - {1})
+    return Table("The best", columns, cells, numeric, commands)
+
+
+def _picture(run: Run, row: int, architectures: Architectures) -> tuple[str, str]:
+    """Return a title and the drawing of a model beside its ancestor, or alone if it has none."""
+    graph = architectures.graph(run, row)
+    if graph is None:
+        return "", ""
+    job, objective = run.job[row], run.objective[row]
+    own = f"job {job}: {objective:.4f}"
+    above = run.row_of.get(int(run.ancestor[row]))
+    ancestor = None if above is None else architectures.graph(run, above)
+    if ancestor is None or above is None:
+        return own, drawing.draw([(graph, own)], (), style=False)
+    theirs = f"job {run.job[above]}: {run.objective[above]:.4f}"
+    shared = prefix(ancestor, graph)
+    pair = [(ancestor, f"ancestor, {theirs}"), (graph, own)]
+    return f"{own}, from {theirs}", drawing.draw(pair, shared, style=False)
+
+
+def _share(run: Run, row: int) -> str:
+    taken, layers = run.measure("layers_transferred")[row], run.measure("layers")[row]
+    return f"{taken / layers:.0%}" if layers > 0 and np.isfinite(taken) else "–"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if np.isfinite(value) else "–"

@@ -1,0 +1,352 @@
+"""How the runs went: objective, transfer and storage over time, each run a line or all a band."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transfer_nas.report import charts
+from transfer_nas.report.charts import Chart, Figure, Floats, Integers, Unit, View
+from transfer_nas.runs import Run
+
+_POINTS = 6_000  # drawn one by one at most
+_CURVE = 800  # points of a line
+_GRID = 240  # points of a band over runs
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are shown as one, in one colour."""
+
+    name: str
+    runs: Sequence[Run]
+    names: Sequence[str]
+    colour: str
+
+
+def objective(groups: Sequence[Group]) -> View:
+    """Return the view of the objective over time and over evaluations."""
+    runs = [run for group in groups for run in group.runs]
+    unit = _unit(runs)
+    time, count = f"{unit.name} since the search began", "evaluations that ended"
+    if len(runs) == 1:
+        one = (_one_run(runs[0], _time(runs[0], unit)), _one_run(runs[0], _count(runs[0])))
+        run = runs[0]
+        improved = len(_improvements(run))
+        best = run.best
+        label = "No evaluation has worked yet."
+        if best is not None:
+            label = (
+                f"{int(run.done.sum()):,} objectives; the best rises {improved} times, last to "
+                f"{run.objective[best]:.4g} after {charts.seconds_text(float(run.seconds[best]))}."
+            )
+        drawn = len(_drawn(run))
+        caption = "The shade holds the middle 80 % of the evaluations around each moment."
+        if drawn < int(run.done.sum()):
+            caption += (
+                f" {drawn:,} of {int(run.done.sum()):,} points are drawn, evenly chosen; all that "
+                "improved the best are among them."
+            )
+    else:
+        one = (
+            _several(groups, lambda run: _time(run, unit), lambda run: run.running_best),
+            _several(groups, _count, lambda run: run.running_best),
+        )
+        finals = [run.running_best[-1] for run in runs if run.best is not None]
+        label = "No evaluation has worked yet."
+        if finals:
+            label = (
+                f"The running best of {len(runs)} runs ends between {min(finals):.4g} and "
+                f"{max(finals):.4g}."
+            )
+        caption = (
+            "Thin: the best so far of each run. Thick: their median; the shade reaches from the "
+            "worst to the best run. A run that has ended keeps its best."
+        )
+    floor, below = _floor(runs) if len(runs) == 1 else (None, 0)
+    if below:
+        caption += f" {below:,} evaluations lie below what is shown."
+    figure = Figure(
+        "objective-over-time",
+        "Objective",
+        label,
+        {
+            "over time": charts.xy(time, "objective", one[0], x_zero=True, y_min=floor),
+            "over evaluations": charts.xy(count, "objective", one[1], x_zero=True, y_min=floor),
+        },
+        caption,
+    )
+    return View("objective", "Objective over time", figures=[figure])
+
+
+def transfer(groups: Sequence[Group]) -> View:
+    """Return the view of the share of layers that are transferred to children."""
+    runs = [run for group in groups for run in group.runs]
+    unit = _unit(runs)
+
+    def share(run: Run) -> Floats:
+        return charts.moving_mean(layer_share(run), _width(run))
+
+    shares = [float(np.nanmean(s)) for run in runs for s in [layer_share(run)] if _any(s)]
+    if not shares:
+        return View(
+            "transfer",
+            "Transfer over time",
+            missing="No child has been evaluated yet, or the runs measure no transfer.",
+        )
+    label = f"{np.mean(shares):.0%} of the layers of children are transferred, on average."
+    if len(runs) == 1:
+        run = runs[0]
+        series = _share_lines(run, unit)
+        caption = (
+            f"Means over the last {_width(run)} evaluations. Random genomes of the start count "
+            "for nothing: they have no parent."
+        )
+    else:
+        # Runs last for different times; after as many evaluations they are at the same point.
+        series = _several(groups, _count, share, hold=False)
+        caption = (
+            "Means over the last evaluations. Thin: each run; thick: their median; the shade "
+            "reaches from the lowest to the highest."
+        )
+    chart = charts.xy(
+        f"{unit.name} since the search began" if len(runs) == 1 else "evaluations that ended",
+        "share of the layers transferred",
+        series,
+        y_format="percent",
+        y_zero=True,
+        x_zero=True,
+    )
+    return View(
+        "transfer",
+        "Transfer over time",
+        figures=[Figure("transfer-share", "Share transferred", label, {"share": chart}, caption)],
+    )
+
+
+def storage(groups: Sequence[Group]) -> View:
+    """Return the view of bytes stored against whole copies."""
+    runs = [run for group in groups for run in group.runs]
+    if not any(run.has("bytes_stored") for run in runs):
+        return View("storage", "Storage", missing="The runs do not measure what they store.")
+    unit = _unit(runs)
+
+    def stored(run: Run) -> Floats:
+        return np.cumsum(np.nan_to_num(run.measure("bytes_stored")))
+
+    def whole(run: Run) -> Floats:
+        return np.cumsum(np.nan_to_num(whole_copies(run)))
+
+    kept = [(stored(run)[-1], whole(run)[-1]) for run in runs if len(run)]
+    total, copies = sum(pair[0] for pair in kept), sum(pair[1] for pair in kept)
+    label = (
+        f"{charts.bytes_text(total)} were stored; whole copies take {charts.bytes_text(copies)}"
+        + (f", {copies / total:.1f} times as much." if total else ".")
+    )
+    if len(runs) == 1:
+        run = runs[0]
+        at = charts.thinned(len(run), _CURVE)
+        x = _time(run, unit)[at]
+        series = [
+            charts.line("whole copies", x, whole(run)[at], "muted"),
+            charts.line("stored", x, stored(run)[at], "first"),
+        ]
+    else:
+        series = _several(groups, lambda run: _time(run, unit), stored)
+        merged = Group("whole copies", runs, [], "muted")
+        series += _several([merged], lambda run: _time(run, unit), whole, each=False)
+    chart = charts.xy(
+        f"{unit.name} since the search began",
+        "bytes put, in total",
+        series,
+        y_format="bytes",
+        y_zero=True,
+        x_zero=True,
+    )
+    return View(
+        "storage",
+        "Storage",
+        figures=[
+            Figure(
+                "storage-kept",
+                "Bytes stored and whole copies",
+                label,
+                {"bytes": chart},
+                "All that was ever put, before models retire; whole copies: every model that "
+                "worked, with all its weights.",
+            )
+        ],
+    )
+
+
+def layer_share(run: Run) -> Floats:
+    """Return the share of layers that were transferred to each child, shape (n,).
+
+    NaN for what has no parent.
+    """
+    taken, layers = run.measure("layers_transferred"), run.measure("layers")
+    share = np.divide(taken, layers, out=np.full(len(run), np.nan), where=layers > 0)
+    return np.where(run.parent >= 0, share, np.nan)
+
+
+def whole_copies(run: Run) -> Floats:
+    """Return the bytes that each model would have added without sharing, NaN for failures."""
+    # Runs of earlier versions did not measure it; weights are float32 unless said otherwise.
+    measured = run.measure("bytes_whole_copy")
+    bytes_ = np.where(np.isfinite(measured), measured, 4 * run.measure("parameters"))
+    return np.where(run.done, bytes_, np.nan)
+
+
+def byte_share(run: Run) -> Floats:
+    """Return the share of its bytes that each child did not store again, NaN for others."""
+    taken, added = run.measure("bytes_transferred"), run.measure("bytes_stored")
+    # What was taken over and trained on is stored again, so the two can exceed the model.
+    total = np.maximum(taken + added, 1)
+    return np.where((run.parent >= 0) & (taken + added > 0), taken / total, np.nan)
+
+
+def _share_lines(run: Run, unit: Unit) -> list[Chart]:
+    at = charts.thinned(len(run), _CURVE)
+    x = _time(run, unit)[at]
+    width = _width(run)
+    drawn = _drawn(run, layer_share(run))
+    series = [
+        charts.points(
+            "layers, each child",
+            _time(run, unit)[drawn],
+            layer_share(run)[drawn],
+            "muted",
+            [f"job {run.job[i]}" for i in drawn] if len(drawn) <= _POINTS // 4 else (),
+        ),
+        charts.line("layers", x, charts.moving_mean(layer_share(run), width)[at], "first"),
+    ]
+    if _any(byte_share(run)):
+        mean = charts.moving_mean(byte_share(run), width)[at]
+        series.append(charts.line("bytes", x, mean, "second"))
+    return series
+
+
+def _one_run(run: Run, x: Floats) -> list[Chart]:
+    drawn = _drawn(run)
+    centres, (low, middle, high) = charts.windows(x, run.objective, 120, (0.1, 0.5, 0.9))
+    best = charts.thinned(len(run), _CURVE, _improvements(run))
+    return [
+        charts.band("middle 80 %", centres, low, high, "first"),
+        charts.points(
+            "evaluations", x[drawn], run.objective[drawn], "first", [_what(run, i) for i in drawn]
+        ),
+        charts.line("median", centres, middle, "first"),
+        charts.line("best so far", x[best], run.running_best[best], "accent", step=True),
+    ]
+
+
+def _several(
+    groups: Sequence[Group],
+    x_of: Callable[[Run], Floats],
+    y_of: Callable[[Run], Floats],
+    *,
+    each: bool = True,
+    hold: bool = True,
+) -> list[Chart]:
+    """Return for each group its band and median, and each run's own line.
+
+    `hold`: a run that has ended counts on with its last value; otherwise only as long as it runs.
+    """
+    series = []
+    for group in groups:
+        lines = [(x_of(run), y_of(run)) for run in group.runs]
+        lines = [(x[good], y[good]) for x, y in lines for good in [np.isfinite(x) & np.isfinite(y)]]
+        lines = [(x, y) for x, y in lines if len(x)]
+        if not lines:
+            continue
+        if len(lines) > 1:
+            start = min(float(x[0]) for x, _ in lines)
+            grid = np.linspace(start, max(float(x[-1]) for x, _ in lines), _GRID)
+            values = np.array([_at(grid, x, y, hold) for x, y in lines])
+            series += [
+                charts.band(
+                    f"{group.name}: all runs",
+                    grid,
+                    np.nanmin(values, axis=0),
+                    np.nanmax(values, axis=0),
+                    group.colour,
+                ),
+                charts.line(
+                    f"{group.name}: median",
+                    grid,
+                    np.nanmedian(values, axis=0),
+                    group.colour,
+                    step=True,
+                ),
+            ]
+        if each and len(lines) <= 30:
+            for name, (x, y) in zip(group.names, lines, strict=False):
+                at = charts.thinned(len(x), _CURVE // 4, np.flatnonzero(np.diff(y)) + 1)
+                at = at if len(at) <= _CURVE else charts.thinned(len(x), _CURVE)
+                thin = len(lines) > 1
+                series.append(charts.line(name, x[at], y[at], group.colour, step=True, thin=thin))
+    return series
+
+
+def _at(grid: Floats, x: Floats, y: Floats, hold: bool) -> Floats:
+    """Return the last y at each place of a grid, NaN before the first."""
+    values = np.where(grid >= x[0], y[np.searchsorted(x, grid, side="right") - 1], np.nan)
+    return values if hold else np.where(grid <= x[-1], values, np.nan)
+
+
+def _floor(runs: Sequence[Run]) -> tuple[float | None, int]:
+    """Return where to cut the objective's axis, and how many evaluations lie below.
+
+    A few that are far worse than all others would leave no room for the differences of those.
+    """
+    values = np.concatenate([run.objective[run.done] for run in runs])
+    if not len(values):
+        return None, 0
+    low, high = float(np.quantile(values, 0.02)), float(values.max())
+    floor = float(f"{low - 0.15 * (high - low):.3g}")
+    below = int((values < floor).sum())
+    return (floor, below) if below else (None, 0)
+
+
+def _what(run: Run, row: int) -> str:
+    return f"job {run.job[row]}"
+
+
+def _drawn(run: Run, values: Floats | None = None) -> Integers:
+    """Return the rows that are drawn as points."""
+    values = run.objective if values is None else values
+    rows = np.flatnonzero(np.isfinite(values))
+    improved = np.searchsorted(rows, _improvements(run))
+    improved = improved[improved < len(rows)]
+    return rows[charts.thinned(len(rows), _POINTS, improved)]
+
+
+def _improvements(run: Run) -> Integers:
+    """Return the rows that improved the best."""
+    best = np.where(np.isnan(run.running_best), -np.inf, run.running_best)
+    return np.flatnonzero(best > np.concatenate([[-np.inf], best[:-1]]))
+
+
+def _width(run: Run) -> int:
+    return max(5, len(run) // 40)
+
+
+def _time(run: Run, unit: Unit) -> Floats:
+    if not _any(run.seconds):
+        return _count(run)
+    return run.seconds / unit.seconds
+
+
+def _count(run: Run) -> Floats:
+    return np.arange(1, len(run) + 1, dtype=np.float64)
+
+
+def _unit(runs: Sequence[Run]) -> Unit:
+    ends = [float(np.nanmax(run.seconds)) for run in runs if _any(run.seconds)]
+    return charts.time_unit(max(ends)) if ends else Unit("evaluations", 1.0)
+
+
+def _any(values: Floats) -> bool:
+    return bool(np.isfinite(values).any())

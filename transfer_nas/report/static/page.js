@@ -1,0 +1,214 @@
+"use strict";
+/* Draws charts when they come into view, in the colours and at the width of the moment; keys; copying;
+   on a live page, takes what is new. */
+(() => {
+  let charts = JSON.parse(document.getElementById("charts").textContent);
+  const live = "live" in document.documentElement.dataset;
+  const drawn = new Map(); // element -> {chart, stops, at}
+  let following = new Set(); // elements that are watched for coming into view
+
+  function theme(element) {
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+    const names = ["card", "ink", "line", "grid", "first", "second", "third", "fourth", "fifth", "accent", "muted", "tint"];
+    const colours = Object.fromEntries(names.map((name) => [name, colour(name)]));
+    return { ...colours, ink2: colour("ink-2"), ramp: [colour("muted"), colour("first"), colour("accent")],
+      font: getComputedStyle(document.body).fontFamily, narrow: element.parentElement.clientWidth < 560 };
+  }
+
+  function chosen(element) {
+    const variants = charts[element.dataset.chart];
+    const radio = element.closest("figure").querySelector("input:checked");
+    return variants[radio ? radio.value : Object.keys(variants)[0]];
+  }
+
+  function draw(element) {
+    const data = chosen(element);
+    const made = drawings[data.kind](data, theme(element));
+    if (made.height) element.style.height = `${made.height}px`;
+    element.style.minWidth = made.width ? `${made.width}px` : "";
+    let entry = drawn.get(element);
+    if (!entry) {
+      entry = { chart: echarts.init(element) };
+      drawn.set(element, entry);
+      sizes.observe(element);
+    }
+    entry.chart.resize();
+    entry.chart.setOption(made.option, { notMerge: true });
+    entry.stops = made.stops;
+    entry.at = -1;
+    entry.narrow = element.parentElement.clientWidth < 560;
+    element.dataset.drawn = data.kind;
+    element.removeAttribute("aria-busy");
+    if (performance.getEntriesByName("first-chart").length === 0) performance.mark("first-chart");
+  }
+
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const entry = drawn.get(target);
+      if (!entry || target.clientWidth === 0) continue;
+      if (entry.narrow !== target.parentElement.clientWidth < 560) draw(target);
+      else entry.chart.resize();
+    }
+  });
+  const views = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      views.unobserve(target);
+      following.delete(target);
+      draw(target);
+    }
+  }, { rootMargin: "200px 0px" });
+
+  function redrawAll() { for (const element of drawn.keys()) draw(element); }
+
+  function follow() {
+    for (const element of document.querySelectorAll("[data-chart]")) {
+      following.add(element);
+      views.observe(element);
+    }
+    choose();
+  }
+
+  /* With several runs, the details of one at a time. */
+  function choose() {
+    const select = document.getElementById("run");
+    if (!select) return;
+    for (const part of document.querySelectorAll("[data-part]")) part.hidden = part.dataset.part !== select.value;
+    for (const item of document.querySelectorAll("[data-of]")) item.hidden = item.dataset.of !== select.value;
+  }
+
+  document.addEventListener("change", (event) => {
+    if (event.target.id === "run") choose();
+    if (event.target.type === "radio") draw(event.target.closest("figure").querySelector("[data-chart]"));
+  });
+
+  document.addEventListener("keydown", (event) => {
+    const entry = drawn.get(event.target);
+    if (!entry || event.ctrlKey || event.altKey || event.metaKey) return;
+    const last = entry.stops.length - 1;
+    const steps = { ArrowRight: entry.at + 1, ArrowLeft: entry.at - 1, Home: 0, End: last };
+    if (event.key in steps && last >= 0) go(event.target, entry, Math.min(Math.max(steps[event.key], 0), last));
+    else if (event.key === "Escape") leave(event.target, entry);
+    else if (event.key === "+" || event.key === "=") zoom(entry, 0.5);
+    else if (event.key === "-") zoom(entry, 2);
+    else if (event.key === "0") zoom(entry, Infinity);
+    else return;
+    event.preventDefault();
+  });
+
+  function go(element, entry, at) {
+    const stop = entry.stops[at];
+    if (entry.at >= 0) entry.chart.dispatchAction({ type: "downplay", seriesIndex: entry.stops[entry.at].series });
+    entry.at = at;
+    const where = { seriesIndex: stop.series, dataIndex: stop.index };
+    entry.chart.dispatchAction({ type: "highlight", ...where });
+    // ECharts finds no place for the tip of a line of parallel coordinates.
+    if (element.dataset.drawn !== "parallel") entry.chart.dispatchAction({ type: "showTip", ...where });
+    element.closest("figure").querySelector("output").textContent = stop.text;
+  }
+
+  function leave(element, entry) {
+    entry.chart.dispatchAction({ type: "hideTip" });
+    if (entry.at >= 0) entry.chart.dispatchAction({ type: "downplay", seriesIndex: entry.stops[entry.at].series });
+    entry.at = -1;
+    element.closest("figure").querySelector("output").textContent = "";
+  }
+
+  function zoom(entry, factor) {
+    const now = (entry.chart.getOption().dataZoom || [])[0];
+    if (!now) return;
+    const width = Math.min(100, (now.end - now.start) * factor);
+    const stop = entry.stops[entry.at];
+    let centre = (now.start + now.end) / 2;
+    if (stop && stop.x !== undefined) {
+      const all = entry.stops.map((one) => one.x);
+      centre = (100 * (stop.x - all[0])) / (all.at(-1) - all[0] || 1);
+    }
+    const start = Math.min(Math.max(0, centre - width / 2), 100 - width);
+    entry.chart.dispatchAction({ type: "dataZoom", start, end: start + width });
+  }
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    const text = button.dataset.copy;
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Without the right to the clipboard: the old way.
+      const area = Object.assign(document.createElement("textarea"), { value: text });
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+      button.focus();
+    }
+    const before = button.innerHTML;
+    button.textContent = "Copied";
+    setTimeout(() => { button.innerHTML = before; }, 1500);
+  });
+
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
+  addEventListener("beforeprint", () => {
+    document.documentElement.classList.add("printing");
+    for (const element of [...following]) if (element.offsetParent) { views.unobserve(element); following.delete(element); draw(element); }
+    redrawAll();
+  });
+  addEventListener("afterprint", () => {
+    document.documentElement.classList.remove("printing");
+    redrawAll();
+  });
+
+  if (live) {
+    const status = document.getElementById("live");
+    const events = new EventSource("events");
+    events.onopen = () => { status.textContent = "live"; };
+    events.onerror = () => { status.textContent = "no connection"; };
+    events.addEventListener("changed", async () => {
+      const fresh = await (await fetch("now.json")).json();
+      charts = fresh.charts;
+      replace(fresh.main);
+      status.textContent = `live, ${new Date().toLocaleTimeString()}`;
+    });
+    events.addEventListener("ended", () => { events.close(); status.textContent = "the run has ended"; });
+  }
+
+  /* Puts new texts and tables in, and keeps charts that are there, choices, scroll and focus. */
+  function replace(html) {
+    const choices = [...document.querySelectorAll("main input:checked")].map((input) => [input.name, input.value]);
+    const run = document.getElementById("run")?.value;
+    const open = [...document.querySelectorAll("main details")].map((details) => details.open);
+    const focus = document.activeElement?.dataset?.chart;
+    const kept = new Map([...drawn.keys()].map((element) => [element.dataset.chart, element]));
+    const main = document.getElementById("main");
+    const fresh = document.createElement("template");
+    fresh.innerHTML = html;
+    for (const element of fresh.content.querySelectorAll("[data-chart]")) {
+      const old = kept.get(element.dataset.chart);
+      if (!old) continue;
+      old.setAttribute("aria-label", element.getAttribute("aria-label"));
+      element.replaceWith(old);
+      kept.delete(element.dataset.chart);
+    }
+    for (const gone of kept.values()) { drawn.get(gone).chart.dispose(); drawn.delete(gone); }
+    const height = main.offsetHeight;
+    main.style.minHeight = `${height}px`;
+    views.disconnect();
+    following = new Set();
+    main.replaceChildren(fresh.content);
+    for (const [name, value] of choices) {
+      const input = [...main.querySelectorAll("input")].find((one) => one.name === name && one.value === value);
+      if (input) input.checked = true;
+    }
+    if (run && document.getElementById("run")) document.getElementById("run").value = run;
+    [...main.querySelectorAll("details")].forEach((details, i) => { if (i in open) details.open = open[i]; });
+    for (const element of main.querySelectorAll("[data-chart]")) if (!drawn.has(element)) { following.add(element); views.observe(element); }
+    choose();
+    redrawAll();
+    main.style.minHeight = "";
+    if (focus) main.querySelector(`[data-chart="${CSS.escape(focus)}"]`)?.focus({ preventScroll: true });
+  }
+
+  follow();
+})();

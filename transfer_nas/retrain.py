@@ -1,0 +1,112 @@
+"""``python -m transfer_nas.retrain RUN --job N``: train one model of a finished search, alone.
+
+The search judged it after a few epochs, most of them of inherited layers. This trains all of it
+from fresh weights: what the architecture is worth by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer_nas import command_line, runs
+from transfer_nas.command_line import OK, Parser
+from transfer_nas.errors import InputError
+from transfer_nas.job import Job
+from transfer_nas.runs import Run
+from transfer_nas.settings import Settings
+
+FAILED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, 1 if the training failed, or 2 for bad input."""
+    return command_line.run("retrain", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse(arguments)
+    if given.epochs is not None:
+        command_line.at_least("epochs", given.epochs, 1)
+    run = runs.read(given.run)
+    row = _row(run, given.job)
+    output = Path(given.output or run.path / f"retrained-{run.job[row]}.keras")
+    if output.suffix != ".keras" or not output.parent.is_dir():
+        raise InputError(f"--output {output}: expected a .keras file in a directory that is there")
+    settings = _settings(run)
+
+    from transfer_nas.search import worker
+    from transfer_nas.trainer import TransferTrainer
+    from transfer_nas.transfer import NoTransfer
+
+    application, space = worker.resolve(settings)
+    genome = tuple(run.genomes[row].tolist())
+    if min(genome, default=0) < 0:
+        raise InputError(f"{run.path}: job {run.job[row]} has values that its genes do not have")
+    trainer = TransferTrainer(
+        application,
+        space,
+        NoTransfer(),
+        epochs=given.epochs or application.epochs,
+        batch_size=settings.batch_size,
+    )
+    evaluation = trainer.evaluate(Job(int(run.job[row]), genome, None, given.seed))
+    if not evaluation.done:
+        print(f"retrain: the training failed: {evaluation.status}", file=sys.stderr)
+        return FAILED
+    trainer.save_model(output)
+    result: dict[str, Any] = {
+        "job": int(run.job[row]),
+        "epochs": trainer.epochs,
+        "objective": evaluation.objective,
+        "objective_in_search": float(run.objective[row]),
+        "seconds": evaluation.measures.get("train_seconds"),
+        "model": str(output),
+    }
+    if given.json:
+        command_line.print_json(result)
+    else:
+        print(
+            f"job {result['job']}: {result['objective']:.4f} after {trainer.epochs} epochs alone, "
+            f"{result['objective_in_search']:.4f} in the search; {output}"
+        )
+    return OK
+
+
+def _row(run: Run, job: int | None) -> int:
+    """Return the row of a job, or of the best."""
+    if job is None:
+        if run.best is None:
+            raise InputError(f"{run.path}: no evaluation has worked")
+        return run.best
+    row = run.row_of.get(job)
+    if row is None:
+        raise InputError(f"{run.path}: there is no evaluation of a job {job}")
+    return row
+
+
+def _settings(run: Run) -> Settings:
+    known = {field.name for field in dataclasses.fields(Settings)}
+    return Settings(**{name: value for name, value in run.settings.items() if name in known})
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m transfer_nas.retrain",
+        description="Train one model of a search fully, from fresh weights, without the search.",
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="run directory")
+    add("--job", type=int, metavar="N", help="which model (default: the best)")
+    add("--epochs", type=int, metavar="N", help="(default: the application's)")
+    add("--seed", type=int, default=0, help="of weights and of the order of rows (default: 0)")
+    add("--output", metavar="FILE", help="a .keras file (default: RUN/retrained-N.keras)")
+    add("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
