@@ -1,9 +1,10 @@
 """A search whose evaluations cost nothing, for `test_search.py`: the engine under MPI alone.
 
-Arguments: the run directory, and JSON with ``max_evals``, ``timeout``, ``resume``,
-``manager_error_at``, ``lost_after``, ``pids`` (a directory for the number of each rank's process),
-the arguments of `Fake` (``seconds`` may be a list, by rank) and ``evaluation_timeout``, which lets
-child processes evaluate. Rank 0 prints what happened as JSON.
+Arguments: the run directory, and JSON with ``max_evals``, ``population``, ``timeout``, ``resume``
+(also: if there is anything to resume), ``manager_error_at``, ``lost_after``, ``pids`` (a directory
+for the number of each rank's process), the arguments of `Fake` (``seconds`` may be a list, by rank)
+and ``evaluation_timeout``, which lets child processes evaluate. Rank 0 prints what happened as
+JSON.
 """
 
 import json
@@ -35,8 +36,8 @@ class Fake:
 
     Parameters
     ----------
-    seconds
-        That an evaluation takes.
+    seconds, spread
+        That an evaluation takes: between 1 - `spread` and 1 + `spread` times `seconds`.
     fail_every
         Every so many jobs one raises.
     hang, die
@@ -46,18 +47,21 @@ class Fake:
     def __init__(
         self,
         seconds: float = 0.0,
+        spread: float = 0.0,
         fail_every: int = 0,
         hang: Sequence[int] = (),
         die: Sequence[int] = (),
     ) -> None:
         self.seconds = seconds
+        self.spread = spread
         self.fail_every = fail_every
         self.hang = hang
         self.die = die
         self.last: Job | None = None
 
     def evaluate(self, job: Job) -> Evaluation:
-        time.sleep(self.seconds)
+        # The job's seed decides, so that a search takes as long each time.
+        time.sleep(self.seconds * (1 + self.spread * (job.seed % 1001 / 500 - 1)))
         if job.id in self.hang:
             time.sleep(3600)
         if job.id in self.die:
@@ -93,10 +97,11 @@ def main() -> int:
 
     manager = None
     if ranks.rank == 0:
-        begin = RunDirectory.resume if options.get("resume") else RunDirectory.create
+        resume = options.get("resume") and (path / "run.json").exists()
+        begin = RunDirectory.resume if resume else RunDirectory.create
         directory = begin(path, SPACE, {}, {})
         manager = Manager(
-            AgingEvolution(SPACE, 8, 3, seed=5),
+            AgingEvolution(SPACE, options.get("population", 8), 3, seed=5),
             directory,
             max_evals=options.get("max_evals"),
             retire=retire,
@@ -104,7 +109,9 @@ def main() -> int:
             warn=print,
         )
     ranks.share(None)
-    fake = {name: options[name] for name in ("fail_every", "hang", "die") if name in options}
+    fake = {
+        name: options[name] for name in ("spread", "fail_every", "hang", "die") if name in options
+    }
     fake["seconds"] = options.get("seconds", 0.0)
     if isinstance(fake["seconds"], list):  # by rank
         fake["seconds"] = fake["seconds"][ranks.rank]

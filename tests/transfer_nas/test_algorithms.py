@@ -94,6 +94,23 @@ def test_taking_up_a_search_is_as_if_it_had_never_stopped(
     assert [(e.job, e.status) for e in told] == [(e.job, e.status) for e in straight[1]]
 
 
+def test_a_job_that_is_not_known_any_more_is_replaced(make: Callable[[int], Algorithm]) -> None:
+    algorithm = make(7)
+    jobs = run(algorithm, 30)
+    lost = {2, 17, 28}
+    resumed = make(7)
+    known = [job for job in jobs if job.id not in lost]
+    resumed.restore(known, [evaluate(job) for job in known if job.id != 20])
+    assert set(resumed.unfinished) == {2, 17, 20, 28}
+    again = resumed.ask(5)
+    assert [job.id for job in again] == [2, 17, 20, 28, 30]
+    assert again[2] == jobs[20]
+    for job in again:
+        SPACE.check(job.genome)
+        resumed.tell(evaluate(job))
+    assert resumed.unfinished == ()
+
+
 def test_refuses_results_that_nobody_waits_for(make: Callable[[int], Algorithm]) -> None:
     algorithm = make(7)
     (job,) = algorithm.ask()

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,36 +106,61 @@ def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        ("checkpoint", b"{]\n", r"checkpoint, line 2: not a job"),
-        ("checkpoint", b'{"id":1}\n', r"checkpoint, line 2: not a job"),
-        ("checkpoint", b"\xff\n", r"checkpoint, line 2: not UTF-8"),
+        ("checkpoint", b"{]", r"checkpoint, line 2: .*; it is left out"),
+        ("checkpoint", b'{"id":1}', r"checkpoint, line 2: 'parent'"),
+        ("checkpoint", b"\xff", r"checkpoint, line 2: .*decode"),
         (
             "checkpoint",
-            b'{"id":1,"genome":[0,0,0,99],"parent":null,"seed":1}\n',
+            b'{"id":1,"genome":[0,0,0,99],"parent":null,"seed":1}',
             r"checkpoint, line 2: .*dropout_1 has values 0 to 2, found 99",
         ),
-        ("results.csv", b"a,b\n", r"results.csv, line 2: not an evaluation"),
+        ("results.csv", b"a,b", r"results.csv, line 3: expected \d+ columns, found 2"),
+        ("results.csv", b"", r"results.csv, line 3: expected \d+ columns, found 0"),
         (
             "results.csv",
-            b"none,0.0,none,0.0,0.5,77,DONE" + b"," * len(MEASURES) + b"\n",
-            r"results.csv, line 2: .*job 77 is not in the checkpoint",
+            b"none,0.0,none,0.0,0.5,77,DONE" + b"," * len(MEASURES),
+            r"results.csv, line 3: job 77 is not in the checkpoint",
+        ),
+        (
+            "results.csv",
+            b"none,0.0,none,0.0,0.5,0,DONE" + b"," * len(MEASURES),
+            r"results.csv, line 3: job 0 is there twice",
+        ),
+        (
+            "results.csv",
+            b"none,0.0,none,0.0,0.5,1,DUNE" + b"," * len(MEASURES),
+            r"results.csv, line 3: expected DONE or F_. as status, found 'DUNE'",
         ),
     ],
 )
-def test_damage_elsewhere_is_named(tmp_path: Path, name: str, line: bytes, message: str) -> None:
+def test_a_damaged_line_is_left_out_and_said(
+    tmp_path: Path, name: str, line: bytes, message: str
+) -> None:
     begin(tmp_path).close()
-    lines = (tmp_path / name).read_bytes().splitlines(keepends=True)
-    lines[1] = line
-    (tmp_path / name).write_bytes(b"".join(lines))
-    with pytest.raises(RunDirectoryError, match=message):
-        resume(tmp_path)
+    lines = (tmp_path / name).read_bytes().split(b"\n")
+    lines[1 if name == "checkpoint" else 2] = line
+    damaged = b"\n".join(lines)
+    (tmp_path / name).write_bytes(damaged)
+
+    with resume(tmp_path) as directory:
+        assert re.search(message, directory.damage[0]), directory.damage
+        # What job 1 was is lost with its line in the checkpoint, and then its row is no use.
+        assert [job.id for job in directory.jobs] == ([0, 2] if name == "checkpoint" else [0, 1, 2])
+        assert [evaluation.job.id for evaluation in directory.evaluations] == [0]
+        assert len(directory.damage) == (2 if name == "checkpoint" else 1)
+        directory.asked(JOBS[1])
+        directory.told(FAILED_1)
+    assert (tmp_path / f"{name}.damaged").read_bytes() == damaged
+    with resume(tmp_path) as directory:
+        assert directory.damage == []
+        assert [evaluation.job.id for evaluation in directory.evaluations] == [0, 1]
 
 
-def test_a_result_that_is_there_twice_is_named(tmp_path: Path) -> None:
+def test_other_columns_are_not_damage(tmp_path: Path) -> None:
     begin(tmp_path).close()
-    content = (tmp_path / "results.csv").read_bytes()
-    (tmp_path / "results.csv").write_bytes(content + content.splitlines(keepends=True)[1])
-    with pytest.raises(RunDirectoryError, match="line 4: job 0 is there twice"):
+    content = (tmp_path / "results.csv").read_text()
+    (tmp_path / "results.csv").write_text(content.replace("m:rank", "m:tank"))
+    with pytest.raises(RunDirectoryError, match=r"missing \['m:rank'\], surplus \['m:tank'\]"):
         resume(tmp_path)
 
 

@@ -76,12 +76,12 @@ class Algorithm(ABC):
         self._key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
         self._next_id = 0
         self._unfinished: dict[int, Job] = {}
-        self._again: deque[Job] = deque()  # asked before a restart, and never told
+        self._again: deque[int] = deque()  # asked before a restart, and never told
 
     @property
-    def unfinished(self) -> tuple[Job, ...]:
-        """Jobs that were asked and not told yet, oldest first."""
-        return tuple(self._unfinished.values())
+    def unfinished(self) -> tuple[int, ...]:
+        """Ids of the jobs that were asked and not told yet, those to be asked again included."""
+        return tuple(self._unfinished.keys() | self._again)
 
     def ask(self, count: int = 1) -> list[Job]:
         """Return the next `count` jobs to evaluate."""
@@ -104,12 +104,13 @@ class Algorithm(ABC):
     def restore(self, jobs: Iterable[Job], evaluations: Iterable[Evaluation]) -> list[int]:
         """Take up a search where another process left it.
 
-        Jobs that were asked and not told are the first that `ask` returns, with their old ids.
+        Jobs that were asked and not told are the first that `ask` returns, with their old ids. If
+        one of them is not known any more, another takes its id.
 
         Parameters
         ----------
         jobs
-            All jobs that were asked, in order.
+            The jobs that were asked, in order.
         evaluations
             All evaluations that were told, in order.
 
@@ -129,16 +130,23 @@ class Algorithm(ABC):
             self._unfinished[job.id] = job
             self._next_id = max(self._next_id, job.id + 1)
             self._was_asked(job)
-        dead = [retired for evaluation in evaluations for retired in self.tell(evaluation)]
-        self._again.extend(self._unfinished.values())
+        told, dead = set[int](), list[int]()
+        for evaluation in evaluations:
+            dead += self.tell(evaluation)
+            told.add(evaluation.job.id)
+        open_ids = set(range(self._next_id)).difference(told)
+        self._again.extend(sorted(open_ids))
         return dead
 
     def _ask_one(self) -> Job:
         if self._again:
-            return self._again.popleft()
-        job = self._new_job(self._next_id, Draws(self._key, self._next_id))
-        self._next_id += 1
-        self._unfinished[job.id] = job
+            id = self._again.popleft()
+            if id in self._unfinished:
+                return self._unfinished[id]
+        else:
+            id = self._next_id
+            self._next_id += 1
+        job = self._unfinished[id] = self._new_job(id, Draws(self._key, id))
         return job
 
     @abstractmethod

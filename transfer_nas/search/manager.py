@@ -123,8 +123,10 @@ class Manager:
         for evaluation in directory.evaluations:
             self._count(evaluation)
         self._found = self._reported = self._evaluations
+        for line in directory.damage:
+            warn(line)
         self._adopt_candidates()
-        self._forget_models([job.id for job in algorithm.unfinished])
+        self._forget_models(algorithm.unfinished)
 
     @property
     def path(self) -> Path:

@@ -12,24 +12,24 @@
     What each rank and the libraries under it had to say.
 
 The two journals are the whole state: `Algorithm.restore` takes what they hold. A process that is
-killed can leave the last line of either torn; that line is dropped.
+killed can leave the last line of either torn; that line is dropped, and so is one that was
+damaged since: its job is done again (`Journal`).
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import math
-import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from transfer_nas.errors import RunDirectoryError
-from transfer_nas.job import Evaluation, Job, Measure
+from transfer_nas.job import DONE, Evaluation, Job, Measure
+from transfer_nas.search.journal import Journal, write_whole
 from transfer_nas.spaces import Space
 
 MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
@@ -78,11 +78,11 @@ class RunDirectory:
         Jobs found on disk, in the order in which they were asked.
     evaluations
         Evaluations found on disk, in the order in which they were told.
+    damage
+        What was found damaged, a line each; without it the run can go on.
     """
 
-    def __init__(
-        self, path: Path, space: Space, description: Mapping[str, Any], created: bool
-    ) -> None:
+    def __init__(self, path: Path, space: Space, description: Mapping[str, Any]) -> None:
         self.path = path
         self.id = str(description["id"])
         self.started = float(description["started"])
@@ -98,18 +98,18 @@ class RunDirectory:
         self._new_jobs: list[str] = []
         self._new_rows: list[str] = []
         (path / "logs").mkdir(exist_ok=True)
-        self._journal = _open_locked(path / "checkpoint")
+        self._journal = Journal(path / "checkpoint", self._parse_job)
         try:
-            self.jobs: list[Job] = [] if created else self._read_journal()
-            known = {job.id: job for job in self.jobs}
-            self.evaluations: list[Evaluation] = [] if created else self._read_results(known)
-            self._results = (path / "results.csv").open("a", encoding="utf-8", newline="")
+            self._told: set[int] = set()
+            self._known = {job.id: job for job in self._journal.entries}
+            header = ",".join(map(_quoted, self._columns))
+            self._results = Journal(path / "results.csv", self._parse_evaluation, header)
         except BaseException:
             self._journal.close()
             raise
-        if self._results.tell() == 0:
-            self._new_rows.append(",".join(map(_quoted, self._columns)))
-            self.flush()
+        self.jobs = list(self._known.values())
+        self.evaluations = self._results.entries
+        self.damage = [*self._journal.damage, *self._results.damage]
 
     @classmethod
     def create(
@@ -151,8 +151,8 @@ class RunDirectory:
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
-            return cls(path, space, description, created=True)
+            write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
+            return cls(path, space, description)
         except OSError as cause:
             raise RunDirectoryError(f"cannot write to {path}: {cause.strerror}") from cause
 
@@ -172,8 +172,8 @@ class RunDirectory:
         Raises
         ------
         RunDirectoryError
-            There is no run, its settings or its space differ (the message names them), another
-            process works on it, or a file is damaged elsewhere than in its last line.
+            There is no run, its settings or its space differ (the message names them), or another
+            process works on it.
         """
         description = load_description(path)
         compare_settings(path, description["settings"], settings)
@@ -182,9 +182,9 @@ class RunDirectory:
                 f"{path} was started with another space: "
                 f"{_difference(description['space'], space.describe())}"
             )
-        directory = cls(path, space, description, created=False)
+        directory = cls(path, space, description)
         description.setdefault("resumed", []).append({"at": time.time(), **extra})
-        _write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
+        write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
         return directory
 
     def asked(self, job: Job) -> None:
@@ -213,12 +213,12 @@ class RunDirectory:
 
         A job that is on disk then always finds the evaluations on disk that it was asked after.
         """
-        for lines, file in ((self._new_rows, self._results), (self._new_jobs, self._journal)):
-            if lines:
-                lines.append("")
-                file.write("\n".join(lines))
-                file.flush()
-                lines.clear()
+        if self._new_rows:
+            self._results.append(self._new_rows)
+            self._new_rows.clear()
+        if self._new_jobs:
+            self._journal.append(self._new_jobs)
+            self._new_jobs.clear()
 
     def close(self) -> None:
         """Close the files and let another process work on the run."""
@@ -232,52 +232,30 @@ class RunDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read_journal(self) -> list[Job]:
-        path = self.path / "checkpoint"
-        jobs = []
-        for number, line in enumerate(_whole_lines(path), start=1):
-            try:
-                job = Job.from_dict(json.loads(line))
-                self._space.check(job.genome)
-            except (KeyError, TypeError, ValueError) as cause:
-                raise RunDirectoryError(f"{path}, line {number}: not a job ({cause})") from cause
-            jobs.append(job)
-        return jobs
+    def _parse_job(self, line: str) -> Job:
+        job = Job.from_dict(json.loads(line))
+        self._space.check(job.genome)
+        return job
 
-    def _read_results(self, jobs: Mapping[int, Job]) -> list[Evaluation]:
-        path = self.path / "results.csv"
-        rows = csv.reader(_whole_lines(path))
-        header = next(rows, None)
-        if header is not None and header != self._columns:
-            raise RunDirectoryError(
-                f"{path}, line 1: columns differ: {_list_difference(self._columns, header)}"
-            )
-        evaluations: dict[int, Evaluation] = {}
-        for number, row in enumerate(rows, start=2):
-            try:
-                evaluation = self._parse(dict(zip(self._columns, row, strict=True)), jobs)
-            except (KeyError, ValueError) as cause:
-                raise RunDirectoryError(
-                    f"{path}, line {number}: not an evaluation ({cause})"
-                ) from cause
-            if evaluation.job.id in evaluations:
-                raise RunDirectoryError(
-                    f"{path}, line {number}: job {evaluation.job.id} is there twice"
-                )
-            evaluations[evaluation.job.id] = evaluation
-        return list(evaluations.values())
-
-    @staticmethod
-    def _parse(row: Mapping[str, str], jobs: Mapping[int, Job]) -> Evaluation:
-        job = int(row["job_id"])
-        if job not in jobs:
-            raise ValueError(f"job {job} is not in the checkpoint")
+    def _parse_evaluation(self, line: str) -> Evaluation:
+        cells = next(csv.reader([line]), [])
+        if len(cells) != len(self._columns):
+            raise ValueError(f"expected {len(self._columns)} columns, found {len(cells)}")
+        row = dict(zip(self._columns, cells, strict=True))
+        id = int(row["job_id"])
+        if id not in self._known:
+            raise ValueError(f"job {id} is not in the checkpoint")
+        if id in self._told:
+            raise ValueError(f"job {id} is there twice")
         status = row["job_status"]
-        objective = math.nan if status.startswith("F_") else float(row["objective"])
+        if status != DONE and not status.startswith("F_"):
+            raise ValueError(f"expected DONE or F_… as status, found {status!r}")
+        objective = float(row["objective"]) if status == DONE else math.nan
         measures: dict[str, Measure] = {
             name: kind(row[f"m:{name}"]) for name, kind in MEASURES.items() if row[f"m:{name}"]
         }
-        return Evaluation(jobs[job], status, objective, measures)
+        self._told.add(id)
+        return Evaluation(self._known[id], status, objective, measures)
 
 
 def load_description(path: Path) -> dict[str, Any]:
@@ -335,41 +313,3 @@ def _quoted(text: str) -> str:
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(name for name in now if before.get(name) != now[name])
-
-
-def _list_difference(expected: Sequence[str], found: Sequence[str]) -> str:
-    missing = [name for name in expected if name not in found]
-    surplus = [name for name in found if name not in expected]
-    return f"missing {missing}, surplus {surplus}"
-
-
-def _open_locked(path: Path) -> TextIO:
-    file = path.open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as cause:
-        file.close()
-        raise RunDirectoryError(f"another process works on {path.parent}") from cause
-    except OSError:
-        pass  # some shared file systems know no locks; the refusal to reuse a directory remains
-    return file
-
-
-def _whole_lines(path: Path) -> list[str]:
-    """Return the lines of a journal; cuts off what a killed process left unfinished."""
-    content = path.read_bytes() if path.exists() else b""
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    try:
-        return content[:whole].decode().split("\n")[:-1]
-    except UnicodeDecodeError as cause:
-        line = content[: cause.start].count(b"\n") + 1
-        raise RunDirectoryError(f"{path}, line {line}: not UTF-8") from cause
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new one, never a part."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
