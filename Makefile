@@ -5,12 +5,13 @@
 #   make test     every test: C++ under sanitizers, the fuzz targets for 20 s each, Python, MPI, end to end
 #   make setup    what both stand on: Debian packages, .venv, the project installed in it
 #
-# For developers: `make check` (formatting, lint, types), `make format`, `make clean`.
+# For developers: `make check` (formatting, lint, types), `make format`, `make release` (what is published, in
+# dist/), `make clean`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup search test test-cpp test-fuzz test-python check format clean debian-build debian-test
+.PHONY: setup search test test-cpp test-fuzz test-python test-wheel release check format clean debian-build debian-test
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -33,7 +34,7 @@ search: setup
 	$(BIN)/mpiexec -np 2 $(BIN)/python -m transfer_nas.evolve --application digits --population_size 16 \
 	    --sample_size 4 --max_evals 64 --seed 1 --output_dir $$run
 
-test: test-cpp test-fuzz test-python
+test: test-cpp test-fuzz test-python test-wheel
 
 test-python: setup debian-test
 	$(BIN)/python -m pytest
@@ -55,6 +56,21 @@ test-fuzz: debian-build debian-test
 	        build/fuzz/found/$$name cpp_store/fuzz/corpus/$$name; \
 	done
 
+# The wheel that setup built, made portable, in an environment that has nothing else.
+test-wheel: setup
+	rm -rf build/portable
+	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel --quiet repair --wheel-dir build/portable dist/setup/*.whl
+	$(BIN)/python tests/wheel_smoke.py build/portable/*.whl
+
+# A source distribution and, built from it, a portable wheel: for glibc as old as this system's.
+release: setup
+	rm -rf dist/release build/release-wheel
+	PATH=$(CURDIR)/$(BIN):$$PATH python -m build --outdir build/release-wheel .
+	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir dist/release build/release-wheel/*.whl
+	cp build/release-wheel/*.tar.gz dist/release
+	$(BIN)/python tests/wheel_smoke.py dist/release/*.whl
+	ls -l dist/release
+
 check: setup debian-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -70,8 +86,14 @@ clean:
 	rm -rf build dist $(VENV)/.installed
 
 # The project is installed as users get it, not editable: the tests see what a wheel would contain.
-$(VENV)/.installed: $(SOURCES) | debian-build $(BIN)/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check ".[recommended,dev]"
+$(VENV)/.installed: dist/setup/.built
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(echo dist/setup/*.whl)[recommended,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/setup/*.whl
+	touch $@
+
+dist/setup/.built: $(SOURCES) | debian-build $(BIN)/pip
+	rm -rf dist/setup
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/setup .
 	touch $@
 
 $(BIN)/pip:

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from transfer_nas.errors import InputError
+from transfer_nas.exit_codes import BAD_INPUT, FAILED
 from transfer_nas.ranks import Ranks, expected_rank, join
 from transfer_nas.settings import POLICIES, SEARCHES, TRANSFERS, Settings
-
-OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 if no candidate worked; 2 for bad input; 128 plus the number of the signal that ended
-        it (130 for Ctrl-C).
+        One of `transfer_nas.exit_codes`; 128 plus the number of the signal that ended it (130 for
+        Ctrl-C).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -93,8 +92,9 @@ def _resumed(given: dict[str, Any]) -> Settings:
     kept = {n: value for n, value in before.items() if n in defaults and value != defaults[n]}
     asked = Settings(**given).fixed()
     compare_settings(path, before, {name: asked[name] for name in given if name in asked})
-    if "timeout" not in given:
-        kept.pop("timeout", None)
+    for limit in ("timeout", "max_wait"):  # of one job, not of the run
+        if limit not in given:
+            kept.pop(limit, None)
     return Settings.checked({**kept, **given})
 
 
@@ -155,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Runs in one process as it is, and on N ranks under mpiexec -n N. Servers of the "
         "weight store are taken from MODEL_SERVERS; if that is not set, the job starts its own. "
         "Flags may also be spelled with hyphens. "
-        "Exit codes: 0 done, 1 every candidate failed, 2 bad input, 130 Ctrl-C.",
+        "Exit codes: 0 done, 1 every candidate failed, 2 bad input, 3 nothing was left to do, "
+        "75 stopped at --max_wait (--resume goes on), 130 Ctrl-C.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -217,6 +218,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="SECONDS",
         help="end the search after that many seconds (default: no limit)",
+    )
+    add(
+        "--max_wait",
+        type=float,
+        metavar="SECONDS",
+        help="leave after that many seconds with exit code 75 if the search is not done: a queue "
+        "with a wall-time limit starts it again with --resume (default: no limit)",
     )
     add("--epochs", type=int, metavar="N", help="epochs a candidate (default: the application's)")
     add("--batch_size", type=int, metavar="ROWS", help="rows a step (default: the application's)")

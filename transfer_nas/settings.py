@@ -21,6 +21,7 @@ _ONLY_TRAINING = (
     "beta",
     "max_evals",
     "timeout",
+    "max_wait",
     "epochs",
     "batch_size",
     "transfer",
@@ -45,6 +46,7 @@ _MAY_CHANGE = (
     "data",
     "max_evals",
     "timeout",
+    "max_wait",
     "evaluation_timeout",
     "isolate",
     "threads_per_rank",
@@ -70,6 +72,7 @@ class Settings:
     beta: float = 0.0
     max_evals: int | None = None
     timeout: float | None = None
+    max_wait: float | None = None
     epochs: int | None = None
     batch_size: int | None = None
     transfer: str = "store"
@@ -98,7 +101,7 @@ class Settings:
             _at_least(name, getattr(settings, name), 1)
         for name in ("evolve_count", "seed"):
             _at_least(name, getattr(settings, name), 0)
-        for name in ("timeout", "evaluation_timeout"):
+        for name in ("timeout", "max_wait", "evaluation_timeout"):
             seconds = getattr(settings, name)
             if seconds is not None and not seconds > 0:
                 raise InputError(f"--{name} must be positive, not {seconds:g}")

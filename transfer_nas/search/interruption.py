@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Turns SIGINT, SIGTERM and a timeout into one way to stop.
+    """Turns SIGINT, SIGTERM and two time limits into one way to stop.
 
     As a context manager in the main thread it takes over both signals and the interval timer.
     The first to come sets `reason`; inside `evaluating` it also raises `Interrupted`. A second
@@ -26,18 +27,25 @@ class Interruption:
     Parameters
     ----------
     timeout
-        Seconds from entering; None: no limit.
+        Seconds from entering, after which the search is done; None: no limit.
+    max_wait
+        Seconds from entering, after which it stops though it is not done; None: no limit.
 
     Attributes
     ----------
     reason
-        None, ``timeout`` or ``signal``.
+        None, ``timeout``, ``max_wait`` or ``signal``.
     exit_code
         What a process that a signal ended returns: 128 plus its number; 0 otherwise.
     """
 
-    def __init__(self, timeout: float | None = None) -> None:
-        self._timeout = timeout
+    def __init__(self, timeout: float | None = None, max_wait: float | None = None) -> None:
+        limits = {"timeout": timeout, "max_wait": max_wait}
+        # The one that comes first; none is infinity.
+        self._limit, self._seconds = min(
+            ((name, math.inf if seconds is None else seconds) for name, seconds in limits.items()),
+            key=lambda limit: limit[1],
+        )
         self._armed = False
         self._signalled_at: float | None = None
         self.reason: str | None = None
@@ -48,8 +56,8 @@ class Interruption:
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
         }
-        if self._timeout is not None:
-            signal.setitimer(signal.ITIMER_REAL, max(self._timeout, 1e-6))
+        if self._seconds < math.inf:
+            signal.setitimer(signal.ITIMER_REAL, max(self._seconds, 1e-6))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,7 +85,7 @@ class Interruption:
         now = time.monotonic()
         if number == signal.SIGALRM:
             if self.reason is None:
-                self.reason = "timeout"
+                self.reason = self._limit
         else:
             if self._signalled_at is not None and now - self._signalled_at > _REPEATED:
                 raise KeyboardInterrupt

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from transfer_nas import exit_codes
 from transfer_nas.applications import Application
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
@@ -50,8 +51,7 @@ def run(settings: Settings, ranks: Ranks) -> int:
     Returns
     -------
     int
-        Exit code: 0; 1 if every candidate failed; 128 plus the number of the signal that ended
-        the search.
+        One of `transfer_nas.exit_codes`; 128 plus the number of the signal that ended the search.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def run(settings: Settings, ranks: Ranks) -> int:
         )
         evaluate = together(ranks, lambda: _evaluate(settings, trainer, servers, identity, stack))
         ranks.share(None)  # --timeout counts from here, the same moment for everybody
-        interruption = stack.enter_context(Interruption(settings.timeout))
+        interruption = stack.enter_context(Interruption(settings.timeout, settings.max_wait))
         with _progress(terminal, settings.timeout, ranks.rank) as progress:
             manager = None
             if directory is not None:
@@ -112,7 +112,12 @@ def run(settings: Settings, ranks: Ranks) -> int:
 def _exit_code(manager: Manager | None, interruption: Interruption) -> int:
     if interruption.exit_code or manager is None:
         return interruption.exit_code
-    return int(manager.status.failures == manager.status.evaluations > 0)
+    status = manager.status
+    if status.failures == status.evaluations > 0:
+        return exit_codes.FAILED
+    if interruption.reason == "max_wait":
+        return exit_codes.RESUMABLE
+    return exit_codes.DONE if status.fresh else exit_codes.NOTHING_TO_DO
 
 
 def _drive(

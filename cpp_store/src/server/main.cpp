@@ -46,10 +46,14 @@ int parse(int argc, char** argv, Settings& settings) {
                 .description("error, warning, info or debug"))
         ->type_name("LEVEL:")
         ->default_str("info");
+    app.set_version_flag("--version", "cpp-store-server " CPP_STORE_VERSION);
     try {
         app.parse(argc, argv);
     } catch (const CLI::CallForHelp&) {
         std::fputs(app.help().c_str(), stdout);
+        return 0;
+    } catch (const CLI::CallForVersion& asked) {
+        std::puts(asked.what());
         return 0;
     } catch (const CLI::ParseError& error) {
         std::fprintf(stderr, "cpp-store-server: %s\n", error.what());
