@@ -9,7 +9,7 @@ import pytest
 
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search import serial
-from transfer_nas.search.evaluation import InProcess
+from transfer_nas.search.evaluation import InProcess, checkpoints_path
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager, Status
@@ -158,6 +158,24 @@ def test_models_that_a_killed_process_left_undecided(tmp_path: Path) -> None:
     with Search(tmp_path, 6, resume=True).directory:
         assert (tmp_path / "best.keras").read_text() == "5"
         assert not list(tmp_path.glob("candidate-*"))
+
+
+def test_what_an_evaluation_saved_goes_when_it_is_finished(tmp_path: Path) -> None:
+    saved = checkpoints_path(tmp_path)
+
+    def interrupt(job: Job) -> Evaluation:
+        (saved / str(job.id)).mkdir(parents=True)
+        if job.id == 3:
+            raise Interrupted
+        return wavy(job)
+
+    Search(tmp_path, 10).run(interrupt)
+    assert [path.name for path in saved.iterdir()] == ["3"]  # to be gone on with
+    (saved / "2").mkdir()  # a process was killed before it could remove it
+    with Search(tmp_path, 10, resume=True).directory:
+        assert [path.name for path in saved.iterdir()] == ["3"]
+    Search(tmp_path, 10, resume=True).run(wavy)
+    assert not list(saved.iterdir())
 
 
 def test_says_once_that_transfer_failed(tmp_path: Path) -> None:

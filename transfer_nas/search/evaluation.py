@@ -78,3 +78,8 @@ class InProcess:
 def candidate_path(directory: Path, job: Job) -> Path:
     """Where a rank writes a model that may be the best, until the manager has decided."""
     return directory / f"candidate-{job.id}.keras"
+
+
+def checkpoints_path(directory: Path) -> Path:
+    """Where evaluations save how far they are, each in the section of its job's id."""
+    return directory / "evaluations"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.search.algorithm import Algorithm
-from transfer_nas.search.evaluation import candidate_path
+from transfer_nas.search.evaluation import candidate_path, checkpoints_path
 from transfer_nas.search.run_directory import RunDirectory
 
 _SUMS_OF_ALL = ("bytes_transferred", "bytes_stored", "bytes_whole_copy")
@@ -113,7 +114,9 @@ class Manager:
         self._submitted: dict[int, tuple[float, float]] = {}  # when, best objective then
         self._reported = 0
         self._retired: list[int] = []  # to be told at the next commit
+        self._checkpoints: list[Path] = []  # of evaluations that are finished
         self._undecided: list[tuple[Evaluation, bool]] = []  # may have left a model; is the best
+        self._evaluations_path = checkpoints_path(directory.path)
         self._evaluations = 0
         self._failures = 0
         self._best: Evaluation | None = None
@@ -126,6 +129,7 @@ class Manager:
         for line in directory.damage:
             warn(line)
         self._adopt_candidates()
+        self._drop_checkpoints()
         self._forget_models(algorithm.unfinished)
 
     @property
@@ -199,6 +203,9 @@ class Manager:
         self._retired += self._algorithm.tell(evaluation)
         if evaluation.status in STORED_PERHAPS:
             self._retired.append(job.id)
+        checkpoint = self._evaluations_path / str(job.id)
+        if checkpoint.exists():
+            self._checkpoints.append(checkpoint)
         best = self._count(evaluation)
         if evaluation.objective > best_then or not evaluation.done:
             self._undecided.append((evaluation, best))
@@ -213,6 +220,9 @@ class Manager:
         for evaluation, best in self._undecided:
             self._keep_model(evaluation, best=best)
         self._undecided.clear()
+        for path in self._checkpoints:
+            shutil.rmtree(path, ignore_errors=True)
+        self._checkpoints.clear()
         if self._retired:
             self._retire(self._retired)
             self._retired = []
@@ -257,6 +267,13 @@ class Manager:
         """
         if jobs:
             self._retire(jobs)
+
+    def _drop_checkpoints(self) -> None:
+        """Remove what evaluations saved that a killed process had finished."""
+        unfinished = {str(job) for job in self._algorithm.unfinished}
+        for path in self._evaluations_path.glob("*"):
+            if path.name not in unfinished:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _adopt_candidates(self) -> None:
         """Decide on the models that a killed process left undecided."""
