@@ -1,3 +1,24 @@
-"""Neural-architecture search on many ranks in which no candidate trains from scratch."""
+"""Neural-architecture search on many ranks in which no candidate trains from scratch.
+
+`Search` is the way in from a notebook; ``python -m transfer_nas.evolve`` from a terminal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transfer_nas.interactive import Search as Search
+
+__all__ = ["Search", "__version__"]
 
 __version__ = "0.1.0"  # the only place: pyproject.toml and CMakeLists.txt read it from here
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: ``import transfer_nas`` alone costs nothing."""
+    if name == "Search":
+        from transfer_nas.interactive import Search
+
+        return Search
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,7 +28,7 @@ from deephyper.hpo import HpProblem, Search
 import cpp_store
 from graph_meta import LayerGraph
 from transfer_nas import applications, transfer
-from transfer_nas.applications import Application
+from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.search import evolution
@@ -190,7 +190,7 @@ class TransferEvaluation:
     application
         What `transfer_nas.applications.resolve` takes, or an `Application`.
     space
-        What `transfer_nas.spaces.find` takes, or a subclass of `Space`; None: the application's.
+        What `Application.space` takes.
     data
         See `Application.with_data`.
     transfer
@@ -215,7 +215,7 @@ class TransferEvaluation:
     def __init__(
         self,
         application: str | Application,
-        space: str | type[Space] | None = None,
+        space: SpaceChoice | None = None,
         *,
         data: str | None = None,
         transfer: str = "store",
@@ -253,10 +253,7 @@ class TransferEvaluation:
     @functools.cached_property
     def space(self) -> Space:
         """The architectures."""
-        chosen = self._space
-        if chosen is None or isinstance(chosen, str):
-            return self.application.space(chosen)
-        return replace(self.application, default_space=chosen).space()
+        return self.application.space(self._space)
 
     @property
     def problem(self) -> HpProblem:

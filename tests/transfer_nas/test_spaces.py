@@ -177,7 +177,7 @@ def test_unknown_names_suggest_near_misses() -> None:
 
 def test_ones_own_space_is_found_by_module_and_attribute() -> None:
     assert spaces.find("transfer_nas.spaces.dense_skip:DenseSkip") is DenseSkip
-    with pytest.raises(SpaceError, match="not a subclass"):
+    with pytest.raises(SpaceError, match="neither a subclass"):
         spaces.find("transfer_nas.spaces:REGISTRY")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-from transfer_nas.applications._base import Application, Arrays, Data, as_tuple
+from transfer_nas.applications._base import Application, Arrays, Data, SpaceChoice, as_tuple
 from transfer_nas.errors import ApplicationError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute
 
@@ -24,7 +24,7 @@ NAMES = (
 )
 """Applications that come along, each a module of this package with an `application` in it."""
 
-__all__ = ["NAMES", "Application", "Arrays", "Data", "as_tuple", "resolve"]
+__all__ = ["NAMES", "Application", "Arrays", "Data", "SpaceChoice", "as_tuple", "resolve"]
 
 
 def resolve(spec: str, data: str | None = None) -> Application:

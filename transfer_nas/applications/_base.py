@@ -7,16 +7,19 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from transfer_nas.errors import ApplicationError, SpaceError
-from transfer_nas.spaces import Space, find
+from transfer_nas.spaces import Choices, Space, find, from_function
 
 Arrays = npt.NDArray[np.generic] | tuple[npt.NDArray[np.generic], ...]
 """One array, or one for each input of the model; the first axis counts the rows."""
+
+SpaceChoice = str | type[Space] | Callable[[Choices], Any]
+"""The name of a space (`find`), a subclass of `Space`, or a function (`from_function`)."""
 
 _SYNTHETIC = "synthetic"
 
@@ -87,8 +90,7 @@ class Application:
     batch_size
         Rows a step unless the user says otherwise.
     default_space
-        Name of the space to search unless the user names one (see `transfer_nas.spaces.find`), or
-        a subclass of `Space`.
+        The space to search unless the user names one.
     read
         Returns the data of the files in a directory, for `with_data`: the full-size original of a
         data set that does not come along. None: there are none to read.
@@ -109,7 +111,7 @@ class Application:
     learning_rate: float = 1e-3
     epochs: int = 10
     batch_size: int = 32
-    default_space: str | type[Space] = "dense_skip"
+    default_space: SpaceChoice = "dense_skip"
     read: Callable[[Path], Data] | None = None
     generate: Callable[[int], Data] | None = None
 
@@ -198,10 +200,15 @@ class Application:
         """Name and digest of the data: models of different namespaces never match."""
         return f"{self.name}-{self.data.digest}"
 
-    def space(self, name: str | None = None) -> Space:
+    def space(self, chosen: SpaceChoice | None = None) -> Space:
         """Make a space for this application's shapes; None: the default space."""
-        chosen = self.default_space if name is None else name
-        found = find(chosen) if isinstance(chosen, str) else chosen
+        chosen = self.default_space if chosen is None else chosen
+        if isinstance(chosen, str):
+            found = find(chosen)
+        elif isinstance(chosen, type) and issubclass(chosen, Space):
+            found = chosen
+        else:
+            found = from_function(chosen)
         try:
             return found(self.input_shapes, self.output_units, self.output_activation)
         except SpaceError as misfit:

@@ -6,6 +6,7 @@ to it. Nothing here imports Keras until a model is built.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute
 from transfer_nas.spaces._base import Gene, Genome, Scalar, Space
+from transfer_nas.spaces._function import Choices, from_function
 from transfer_nas.spaces.attn import Attn
 from transfer_nas.spaces.cell_cnn import CellCnn
 from transfer_nas.spaces.combo import Combo
@@ -29,6 +31,7 @@ __all__ = [
     "REGISTRY",
     "Attn",
     "CellCnn",
+    "Choices",
     "Combo",
     "DenseSkip",
     "FeedForward",
@@ -39,6 +42,7 @@ __all__ = [
     "Space",
     "Uno",
     "find",
+    "from_function",
     "get",
     "graph_of_genome",
 ]
@@ -51,7 +55,7 @@ def find(name: str) -> type[Space]:
     ----------
     name
         A registered name, or ``package.module:attribute`` or ``path/to/file.py:attribute`` of a
-        subclass of `Space`.
+        subclass of `Space`, or of a function for `from_function`.
 
     Raises
     ------
@@ -63,9 +67,13 @@ def find(name: str) -> type[Space]:
     if not is_plugin(name):
         raise SpaceError(f"unknown space {name!r}; {near_misses(name, REGISTRY)}")
     found = load_attribute(name, SpaceError)
-    if not (isinstance(found, type) and issubclass(found, Space)):
-        raise SpaceError(f"{name} is not a subclass of transfer_nas.spaces.Space: {found!r}")
-    return found
+    if isinstance(found, type) and issubclass(found, Space):
+        return found
+    if inspect.isfunction(found):
+        return from_function(found)
+    raise SpaceError(
+        f"{name} is neither a subclass of transfer_nas.spaces.Space nor a function: {found!r}"
+    )
 
 
 def get(

@@ -1,0 +1,75 @@
+"""A search from a notebook: the documentation's example, and what can be wrong."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import transfer_nas
+from transfer_nas.applications import resolve
+from transfer_nas.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_example_of_the_documentation_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/notebooks.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "notebook"}
+    exec(compile(blocks[0], "docs/notebooks.md", "exec"), names)
+    search, results, model = names["search"], names["results"], names["model"]
+    assert isinstance(search, transfer_nas.Search)
+    assert "16/16 evaluations" in capsys.readouterr().out
+    assert (tmp_path / search.output_dir / "results.csv").is_file()
+    children = results[results["m:parent"].notna()]
+    assert (children["m:layers_transferred"] > 0).any()
+    # The second run went on with the models of the first.
+    assert results["m:ancestor"][12:].notna().any()
+    data = resolve("digits").data
+    accuracy = np.mean(model.predict(data.x_valid, verbose=0).argmax(axis=1) == data.y_valid)
+    assert accuracy == pytest.approx(results["objective"].max(), abs=1e-6)
+    assert search.best == {
+        name.removeprefix("p:"): value
+        for name, value in results.loc[results["objective"].idxmax()].items()
+        if name.startswith("p:")
+    }
+
+
+def test_the_best_is_not_there_before_the_first_run(tmp_path: Path) -> None:
+    search = transfer_nas.Search(None, "digits", output_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="no evaluation has worked yet"):
+        _ = search.best
+    with pytest.raises(InputError, match="needs max_evals or timeout"):
+        search.run(max_evals=None)
+
+
+def test_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected an application or its name, found 3"):
+        transfer_nas.Search(None, 3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="expected a function that builds a network, found 3"):
+        transfer_nas.Search(3, "digits")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="transfer must be store or noop, not 'files'"):
+        transfer_nas.Search(None, "digits", transfer="files")
+    with pytest.raises(InputError, match="sample size"):
+        transfer_nas.Search(None, "digits", population_size=2, sample_size=3)
+    (tmp_path / "results.csv").touch()
+    with pytest.raises(InputError, match="holds another run"):
+        transfer_nas.Search(None, "digits", output_dir=tmp_path).run(1)
+
+
+def test_the_package_alone_imports_nothing() -> None:
+    code = (
+        "import sys, transfer_nas; assert 'numpy' not in sys.modules; "
+        "assert transfer_nas.Search.__name__ == 'Search'; assert 'keras' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    with pytest.raises(AttributeError, match="no attribute 'search_'"):
+        _ = transfer_nas.search_

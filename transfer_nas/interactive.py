@@ -1,0 +1,257 @@
+"""`Search`: a search in this process, for notebooks and scripts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cpp_store
+from transfer_nas import applications, transfer
+from transfer_nas.applications import Application, SpaceChoice
+from transfer_nas.errors import InputError
+from transfer_nas.search import serial
+from transfer_nas.search.evaluation import InProcess
+from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.interruption import Interruption
+from transfer_nas.search.manager import Manager, Status
+from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
+from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.trainer import TransferTrainer
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+
+_log = logging.getLogger(__name__)
+
+
+class Search:
+    """Searches for a network, each candidate starting from the weights of the best match.
+
+    Runs in this process; `python -m transfer_nas.evolve` runs on many. The models stay in memory
+    until `close`, so `run` can be called again to go on. A run directory holds everything else.
+
+    Parameters
+    ----------
+    space
+        The name of a space, a subclass of `Space`, a function that builds a network with `Choices`
+        (see `transfer_nas.spaces.from_function`), or None: the application's.
+    application
+        What `transfer_nas.applications.resolve` takes, or an `Application`.
+    data
+        See `Application.with_data`.
+    population_size, sample_size
+        Members of the population, and how many of them compete to be a parent (None: a quarter).
+    beta
+        See `AgingEvolution`.
+    epochs, batch_size, policy
+        See `TransferTrainer`.
+    transfer
+        ``store``, or ``noop`` to train from scratch.
+    seed
+        Of everything random; None: drawn.
+    output_dir
+        A directory without a run; None: ``runs/APPLICATION-TIME``.
+    memory
+        The most that stored models may take, as for `cpp_store.embedded`.
+    progress
+        Whether to show it.
+
+    Attributes
+    ----------
+    output_dir
+        The run directory.
+    """
+
+    def __init__(
+        self,
+        space: SpaceChoice | None,
+        application: str | Application,
+        *,
+        data: str | None = None,
+        population_size: int = 32,
+        sample_size: int | None = None,
+        beta: float = 0.0,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        policy: str = "freeze",
+        transfer: str = "store",
+        seed: int | None = None,
+        output_dir: str | Path | None = None,
+        memory: int | str = "4GiB",
+        progress: bool = True,
+    ) -> None:
+        self.application = _application(application, data)
+        self.space = self.application.space(space)
+        if transfer not in ("store", "noop"):
+            raise InputError(f"transfer must be store or noop, not {transfer!r}")
+        seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
+        self._evolution = {
+            "population_size": population_size,
+            "sample_size": sample_size or max(1, population_size // 4),
+            "seed": seed,
+            "beta": beta,
+        }
+        self._settings = {
+            "application": self.application.name,
+            "namespace": self.application.namespace,
+            "transfer": transfer,
+            "policy": policy,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            **self._evolution,
+        }
+        self._algorithm()  # what is wrong shall be known at once
+        name = self.application.name
+        self.output_dir = Path(output_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self._shows_progress = progress
+        self._resources = ExitStack()
+        self._store = self._resources.enter_context(cpp_store.embedded(memory=memory))
+        self._training = {"policy": policy, "epochs": epochs, "batch_size": batch_size}
+        self._transfer = transfer
+        self._trainer: TransferTrainer | None = None
+
+    def run(self, max_evals: int | None = 100, timeout: float | None = None) -> pd.DataFrame:
+        """Search, or search on; return `results`.
+
+        An interrupted kernel (or Ctrl-C) ends it in good order.
+
+        Parameters
+        ----------
+        max_evals
+            Evaluations of this call; None: no limit.
+        timeout
+            Seconds that it may take; None: no limit.
+        """
+        if max_evals is None and timeout is None:
+            raise InputError("run() needs max_evals or timeout: when shall it end?")
+        with self._directory() as directory:
+            trainer = self._trainer or self._make_trainer(directory.id)
+            self._trainer = trainer
+            before = len(directory.evaluations)
+            with self._progress(timeout) as progress, Interruption(timeout) as interruption:
+                manager = Manager(
+                    self._algorithm(),
+                    directory,
+                    max_evals=None if max_evals is None else before + max_evals,
+                    retire=trainer.retire,
+                    report=progress.update,
+                    warn=progress.warn,
+                )
+                evaluate = InProcess(trainer, self.output_dir, _log.warning)
+                serial.run(manager, evaluate, interruption)
+        return self.results
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """A row for each evaluation, in DeepHyper's columns; failures have NaN as objective."""
+        import pandas as pd
+
+        frame = pd.read_csv(self.output_dir / "results.csv")
+        frame["objective"] = pd.to_numeric(frame["objective"], errors="coerce")
+        return frame
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """What the best network chose: the values of its genes.
+
+        Raises
+        ------
+        InputError
+            No evaluation has worked yet.
+        """
+        row = self._best_row()
+        return {gene.name: row[f"p:{gene.name}"] for gene in self.space.genes}
+
+    def best_model(self) -> keras.Model:
+        """Return the best network, trained and compiled; it is in ``best.keras``, too.
+
+        Raises
+        ------
+        InputError
+            No evaluation has worked yet.
+        """
+        import keras
+
+        self._best_row()
+        model: keras.Model = keras.saving.load_model(self.output_dir / "best.keras")
+        return model
+
+    def close(self) -> None:
+        """Forget the models; the run directory stays."""
+        self._resources.close()
+
+    def __enter__(self) -> Search:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _best_row(self) -> dict[str, Any]:
+        results = self.results if (self.output_dir / "results.csv").exists() else None
+        if results is None or results["objective"].isna().all():
+            raise InputError("no evaluation has worked yet: run() first")
+        best: dict[str, Any] = results.loc[results["objective"].idxmax()].to_dict()
+        return best
+
+    def _algorithm(self) -> AgingEvolution:
+        options: dict[str, Any] = self._evolution
+        return AgingEvolution(self.space, **options)
+
+    def _directory(self) -> RunDirectory:
+        if self._trainer is not None:
+            return RunDirectory.resume(self.output_dir, self.space, self._settings, {})
+        versions = {"python": platform.python_version()}
+        for package in ("transfer-nas", "keras"):
+            versions[package] = _version(package)
+        return RunDirectory.create(
+            self.output_dir, self.space, self._settings, {"versions": versions}
+        )
+
+    def _make_trainer(self, run: str) -> TransferTrainer:
+        method = transfer.get(self._transfer, self.application.namespace, store=self._store)
+        self._resources.callback(method.close)
+        options: dict[str, Any] = self._training
+        return TransferTrainer(self.application, self.space, method, run=run, **options)
+
+    def _progress(self, timeout: float | None) -> Progress:
+        if not self._shows_progress:
+            return _Silence()
+        if sys.stdout.isatty():
+            return TerminalProgress(sys.stdout, timeout)
+        return PlainProgress(sys.stdout, timeout)
+
+
+class _Silence(Progress):
+    """Shows nothing but warnings, which go to the log."""
+
+    def update(self, status: Status) -> None:
+        del status
+
+    def warn(self, text: str) -> None:
+        _log.warning(text)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _application(application: str | Application, data: str | None) -> Application:
+    if isinstance(application, str):
+        return applications.resolve(application, data)
+    if not isinstance(application, Application):
+        raise InputError(f"expected an application or its name, found {application!r}")
+    return application if data is None else application.with_data(data)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
