@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import gc
+import functools
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas import loops
-from transfer_nas.applications import Application
+from transfer_nas import training
+from transfer_nas.applications import Application, as_tuple
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable, near_misses
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.spaces import Space
+from transfer_nas.training import ENGINES, Candidate, Engine
+from transfer_nas.training.policy import POLICIES, Phase, Policy
 from transfer_nas.transfer import Inheritance, NoTransfer, Tensors, TransferMethod
 
-if TYPE_CHECKING:
-    import keras
-
-POLICIES = ("freeze", "finetune", "freeze_then_finetune")
+__all__ = ["POLICIES", "TransferTrainer"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +31,9 @@ _log = logging.getLogger(__name__)
 class TransferTrainer:
     """Builds, trains, judges and stores the model of one genome after the other.
 
-    Keras and its backend are imported at the first evaluation. From then on the process belongs to
-    evaluations: Keras' session is cleared and its seed set before each.
+    Small networks train in NumPy, others in Keras (`transfer_nas.training`). Keras and its backend
+    are imported with the first that needs it. From then on the process belongs to evaluations:
+    Keras' session is cleared and its seed set before each.
 
     One thread evaluates; `retire` may be called from another at any time.
 
@@ -48,20 +46,19 @@ class TransferTrainer:
     transfer
         Where models are put and found; it stays the caller's.
     policy
-        What becomes of inherited layers. ``freeze``: they stay as they are, and only the others
-        train. ``finetune``: all train; the model shares with its ancestor what did not change.
-        ``freeze_then_finetune``: the first half of the epochs (the larger, of an odd number)
-        frozen, then all.
+        What becomes of inherited layers, and how long their heirs train: a `Policy`, or its name.
     epochs, batch_size
         None: the application's.
     run
         Distinguishes the models of this search from those of others in the same place: the model
         of job 7 is called ``run/7``; without `run`, ``7``.
+    engine
+        One of `transfer_nas.training.ENGINES`.
 
     Raises
     ------
     InputError
-        The policy is unknown.
+        Policy or engine is unknown.
     """
 
     def __init__(
@@ -70,24 +67,25 @@ class TransferTrainer:
         space: Space,
         transfer: TransferMethod,
         *,
-        policy: str = "freeze",
+        policy: str | Policy = "freeze",
         epochs: int | None = None,
         batch_size: int | None = None,
         run: str = "",
+        engine: str = "auto",
     ) -> None:
-        if policy not in POLICIES:
-            raise InputError(f"unknown policy {policy!r}; {near_misses(policy, POLICIES)}")
+        if engine not in ENGINES:
+            raise InputError(f"unknown engine {engine!r}; {near_misses(engine, ENGINES)}")
         self.application = application
         self.space = space
-        self.policy = policy
+        self.policy = policy if isinstance(policy, Policy) else Policy(policy)
         self.epochs = application.epochs if epochs is None else epochs
         self.batch_size = application.batch_size if batch_size is None else batch_size
         self._run = run
+        self._engine = engine
         self._transfer = transfer
         self._said: set[type[TransferError]] = set()
         self._unreported: dict[str, Measure] = {}  # what failed in `retire`: the next one says so
-        self._loop: loops.TrainingLoop | None = None
-        self._last: _Candidate | None = None
+        self._last: Candidate | None = None
 
     def evaluate(self, job: Job) -> Evaluation:
         """Train the model of a job's genome and judge it on the validation rows.
@@ -103,10 +101,10 @@ class TransferTrainer:
         Evaluation
             With the measures ``ancestor`` (model id), ``layers``, ``layers_transferred``,
             ``parameters``, ``bytes_transferred``, ``bytes_stored``, ``bytes_whole_copy`` (what the
-            model takes without sharing), ``match_seconds``,
-            ``load_seconds`` (reading and setting weights), ``train_seconds`` (building, compiling,
-            training, judging), ``store_seconds``, and ``transfer_error`` where the transfer method
-            failed (the candidate then goes without it). ``F_nan`` if objective or loss is not a
+            model takes without sharing), ``match_seconds``, ``build_seconds``, ``load_seconds``
+            (reading and setting weights), ``train_seconds`` (with judging), ``store_seconds``,
+            ``epochs``, ``engine``, and ``transfer_error`` where the transfer method failed (the
+            candidate then goes without it). ``F_nan`` if objective or loss is not a
             finite number; ``F_`` and the exception's name for whatever building or training
             raised. Nothing but what is no `Exception` is raised.
         """
@@ -132,10 +130,12 @@ class TransferTrainer:
         if self._last is None:
             raise ValueError("no evaluation has worked yet: there is no model to save")
         from graph_meta import keras_io
+        from transfer_nas.training.keras_engine import compile_model
 
-        model = keras_io.to_keras(self._last.graph)
-        keras_io.set_weights(model, keras_io.get_weights(self._last.model))
-        self._compile(model)
+        graph = self._last.graph
+        model = keras_io.to_keras(graph)
+        keras_io.set_weights(model, self._last.tensors(graph.names))
+        compile_model(model, self.application)
         model.optimizer.build(model.trainable_variables)  # else Keras warns when it opens the file
         model.save(path)
 
@@ -146,7 +146,7 @@ class TransferTrainer:
         except TransferError as error:
             self._without_transfer(error, self._unreported)
 
-    def _evaluate(self, job: Job, measures: dict[str, Measure]) -> tuple[_Candidate, float]:
+    def _evaluate(self, job: Job, measures: dict[str, Measure]) -> tuple[Candidate, float]:
         """Return the trained candidate, stored unless it is worthless, and its objective."""
         graph = self.space.graph(job.genome)
         measures |= {
@@ -159,38 +159,33 @@ class TransferTrainer:
         }
         if self._unreported:
             measures["transfer_error"] = self._unreported.popitem()[1]
-        loop = self._start(job.seed)
         with contextlib.ExitStack() as leases:
             with _timed(measures, "match_seconds"):
                 inheritance = self._best_match(graph, measures)
             if inheritance is not None:
                 leases.enter_context(inheritance)
-            with _timed(measures, "train_seconds"):
-                candidate = _Candidate.build(graph)
+            with _timed(measures, "build_seconds"):
+                engine = next(each for each in self._engines if each.supports(graph))
+                candidate = engine.candidate(graph, job.seed)
+                measures["engine"] = engine.name
+            loaded: Tensors = {}
             if inheritance is not None:
                 with _timed(measures, "load_seconds"):
-                    self._load(candidate, inheritance, measures)
+                    loaded = self._load(candidate, inheritance, measures)
             with _timed(measures, "train_seconds"):
-                self._train(job, candidate, loop)
-                objective = self._objective(loop.validate(candidate.model))
+                phases = self._phases(job, graph, loaded)
+                measures["epochs"] = sum(phase.epochs for phase in phases)
+                self._train(candidate, phases, np.random.default_rng(job.seed))
+                objective = self._objective(dict(candidate.validate()))
             if math.isfinite(objective):
                 with _timed(measures, "store_seconds"):
-                    self._put(job, candidate, objective, inheritance, measures)
+                    unchanged = _unchanged(candidate, loaded, phases)
+                    self._put(job, candidate, objective, inheritance, unchanged, measures)
         return candidate, objective
 
-    def _start(self, seed: int) -> loops.TrainingLoop:
-        """Give the candidate a session as if it were the first of the process."""
-        import keras
-
-        if self._loop is None:
-            self._loop = loops.make(self.application.data, self.batch_size)
-            # Keras' objects are cycles, so each candidate's memory comes back by a collection.
-            # That of a process with TensorFlow in it takes 0.2 s unless what stays is set apart.
-            gc.collect()
-            gc.freeze()
-        keras.utils.clear_session()
-        keras.utils.set_random_seed(seed % 2**32)
-        return self._loop
+    @functools.cached_property
+    def _engines(self) -> Sequence[Engine]:
+        return training.engines(self.application, self.batch_size, self.epochs, self._engine)
 
     def _best_match(self, graph: LayerGraph, measures: dict[str, Measure]) -> Inheritance | None:
         try:
@@ -200,51 +195,44 @@ class TransferTrainer:
             return None
 
     def _load(
-        self, candidate: _Candidate, inheritance: Inheritance, measures: dict[str, Measure]
-    ) -> None:
+        self, candidate: Candidate, inheritance: Inheritance, measures: dict[str, Measure]
+    ) -> Tensors:
+        """Give the candidate the prefix's weights; return them, none if they cannot be read."""
         try:
-            candidate.load(inheritance.read())
+            tensors = inheritance.read()
         except TransferError as error:
             self._without_transfer(error, measures)
-        else:
-            measures["ancestor"] = inheritance.ancestor
-            measures["layers_transferred"] = len(inheritance.layers)
-            measures["bytes_transferred"] = inheritance.nbytes
+            return {}
+        candidate.load(tensors)
+        measures["ancestor"] = inheritance.ancestor
+        measures["layers_transferred"] = len(inheritance.layers)
+        measures["bytes_transferred"] = inheritance.nbytes
+        return tensors
 
-    def _train(self, job: Job, candidate: _Candidate, loop: loops.TrainingLoop) -> None:
-        """Train by the policy; leave the model compiled."""
-        model, rng = candidate.model, np.random.default_rng(job.seed)
-        for frozen, epochs in self._phases(job, candidate):
-            candidate.freeze(frozen)
-            self._compile(model)
-            if epochs and model.trainable_variables:
-                loop.train(model, epochs, rng)
-
-    def _phases(self, job: Job, candidate: _Candidate) -> Iterator[tuple[bool, int]]:
-        """Yield whether inherited layers are frozen and for how many epochs."""
+    def _phases(self, job: Job, graph: LayerGraph, loaded: Tensors) -> list[Phase]:
         epochs = self.epochs if job.epochs is None else job.epochs
-        if job.trained and candidate.inherits_everything():
-            yield False, epochs - job.trained  # it goes on with what it was: nothing is frozen
-        elif not candidate.loaded or self.policy == "finetune":
-            yield False, epochs
-        elif self.policy == "freeze":
-            yield True, epochs
-        else:
-            yield True, epochs - epochs // 2
-            yield False, epochs // 2
+        if job.trained and all(
+            name in loaded
+            for name, layer in zip(graph.names, graph.layers, strict=True)
+            if layer.spec.weights
+        ):
+            # It goes on with what it was: nothing is frozen.
+            return [Phase(frozenset(), epochs - job.trained)]
+        return self.policy.phases(graph, loaded, epochs)
 
-    def _compile(self, model: keras.Model) -> None:
-        import keras
-
-        optimizer = keras.optimizers.get(self.application.optimizer)
-        optimizer.learning_rate = self.application.learning_rate
-        jax = keras.backend.backend() == "jax"  # it has no other way to run fast
-        model.compile(
-            optimizer=optimizer,
-            loss=self.application.loss,
-            metrics=[self.application.metric],
-            jit_compile=jax,
-        )
+    def _train(
+        self, candidate: Candidate, phases: Sequence[Phase], rng: np.random.Generator
+    ) -> None:
+        """Train; end early when a loss is not a finite number, as nothing good comes after it."""
+        rows = len(as_tuple(self.application.data.x_train)[0])
+        for frozen, epochs in phases:
+            running = candidate.training(frozen, epochs=epochs)
+            if running is None:
+                continue
+            for epoch in range(epochs):
+                rate = self.policy.learning_rate(self.application.learning_rate, epoch, epochs)
+                if not math.isfinite(running.epoch(rng.permutation(rows), rate)):
+                    return
 
     def _objective(self, logs: dict[str, float]) -> float:
         """Return what is maximised; NaN if the loss is not a finite number."""
@@ -256,17 +244,18 @@ class TransferTrainer:
     def _put(
         self,
         job: Job,
-        candidate: _Candidate,
+        candidate: Candidate,
         objective: float,
         inheritance: Inheritance | None,
+        inherited: Collection[str],
         measures: dict[str, Measure],
     ) -> None:
-        inherited = candidate.unchanged()
+        graph = candidate.graph
         try:
             measures["bytes_stored"] = self._transfer.put(
                 self._model_id(job.id),
-                candidate.graph,
-                candidate.tensors(inherited),
+                graph,
+                candidate.tensors([name for name in graph.names if name not in inherited]),
                 score=objective,
                 parent="" if job.parent is None else self._model_id(job.parent),
                 inheritance=inheritance if inherited else None,
@@ -290,73 +279,20 @@ class TransferTrainer:
         return f"{self._run}/{job}" if self._run else str(job)
 
 
-@dataclass
-class _Candidate:
-    """A model in training.
+def _unchanged(candidate: Candidate, loaded: Tensors, phases: Sequence[Phase]) -> set[str]:
+    """Return the names of inherited layers whose tensors are still what they were, bit by bit.
 
-    Attributes
-    ----------
-    graph
-        What it is.
-    model
-        The Keras model; its layers carry the stable names of `graph`.
-    loaded
-        The inherited tensors, as they were.
-    frozen
-        Whether the inherited layers were kept from training all the time.
+    What was frozen can have changed only where a layer keeps statistics of its own accord.
     """
-
-    graph: LayerGraph
-    model: keras.Model
-    loaded: Tensors
-    frozen: bool = True
-
-    @classmethod
-    def build(cls, graph: LayerGraph) -> _Candidate:
-        from graph_meta import keras_io
-
-        return cls(graph, keras_io.to_keras(graph), {})
-
-    def load(self, tensors: Tensors) -> None:
-        from graph_meta import keras_io
-
-        keras_io.set_weights(self.model, tensors)
-        self.loaded = tensors
-
-    def inherits_everything(self) -> bool:
-        """Whether all weights were inherited."""
-        return bool(self.loaded) and all(
-            layer.name in self.loaded for layer in self.model.layers if layer.weights
-        )
-
-    def freeze(self, frozen: bool) -> None:
-        """Keep inherited layers from training, statistics included, or let them train."""
-        for name in self.loaded:
-            self.model.get_layer(name).trainable = not frozen
-        self.frozen = self.frozen and frozen
-
-    def unchanged(self) -> set[str]:
-        """Return the names of inherited layers whose tensors are still what they were, bit by bit.
-
-        What was frozen can have changed only where a layer keeps statistics of its own accord.
-        """
-        specs = dict(
-            zip(self.graph.names, (layer.spec for layer in self.graph.layers), strict=True)
-        )
-        return {
-            name
-            for name, tensors in self.loaded.items()
-            if (self.frozen and all(weight.trainable for weight in specs[name].weights))
-            or _same_bits(tensors, self.model.get_layer(name).get_weights())
-        }
-
-    def tensors(self, inherited: Collection[str]) -> Tensors:
-        """Return the tensors of all layers but the inherited ones."""
-        return {
-            layer.name: layer.get_weights()
-            for layer in self.model.layers
-            if layer.weights and layer.name not in inherited
-        }
+    specs = dict(zip(candidate.graph.names, candidate.graph.layers, strict=True))
+    unchanged = set()
+    for name, tensors in loaded.items():
+        frozen = all(name in phase.frozen for phase in phases)
+        if (frozen and all(weight.trainable for weight in specs[name].spec.weights)) or _same_bits(
+            tensors, candidate.tensors([name])[name]
+        ):
+            unchanged.add(name)
+    return unchanged
 
 
 def _same_bits(

@@ -17,12 +17,13 @@ import pytest
 import cpp_store
 from graph_meta import LayerGraph, layers, prefix
 from graph_meta.graph import GraphBuilder
-from transfer_nas import loops
 from transfer_nas.applications import Application, Data
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.spaces import Gene, Space
 from transfer_nas.trainer import POLICIES, TransferTrainer
+from transfer_nas.training import ENGINES
+from transfer_nas.training.policy import Phase, Policy
 from transfer_nas.transfer import (
     HDF5Transfer,
     Inheritance,
@@ -116,8 +117,11 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return [x.tobytes() for x in a] == [x.tobytes() for x in b]
 
 
-def test_a_child_starts_from_its_ancestor_and_says_so(transfer: TransferMethod) -> None:
-    trains = trainer(transfer, run="r")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_child_starts_from_its_ancestor_and_says_so(
+    engine: str, transfer: TransferMethod
+) -> None:
+    trains = trainer(transfer, run="r", engine=engine)
     graph = SPACE.graph(CHILD)
 
     first = trains.evaluate(Job(0, PARENT, None, seed=1))
@@ -154,15 +158,17 @@ def test_a_child_starts_from_its_ancestor_and_says_so(transfer: TransferMethod) 
             "bytes_stored": graph.nbytes if whole_copies else graph.nbytes - shared_bytes,
         }.items()
     )
-    for name in ("match_seconds", "load_seconds", "train_seconds", "store_seconds"):
-        assert 0 < second.measures[name] < 60
+    assert second.measures["engine"] == {"auto": "numpy", "keras": "keras"}[engine]
+    for name in ("match", "build", "load", "train", "store"):
+        assert 0 < second.measures[f"{name}_seconds"] < 60
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_inherited_tensors_stay_what_they_were(
-    policy: str, transfer: TransferMethod, tmp_path: Path
+    policy: str, engine: str, transfer: TransferMethod, tmp_path: Path
 ) -> None:
-    trains = trainer(transfer, policy=policy)
+    trains = trainer(transfer, policy=policy, engine=engine)
     assert trains.evaluate(Job(0, PARENT, None, seed=1)).done
     before = stored(transfer, PARENT)
 
@@ -188,7 +194,7 @@ def test_a_layer_that_keeps_statistics_though_frozen_is_the_childs_own(
     import keras
 
     transfer = StoreTransfer("clusters", store)
-    trains = trainer(transfer)
+    trains = trainer(transfer, engine="keras")
     trains.evaluate(Job(0, PARENT, None, seed=1))
     before = stored(transfer, PARENT)
     stubborn = keras.layers.BatchNormalization.call
@@ -206,22 +212,64 @@ def test_a_layer_that_keeps_statistics_though_frozen_is_the_childs_own(
     assert not same(stored(transfer, CHILD)[normalization], before[normalization])
 
 
-def test_a_genome_that_is_stored_already_needs_no_training(transfer: TransferMethod) -> None:
+def test_a_genome_that_is_stored_already_trains_its_last_layer(
+    transfer: TransferMethod,
+) -> None:
     trains = trainer(transfer)
-    first = trains.evaluate(Job(0, PARENT, None, seed=1))
+    trains.evaluate(Job(0, PARENT, None, seed=1))
+    before = stored(transfer, PARENT)
     again = trains.evaluate(Job(1, PARENT, parent=0, seed=2))
-    assert again.objective == first.objective
     assert again.measures["layers_transferred"] == again.measures["layers"]
+    after = stored(transfer, PARENT)  # the newer of the two, or the better one
+    *others, last = [name for name, ts in before.items() if ts]
+    assert all(same(after[name], before[name]) for name in others)
+    assert transfer.name != "store" or again.measures["bytes_stored"] == sum(
+        tensor.nbytes for tensor in before[last]
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_top_trains_again(engine: str, store: cpp_store.Store, tmp_path: Path) -> None:
+    transfer = StoreTransfer("clusters", store)
+    trains = trainer(transfer, policy=Policy("freeze", unfreeze_top=1), engine=engine)
+    trains.evaluate(Job(0, PARENT, None, seed=1))
+    before = stored(transfer, PARENT)
+
+    assert trains.evaluate(Job(1, CHILD, parent=0, seed=2)).done
+
+    trained = saved(trains, tmp_path / "child.keras")
+    dense, normalization = (name for name in SHARED if before.get(name))
+    assert same(trained[dense], before[dense])
+    assert not same(trained[normalization], before[normalization])
+
+
+def test_heirs_train_for_less_the_more_they_inherit(store: cpp_store.Store) -> None:
+    trains = trainer(StoreTransfer("clusters", store), epochs=9, policy=Policy(child_epochs=1))
+    assert trains.evaluate(Job(0, PARENT, None, seed=1)).measures["epochs"] == 9
+    child = trains.evaluate(Job(1, CHILD, parent=0, seed=2)).measures
+    share = child["bytes_transferred"] / child["bytes_whole_copy"]
+    assert child["epochs"] == round(9 - 8 * share)
+    assert 1 < child["epochs"] < 9
+    assert trains.evaluate(Job(2, PARENT, parent=0, seed=3)).measures["epochs"] == 1
+
+
+def test_the_learning_rate_follows_its_schedule() -> None:
+    policy = Policy(schedule="cosine")
+    rates = [policy.learning_rate(2.0, epoch, 10) for epoch in range(10)]
+    assert rates[0] == 2.0
+    assert rates == sorted(rates, reverse=True)
+    assert 0.2 < rates[-1] < 0.3
+    assert Policy().learning_rate(2.0, 9, 10) == 2.0
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_promoted_job_trains_the_epochs_that_are_left(
     policy: str, transfer: TransferMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    phases: list[tuple[bool, int]] = []
+    phases: list[Phase] = []
     known = TransferTrainer._phases
 
-    def observed(self: TransferTrainer, *given: object) -> list[tuple[bool, int]]:
+    def observed(self: TransferTrainer, *given: object) -> list[Phase]:
         found = list(known(self, *given))
         phases.extend(found)
         return found
@@ -238,14 +286,16 @@ def test_a_promoted_job_trains_the_epochs_that_are_left(
     assert not any(same(before[name], after[name]) for name in before)
     # Without the parent's weights there is everything to train.
     assert trainer(policy=policy).evaluate(promoted).done
-    assert phases == [(False, 2), (False, 4), (False, 6)]  # whatever the policy, nothing is frozen
+    # Whatever the policy, nothing is frozen.
+    assert phases == [Phase(frozenset(), epochs) for epochs in (2, 4, 6)]
 
 
-def test_equal_jobs_have_equal_results_whatever_came_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_equal_jobs_have_equal_results_whatever_came_before(engine: str, tmp_path: Path) -> None:
     job = Job(5, CHILD, None, seed=11)
     results = []
     for earlier in ([], [Job(0, PARENT, None, seed=1), Job(1, PARENT, None, seed=2)]):
-        trains = trainer()
+        trains = trainer(engine=engine)
         for other in earlier:
             trains.evaluate(other)
         results.append((trains.evaluate(job).objective, saved(trains, tmp_path / "m.keras")))
@@ -391,19 +441,36 @@ def test_a_search_goes_on_without_transfer_and_says_so_once(
     assert all(e.measures["layers_transferred"] == 0 for e in evaluations)
 
 
-def test_an_unknown_policy_is_named() -> None:
-    with pytest.raises(InputError, match=r"'frieze'.*did you mean 'freeze'"):
-        trainer(policy="frieze")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"name": "frieze"}, r"'frieze'.*did you mean 'freeze'"),
+        ({"schedule": "cosin"}, r"'cosin'.*did you mean 'cosine'"),
+        ({"unfreeze_top": -1}, "unfreeze_top must not be negative: -1"),
+        ({"child_epochs": 0}, "child_epochs must be at least 1, not 0"),
+    ],
+)
+def test_a_wrong_policy_is_named(option: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Policy(**option)
 
 
-def test_memory_does_not_grow_from_candidate_to_candidate(store: cpp_store.Store) -> None:
+def test_an_unknown_engine_is_named() -> None:
+    with pytest.raises(InputError, match=r"'kears'.*did you mean 'keras'"):
+        trainer(engine="kears")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_memory_does_not_grow_from_candidate_to_candidate(
+    engine: str, store: cpp_store.Store
+) -> None:
     def resident() -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    trains = trainer(StoreTransfer("clusters", store), epochs=1)
+    trains = trainer(StoreTransfer("clusters", store), epochs=1, engine=engine)
     after = []
-    for number in range(28):
+    for number in range(24):
         genome = (number % 2, number % 3)
         assert trains.evaluate(Job(number, genome, None, seed=number)).done
         trains.retire([number - 1])
@@ -412,107 +479,23 @@ def test_memory_does_not_grow_from_candidate_to_candidate(store: cpp_store.Store
     assert after[-1] - after[11] < 24, after
 
 
-class TestLoops:
-    """Our loop against Keras' own."""
-
-    OPTIMIZERS = (
-        ("Adam", {}),  # small weights as one vector
-        ("SGD", {"momentum": 0.9, "clipvalue": 0.1}),
-        ("AdamW", {"weight_decay": 0.1, "clipnorm": 1.0}),  # each weight by itself
-        ("Lamb", {}),
-    )
-
-    @staticmethod
-    def model(seed: int, optimizer: str = "Adam", **options: object):  # type: ignore[no-untyped-def]
-        import keras
-
-        keras.utils.set_random_seed(seed)
-        model = keras.Sequential(
-            [
-                keras.layers.Input((6,)),
-                keras.layers.Dense(8, "tanh", kernel_regularizer=keras.regularizers.L2(0.01)),
-                keras.layers.BatchNormalization(),
-                keras.layers.Dense(9_000, "relu"),  # a large weight
-                keras.layers.Dense(3, "softmax", kernel_constraint=keras.constraints.UnitNorm()),
-            ]
-        )
-        model.compile(
-            getattr(keras.optimizers, optimizer)(0.01, **options),
-            loss="sparse_categorical_crossentropy",
-            metrics=["sparse_categorical_accuracy"],
-        )
-        return model
-
-    @pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS)
-    def test_both_train_and_judge_alike(self, optimizer: str, options: dict[str, object]) -> None:
-        """With all rows in one step there is no order in which they could differ."""
-        data = clusters()
-        ours, keras_own = loops.TensorFlowLoop(data, 256), loops.FitLoop(data, 256)
-        results = []
-        for loop in (ours, keras_own):
-            model = self.model(3, optimizer, **options)
-            start = model.get_weights()
-            loop.train(model, 3, np.random.default_rng(0))
-            results.append((model.get_weights(), loop.validate(model)))
-        (weights, judged), (expected_weights, expected) = results
-        for a, b, before in zip(weights, expected_weights, start, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-            assert not np.array_equal(a, before)
-        assert judged == pytest.approx(expected, rel=1e-3)
-
-    def test_each_row_counts_once_an_epoch(self) -> None:
-        """200 rows in steps of 48: a last step of 8 rows is not dropped and not padded."""
-        import keras
-
-        seen = []
-
-        @keras.saving.register_keras_serializable("test")
-        class Watch(keras.layers.Layer):
-            def call(self, inputs):  # type: ignore[no-untyped-def]
-                import tensorflow as tf
-
-                tf.py_function(lambda x: seen.append(x.numpy()), [inputs], [])
-                return inputs
-
-        data = clusters()
-        inputs = keras.Input((6,))
-        model = keras.Model(inputs, keras.layers.Dense(3)(Watch()(inputs)))
-        model.compile(
-            "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
-        )
-        loops.TensorFlowLoop(data, 48).train(model, 2, np.random.default_rng(0))
-        seen = [rows for rows in seen if len(rows)]
-        assert [len(rows) for rows in seen] == [48, 48, 48, 48, 8] * 2
-        for epoch in (seen[:5], seen[5:]):
-            rows = np.concatenate(epoch)
-            assert not np.array_equal(rows, data.x_train)
-            np.testing.assert_array_equal(np.sort(rows, axis=0), np.sort(data.x_train, axis=0))
-
-    def test_an_epoch_without_a_finite_loss_is_the_last(self) -> None:
-        model = self.model(3)
-        model.optimizer.learning_rate = 1e30
-        loop = loops.TensorFlowLoop(clusters(), 32)
-        loop.train(model, 50, np.random.default_rng(0))
-        assert int(model.optimizer.iterations) < 50 * 7
-        assert np.isnan(loop.validate(model)["loss"])
-
-
 OTHER_PROCESS = """
 import json, sys
 import test_trainer
 from transfer_nas.transfer import HDF5Transfer
 from pathlib import Path
-trains = test_trainer.trainer(HDF5Transfer("clusters", Path(sys.argv[1])))
+trains = test_trainer.trainer(HDF5Transfer("clusters", Path(sys.argv[1])), engine=sys.argv[2])
 jobs = [test_trainer.Job(0, (0, 0), None, 1), test_trainer.Job(1, (0, 1), 0, 2)]
 evaluations = [trains.evaluate(job).to_dict() for job in jobs]
-trains.save_model(Path(sys.argv[1]) / "last.keras")
+if sys.argv[2] == "keras":
+    trains.save_model(Path(sys.argv[1]) / "last.keras")
 print(json.dumps(evaluations))
 """
 
 
-def in_another_process(directory: Path, backend: str) -> list[Evaluation]:
+def in_another_process(directory: Path, backend: str, engine: str) -> list[Evaluation]:
     process = subprocess.run(
-        [sys.executable, "-c", OTHER_PROCESS, str(directory)],
+        [sys.executable, "-c", OTHER_PROCESS, str(directory), engine],
         cwd=Path(__file__).parent,
         env=os.environ | {"KERAS_BACKEND": backend, "PYTHONHASHSEED": "3"},
         capture_output=True,
@@ -524,20 +507,21 @@ def in_another_process(directory: Path, backend: str) -> list[Evaluation]:
     return [Evaluation.from_dict(fields) for fields in json.loads(process.stdout)]
 
 
-def test_another_process_gets_the_same_objectives(tmp_path: Path) -> None:
-    trains = trainer(HDF5Transfer("clusters", tmp_path / "here"))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_another_process_gets_the_same_objectives(engine: str, tmp_path: Path) -> None:
+    trains = trainer(HDF5Transfer("clusters", tmp_path / "here"), engine=engine)
     here = [
         trains.evaluate(Job(0, PARENT, None, seed=1)),
         trains.evaluate(Job(1, CHILD, parent=0, seed=2)),
     ]
-    there = in_another_process(tmp_path / "there", "tensorflow")
+    there = in_another_process(tmp_path / "there", "tensorflow", engine)
     assert [e.objective for e in there] == [e.objective for e in here]
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_train_and_transfer(backend: str, tmp_path: Path) -> None:
     pytest.importorskip(backend, reason=f"{backend} is not installed")
-    parent, child = in_another_process(tmp_path, backend)
+    parent, child = in_another_process(tmp_path, backend, "keras")
     assert (parent.status, child.status) == ("DONE", "DONE")
     assert min(parent.objective, child.objective) > 0.6
     assert child.measures["layers_transferred"] == len(SHARED)

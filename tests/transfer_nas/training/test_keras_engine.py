@@ -1,0 +1,127 @@
+"""Our loop on TensorFlow against Keras' own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from transfer_nas.applications import Data
+from transfer_nas.training.keras_engine import FitLoop, KerasLoop
+
+ROWS = 200
+OPTIMIZERS = (
+    ("Adam", {}),  # small weights as one vector
+    ("SGD", {"momentum": 0.9, "clipvalue": 0.1}),
+    ("AdamW", {"weight_decay": 0.1, "clipnorm": 1.0}),  # each weight by itself
+    ("Lamb", {}),
+)
+
+
+def tensorflow_loop(data: Data, batch_size: int) -> KerasLoop:
+    from transfer_nas.training.tensorflow_loop import TensorFlowLoop
+
+    return TensorFlowLoop(data, batch_size)
+
+
+def clusters() -> Data:
+    """Three clouds of points that a straight line does not quite tell apart."""
+    rng = np.random.default_rng(7)
+    labels = rng.integers(3, size=260).astype(np.int32)
+    centres = rng.normal(size=(3, 6))
+    points = (centres[labels] + 0.6 * rng.normal(size=(260, 6))).astype(np.float32)
+    return Data(points[:ROWS], labels[:ROWS], points[ROWS:], labels[ROWS:])
+
+
+def make_model(seed: int, optimizer: str = "Adam", **options: object) -> Any:
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.layers.Input((6,)),
+            keras.layers.Dense(8, "tanh", kernel_regularizer=keras.regularizers.L2(0.01)),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(9_000, "relu"),  # a large weight
+            keras.layers.Dense(3, "softmax", kernel_constraint=keras.constraints.UnitNorm()),
+        ]
+    )
+    model.compile(
+        getattr(keras.optimizers, optimizer)(0.01, **options),
+        loss="sparse_categorical_crossentropy",
+        metrics=["sparse_categorical_accuracy"],
+    )
+    return model
+
+
+def train(loop: KerasLoop, model: Any, epochs: int) -> list[float]:
+    from graph_meta import keras_io
+
+    training = loop.training(model, keras_io.from_keras(model), epochs)
+    rng = np.random.default_rng(0)
+    return [training.epoch(rng.permutation(ROWS), 0.01) for _ in range(epochs)]
+
+
+@pytest.mark.parametrize(("optimizer", "options"), OPTIMIZERS)
+def test_both_train_and_judge_alike(optimizer: str, options: dict[str, object]) -> None:
+    data = clusters()
+    results = []
+    for loop in (tensorflow_loop(data, 48), FitLoop(data, 48)):
+        model = make_model(3, optimizer, **options)
+        start = model.get_weights()
+        losses = train(loop, model, 2)
+        results.append((model.get_weights(), losses, loop.validate(model)))
+    (weights, losses, judged), (expected_weights, expected_losses, expected) = results
+    for a, b, before in zip(weights, expected_weights, start, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        assert not np.array_equal(a, before)
+    assert losses == pytest.approx(expected_losses, rel=1e-3)
+    assert judged == pytest.approx(expected, rel=1e-3)
+
+
+def test_each_row_counts_once_an_epoch() -> None:
+    """200 rows in steps of 48: a last step of 8 rows is not dropped and not padded."""
+    import keras
+
+    from graph_meta import keras_io
+
+    seen = []
+
+    @keras.saving.register_keras_serializable("test")
+    class Watch(keras.layers.Layer):
+        def call(self, inputs):  # type: ignore[no-untyped-def]
+            import tensorflow as tf
+
+            tf.py_function(lambda x: seen.append(x.numpy()), [inputs], [])
+            return inputs
+
+    data = clusters()
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(Watch()(inputs)))
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
+    )
+    training = tensorflow_loop(data, 48).training(model, keras_io.from_keras(model), 2)
+    order = np.random.default_rng(0).permutation(ROWS)
+    training.epoch(order, 0.01)
+    seen = [rows for rows in seen if len(rows)]
+    assert [len(rows) for rows in seen] == [48, 48, 48, 48, 8]
+    np.testing.assert_array_equal(np.concatenate(seen), data.x_train[order])
+
+
+@pytest.mark.parametrize("make_loop", [tensorflow_loop, FitLoop])
+def test_an_epoch_can_be_done_again(make_loop: Any) -> None:
+    from graph_meta import keras_io
+
+    model = make_model(3)
+    training = make_loop(clusters(), 48).training(model, keras_io.from_keras(model), 3)
+    order = np.arange(ROWS)
+    training.epoch(order, 0.01)
+    before = training.state()
+    losses = [training.epoch(order, 0.01) for _ in range(2)]
+
+    training.restore(before)
+
+    assert [training.epoch(order, 0.01) for _ in range(2)] == pytest.approx(losses, rel=1e-5)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)

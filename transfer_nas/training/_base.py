@@ -1,0 +1,116 @@
+"""What an engine is: it makes candidates out of layer graphs, trains and judges them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_meta import LayerGraph
+from transfer_nas.transfer import Tensors
+
+
+class Training(ABC):
+    """The training of one candidate, epoch by epoch; the optimizer starts anew with it.
+
+    Between two epochs, `state` holds all that the next one depends on.
+    """
+
+    @abstractmethod
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+        """Train once on the training rows.
+
+        Parameters
+        ----------
+        order
+            Their numbers in the order of training, each once. The last step takes those that are
+            left over from full batches.
+        learning_rate
+            Of this epoch.
+
+        Returns
+        -------
+        float
+            Mean loss of the rows, each at its step; not finite if the training has diverged.
+        """
+
+    @abstractmethod
+    def state(self) -> list[npt.NDArray[np.generic]]:
+        """Return copies of weights, optimizer's variables and the state of what is random."""
+
+    @abstractmethod
+    def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
+        """Go back to a state of a training of the same candidate with the same layers frozen."""
+
+
+class Candidate(ABC):
+    """A network with weights of its own: new ones from its layers' initializers at first.
+
+    Layers go by their stable names, as in `graph`. One thread at a time may use a candidate, and
+    the last that an engine made is the only one that may train.
+    """
+
+    graph: LayerGraph
+
+    @abstractmethod
+    def load(self, tensors: Tensors) -> None:
+        """Set the weights of some layers; copies the arrays."""
+
+    @abstractmethod
+    def tensors(self, names: Collection[str]) -> Tensors:
+        """Return the weights of some layers, in the order of the Keras layer's ``weights``.
+
+        They may be views that the next epoch changes.
+        """
+
+    @abstractmethod
+    def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
+        """Begin a training.
+
+        Parameters
+        ----------
+        frozen
+            Layers that do not train. Their statistics stay as they are, as in Keras.
+        epochs
+            How many are planned: what is computed once for all has to pay.
+
+        Returns
+        -------
+        Training or None
+            None if there is nothing to train.
+        """
+
+    @abstractmethod
+    def validate(self) -> Mapping[str, float]:
+        """Return ``loss`` and the application's metric by its name, on the validation rows."""
+
+
+class Engine(ABC):
+    """Makes candidates for one application.
+
+    Attributes
+    ----------
+    name
+        For the record.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def supports(self, graph: LayerGraph) -> bool:
+        """Whether this engine can train that network as Keras would."""
+
+    @abstractmethod
+    def candidate(self, graph: LayerGraph, seed: int) -> Candidate:
+        """Make a candidate.
+
+        Parameters
+        ----------
+        graph
+            One that the engine supports.
+        seed
+            Seed of the initial weights and of all that is random in the layers.
+        """

@@ -1,0 +1,1 @@
+"""Training in NumPy. Start reading at `engine.py`; `layers.py` is the list of what it knows."""

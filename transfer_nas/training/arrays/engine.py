@@ -1,0 +1,200 @@
+"""Trains small networks in NumPy: no model to build, nothing to trace, no TensorFlow to import.
+
+A search trains thousands of networks of different shapes for a second or less each. With Keras on
+TensorFlow, three quarters of the time of such an evaluation go into building the model, tracing its
+training step and preparing the trace, and no two networks share any of that. Here a network is a
+list of NumPy calls, made in a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_meta import LayerGraph
+from transfer_nas.applications import Application, Arrays, as_tuple
+from transfer_nas.training._base import Candidate, Engine
+from transfer_nas.training.arrays.layers import Array
+from transfer_nas.training.arrays.losses import LOSSES, METRICS
+from transfer_nas.training.arrays.optimizers import OPTIMIZERS
+from transfer_nas.training.arrays.plan import Plan, new_weights
+from transfer_nas.training.arrays.program import ArrayTraining, Program, limited
+from transfer_nas.transfer import Tensors
+
+_CHUNK = 1024  # rows to judge at once
+
+_ONE_THREAD = 2**22
+"""Multiplications of a layer, for a batch, up to which other threads cost more than they do."""
+
+_MOST_WORK = 2 * 10**12
+"""Multiplications of a training up to which it is a small one: some twenty seconds."""
+
+
+class ArrayEngine(Engine):
+    """Candidates of NumPy arrays.
+
+    Results are those of Keras but for rounding, and for the random numbers: initial weights and
+    dropout come from the same distributions, not from the same generators.
+
+    Parameters
+    ----------
+    application
+        Its loss, metric and optimizer must be known here (`knows`).
+    batch_size
+        Rows a step.
+    epochs
+        Epochs of a training; with the number of rows, tells a small network from a large one.
+    """
+
+    name = "numpy"
+
+    def __init__(self, application: Application, batch_size: int, epochs: int) -> None:
+        self._application = application
+        self._batch_size = batch_size
+        self._rows = _Rows.of(application)
+        self._epochs = epochs
+
+    @staticmethod
+    def knows(application: Application) -> bool:
+        """Tell whether loss, metric, optimizer and data are known here."""
+        data = application.data
+        names = (application.loss, application.metric, application.optimizer)
+        return (
+            all(isinstance(name, str) for name in names)
+            and application.loss in LOSSES
+            and application.metric in METRICS
+            and application.optimizer in OPTIMIZERS
+            and _is_sparse(application.loss) == _is_sparse(application.metric)
+            and not isinstance(data.y_train, tuple)
+            and all(x.dtype.kind in "fiu" for x in as_tuple(data.x_train))
+        )
+
+    def supports(self, graph: LayerGraph) -> bool:
+        """Whether all layers are known, the last one goes with the loss, and it is small."""
+        # Forward, gradients of weights, gradients of inputs.
+        work = 3 * graph.parameters * len(self._rows.y_train) * self._epochs
+        plan = Plan.of(graph)
+        if plan is None or work > _MOST_WORK or len(plan.inputs) != len(self._rows.x_train):
+            return False
+        after = LOSSES[self._application.loss].after
+        last = plan.steps[-1] if plan.steps else None
+        if last is None or last.output != plan.output:
+            return False
+        y = self._rows.y_train
+        if y.size != len(y) * (1 if _is_sparse(self._application.loss) else last.size):
+            return False  # Keras broadcasts, or complains
+        return after is None or last.config.get("activation") == after
+
+    def candidate(self, graph: LayerGraph, seed: int) -> ArrayCandidate:
+        """See `Engine`."""
+        return ArrayCandidate(graph, seed, self._rows, self._application, self._batch_size)
+
+
+def _is_sparse(name: str) -> bool:
+    """Whether a loss or metric takes the numbers of classes."""
+    return name.startswith("sparse_")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The data, inputs as float32."""
+
+    x_train: list[Array]
+    y_train: npt.NDArray[np.generic]
+    x_valid: list[Array]
+    y_valid: npt.NDArray[np.generic]
+
+    @classmethod
+    def of(cls, application: Application) -> _Rows:
+        def floats(arrays: Arrays) -> list[Array]:
+            return [np.ascontiguousarray(array, np.float32) for array in as_tuple(arrays)]
+
+        data = application.data
+        assert isinstance(data.y_train, np.ndarray) and isinstance(data.y_valid, np.ndarray)
+        return cls(floats(data.x_train), data.y_train, floats(data.x_valid), data.y_valid)
+
+
+class ArrayCandidate(Candidate):
+    """A network of NumPy arrays."""
+
+    def __init__(
+        self,
+        graph: LayerGraph,
+        seed: int,
+        rows: _Rows,
+        application: Application,
+        batch_size: int,
+    ) -> None:
+        plan = Plan.of(graph)
+        assert plan is not None
+        self.graph = graph
+        self._plan = plan
+        self._rows = rows
+        self._application = application
+        self._batch_size = batch_size
+        initial, self._rng = np.random.default_rng(seed).spawn(2)
+        self._specs = {
+            name: layer.spec
+            for name, layer in zip(graph.names, graph.layers, strict=True)
+            if layer.spec.weights
+        }
+        self._weights = {name: new_weights(spec, initial) for name, spec in self._specs.items()}
+        largest = max((spec.parameters for spec in self._specs.values()), default=0)
+        self._threads = 1 if largest * batch_size <= _ONE_THREAD else None
+
+    def load(self, tensors: Tensors) -> None:
+        """See `Candidate`."""
+        for name, arrays in tensors.items():
+            for weight, array in zip(self._weights[name], arrays, strict=True):
+                weight[...] = array
+
+    def tensors(self, names: Collection[str]) -> Tensors:
+        """See `Candidate`."""
+        return {name: self._weights[name] for name in names if name in self._weights}
+
+    def training(self, frozen: Collection[str] = (), *, epochs: int) -> ArrayTraining | None:
+        """See `Candidate`."""
+        trainable = {
+            name: [weight.trainable for weight in spec.weights]
+            for name, spec in self._specs.items()
+            if name not in frozen
+        }
+        if not any(any(flags) for flags in trainable.values()):
+            return None
+        with limited(self._threads):
+            return ArrayTraining(
+                self._plan,
+                self._weights,
+                trainable,
+                self._rows.x_train,
+                self._rows.y_train,
+                loss=LOSSES[self._application.loss],
+                optimizer=OPTIMIZERS[self._application.optimizer],
+                batch_size=self._batch_size,
+                epochs=epochs,
+                threads=self._threads,
+                rng=self._rng,
+            )
+
+    def validate(self) -> dict[str, float]:
+        """See `Candidate`."""
+        y = self._rows.y_valid
+        with limited(self._threads):
+            p = self._predict()
+            loss, metric = self._application.loss, self._application.metric
+            return {"loss": LOSSES[loss].value(y, p), metric: METRICS[metric](y, p)}
+
+    def _predict(self) -> Array:
+        """Return the outputs for the validation rows."""
+        program = Program(self._plan, self._plan.steps, self._weights, {}, self._rng)
+        y = self._rows.y_valid
+        predicted = []
+        for begin in range(0, len(y), _CHUNK):
+            rows = slice(begin, begin + _CHUNK)
+            inputs = zip(self._plan.inputs, self._rows.x_valid, strict=True)
+            given = {value: array[rows] for value, array in inputs}
+            predicted.append(program.forward(given, training=False)[self._plan.output])
+        return np.concatenate(predicted)

@@ -1,0 +1,234 @@
+"""Trains every Keras model. Keras and its backend are imported with the first candidate."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_meta import LayerGraph
+from transfer_nas.applications import Application, Arrays, Data, as_tuple
+from transfer_nas.training._base import Candidate, Engine, Training
+from transfer_nas.transfer import Tensors
+
+if TYPE_CHECKING:
+    import keras
+
+_VALIDATION_BYTES = 2**20
+"""Bytes of inputs to judge at once, unless a training batch has more: larger batches save the
+overhead of calls where rows are small, and cost memory where they are large."""
+
+
+class KerasEngine(Engine):
+    """Candidates that are Keras models.
+
+    From the first candidate on the process belongs to it: Keras' session is cleared and its seed
+    set for each.
+    """
+
+    name = "keras"
+
+    def __init__(self, application: Application, batch_size: int) -> None:
+        self._application = application
+        self._batch_size = batch_size
+
+    def supports(self, graph: LayerGraph) -> bool:
+        """Whatever Keras can build."""
+        return True
+
+    def candidate(self, graph: LayerGraph, seed: int) -> KerasCandidate:
+        """See `Engine`."""
+        import keras
+
+        loop = self._loop
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(seed % 2**32)
+        return KerasCandidate(graph, self._application, loop)
+
+    @functools.cached_property
+    def _loop(self) -> KerasLoop:
+        """Return the loop for the backend that Keras uses."""
+        import keras
+
+        data, batch_size = self._application.data, self._batch_size
+        if keras.backend.backend() == "tensorflow":
+            from transfer_nas.training.tensorflow_loop import TensorFlowLoop
+
+            loop: KerasLoop = TensorFlowLoop(data, batch_size)
+        else:
+            loop = FitLoop(data, batch_size)
+        # Keras' objects are cycles, so each candidate's memory comes back by a collection. That of
+        # a process with TensorFlow in it takes 0.2 s unless what stays is set apart.
+        gc.collect()
+        gc.freeze()
+        return loop
+
+
+class KerasLoop(ABC):
+    """Trains and judges Keras models on one data set.
+
+    Parameters
+    ----------
+    data
+        Training and validation rows.
+    batch_size
+        Rows a step.
+    """
+
+    @abstractmethod
+    def __init__(self, data: Data, batch_size: int) -> None: ...
+
+    @abstractmethod
+    def training(self, model: keras.Model, graph: LayerGraph, epochs: int) -> Training:
+        """Begin a training of `model`, which was compiled just before and has something to train.
+
+        Parameters
+        ----------
+        model
+            The model; its frozen layers are not trainable.
+        graph
+            What it is, by the stable names that its layers carry.
+        epochs
+            How many are planned.
+        """
+
+    @abstractmethod
+    def validate(self, model: keras.Model) -> dict[str, float]:
+        """Return ``loss`` and the compiled metrics by name, on the validation rows."""
+
+
+class KerasCandidate(Candidate):
+    """A Keras model; its layers carry the stable names of `graph`."""
+
+    def __init__(self, graph: LayerGraph, application: Application, loop: KerasLoop) -> None:
+        from graph_meta import keras_io
+
+        self.graph = graph
+        self._model = keras_io.to_keras(graph)
+        self._application = application
+        self._loop = loop
+        compile_model(self._model, application)
+
+    def load(self, tensors: Tensors) -> None:
+        """See `Candidate`."""
+        from graph_meta import keras_io
+
+        keras_io.set_weights(self._model, tensors)
+
+    def tensors(self, names: Collection[str]) -> Tensors:
+        """See `Candidate`."""
+        return {
+            layer.name: layer.get_weights()
+            for layer in self._model.layers
+            if layer.weights and layer.name in names
+        }
+
+    def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
+        """See `Candidate`."""
+        for layer in self._model.layers:
+            layer.trainable = layer.name not in frozen
+        if not self._model.trainable_variables:
+            return None
+        compile_model(self._model, self._application)
+        return self._loop.training(self._model, self.graph, epochs)
+
+    def validate(self) -> dict[str, float]:
+        """See `Candidate`."""
+        return self._loop.validate(self._model)
+
+
+def compile_model(model: keras.Model, application: Application) -> None:
+    """Compile a model as the application says; its optimizer is new."""
+    import keras
+
+    optimizer = keras.optimizers.get(application.optimizer)
+    optimizer.learning_rate = application.learning_rate
+    model.compile(
+        optimizer=optimizer,
+        loss=application.loss,
+        metrics=[application.metric],
+        jit_compile=keras.backend.backend() == "jax",  # it has no other way to run fast
+    )
+
+
+class FitLoop(KerasLoop):
+    """Keras' own loop; any backend."""
+
+    def __init__(self, data: Data, batch_size: int) -> None:
+        self._data = data
+        self._batch_size = batch_size
+
+    def training(self, model: keras.Model, graph: LayerGraph, epochs: int) -> Training:
+        """See `KerasLoop`."""
+        return _FitTraining(model, self._data, self._batch_size)
+
+    def validate(self, model: keras.Model) -> dict[str, float]:
+        """See `KerasLoop`."""
+        logs = model.evaluate(
+            inputs(self._data.x_valid),
+            self._data.y_valid,
+            batch_size=validation_batch_size(self._data, self._batch_size),
+            verbose=0,
+            return_dict=True,
+        )
+        return {name: float(value) for name, value in logs.items()}
+
+
+class _FitTraining(Training):
+    """Fits one epoch at a time."""
+
+    def __init__(self, model: keras.Model, data: Data, batch_size: int) -> None:
+        self._model, self._data, self._batch_size = model, data, batch_size
+        model.optimizer.build(model.trainable_variables)
+
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+        """See `Training`."""
+        self._model.optimizer.learning_rate = learning_rate
+        history = self._model.fit(
+            inputs(tuple(x[order] for x in as_tuple(self._data.x_train))),
+            inputs(tuple(y[order] for y in as_tuple(self._data.y_train))),
+            batch_size=self._batch_size,
+            shuffle=False,
+            verbose=0,
+        )
+        return float(history.history["loss"][-1])
+
+    def state(self) -> list[npt.NDArray[np.generic]]:
+        """See `Training`."""
+        return state_of(self._model)
+
+    def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
+        """See `Training`."""
+        restore_to(self._model, state)
+
+
+def state_of(model: keras.Model) -> list[npt.NDArray[np.generic]]:
+    """Return weights, seeds and optimizer's variables of a model in training."""
+    import keras
+
+    variables = [*model.variables, *model.optimizer.variables]
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def restore_to(model: keras.Model, state: Sequence[npt.NDArray[np.generic]]) -> None:
+    """Undo what happened since `state_of`."""
+    variables = [*model.variables, *model.optimizer.variables]
+    for variable, array in zip(variables, state, strict=True):
+        variable.assign(array)
+
+
+def inputs(x: Arrays) -> Any:
+    """Return inputs as a Keras model takes them: one array or a list."""
+    arrays = as_tuple(x)
+    return arrays[0] if len(arrays) == 1 else list(arrays)
+
+
+def validation_batch_size(data: Data, batch_size: int) -> int:
+    """Return how many rows to judge at once."""
+    row = sum(array[:1].nbytes for array in as_tuple(data.x_valid))
+    return max(batch_size, _VALIDATION_BYTES // max(row, 1))

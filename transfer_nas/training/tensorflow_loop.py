@@ -1,0 +1,226 @@
+"""Trains Keras models on TensorFlow: one compiled function an epoch.
+
+What ``Model.fit`` spends on a candidate that trains for seconds is overhead: it traces each step
+twice (once because optimizer and metrics make their variables inside), and each weight's update by
+itself, keeps the bookkeeping of metrics that nobody reads, and feeds batches from Python. It also
+leaks: each trace leaves its graph in TensorFlow's registry of gradients, through the reduction over
+replicas in ``Optimizer.apply``, which therefore is called across replicas here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_meta import LayerGraph
+from transfer_nas.applications import Data, as_tuple
+from transfer_nas.training._base import Training
+from transfer_nas.training.keras_engine import (
+    KerasLoop,
+    inputs,
+    restore_to,
+    state_of,
+    validation_batch_size,
+)
+
+if TYPE_CHECKING:
+    import keras
+
+_SMALL_WEIGHT = 2**16
+"""Elements of a weight that is updated together with others: the copies that this takes cost more
+than they save from about four times as many on."""
+
+_ELEMENTWISE = (
+    "SGD",
+    "RMSprop",
+    "Adam",
+    "Adamax",
+    "Nadam",
+    "Adagrad",
+    "Adadelta",
+    "Lion",
+)
+"""Optimizers that treat each element of a weight by itself, whatever the weight's shape."""
+
+
+class TensorFlowLoop(KerasLoop):
+    """The rows stay on the device."""
+
+    def __init__(self, data: Data, batch_size: int) -> None:
+        import tensorflow as tf
+
+        # Equal seeds shall give equal weights.
+        tf.config.experimental.enable_op_determinism()
+        self._train_rows = _tensors((inputs(data.x_train), inputs(data.y_train)))
+        self._valid_rows = _tensors((inputs(data.x_valid), inputs(data.y_valid)))
+        self._rows = len(as_tuple(data.x_train)[0])
+        self._batch_size = batch_size
+        self._valid_count = len(as_tuple(data.x_valid)[0])
+        size = validation_batch_size(data, batch_size)
+        self._valid_batches = [
+            slice(begin, begin + size) for begin in range(0, self._valid_count, size)
+        ]
+
+    def training(self, model: keras.Model, graph: LayerGraph, epochs: int) -> Training:
+        """See `KerasLoop`."""
+        return _TensorFlowTraining(model, self._train_rows, self._rows, self._batch_size)
+
+    def validate(self, model: keras.Model) -> dict[str, float]:
+        """Call the model batch by batch: a trace would cost more than it saves."""
+        import keras
+
+        model.reset_metrics()
+        total = 0.0
+        for batch in self._valid_batches:
+            x, y = keras.tree.map_structure(lambda rows, at=batch: rows[at], self._valid_rows)
+            predicted = model(x, training=False)
+            loss = model.compute_loss(x, y, predicted, training=False)
+            total += float(loss) * len(keras.tree.flatten(y)[0])
+            metrics = model.compute_metrics(x, y, predicted)
+        logs = {name: float(value) for name, value in metrics.items()}
+        return logs | {"loss": total / self._valid_count}
+
+
+class _TensorFlowTraining(Training):
+    """One trace, run once an epoch."""
+
+    def __init__(self, model: keras.Model, rows: Any, count: int, batch_size: int) -> None:
+        self._model = model
+        self._update = _Update(model.optimizer, model.trainable_variables)
+        self._epoch = _epoch(model, self._update, rows, count, batch_size)
+
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+        """See `Training`."""
+        self._model.optimizer.learning_rate = learning_rate
+        return float(self._epoch(order.astype(np.int32)))
+
+    def state(self) -> list[npt.NDArray[np.generic]]:
+        """See `Training`."""
+        return state_of(self._model)
+
+    def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
+        """See `Training`."""
+        restore_to(self._model, state)
+        self._update.read()
+
+
+def _epoch(model: keras.Model, update: _Update, rows: Any, count: int, batch_size: int) -> Any:
+    """Return a function that trains once on rows in a given order; it returns the mean loss."""
+    import keras
+    import tensorflow as tf
+
+    weights = model.trainable_variables
+
+    def step(batch: Any) -> Any:
+        x, y = keras.tree.map_structure(lambda array: tf.gather(array, batch), rows)
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x, y, model(x, training=True), training=True)
+            scaled = model.optimizer.scale_loss(loss)
+        gradients = tape.gradient(
+            scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        tf.distribute.get_replica_context().merge_call(lambda _: update.apply(gradients))
+        return tf.cast(loss, tf.float32)
+
+    def epoch(order: Any) -> Any:
+        def body(begin: Any, total: Any) -> Any:
+            batch = order[begin : begin + batch_size]
+            total += step(batch) * tf.cast(tf.size(batch), tf.float32)
+            return begin + batch_size, total
+
+        _, total = tf.while_loop(
+            lambda begin, _: begin < count,
+            body,
+            (tf.constant(0), tf.constant(0.0)),
+            parallel_iterations=1,
+        )
+        return total / count
+
+    # Layers that need no AutoGraph get none from Keras' own loop either.
+    return tf.function(epoch, input_signature=[tf.TensorSpec([count], tf.int32)], autograph=False)
+
+
+class _Update:
+    """An optimizer that sees many small weights as one long vector.
+
+    Tracing an update takes some 10 ms a weight, and running it some ten kernels, however small the
+    weight is. Where the optimizer treats each element by itself, the vector's update is the same
+    bit for bit. Large weights are updated one by one, and so is everything where more than the
+    element counts: clipping to a norm, weight decay, constraints.
+
+    Parameters
+    ----------
+    optimizer
+        Not built yet; it is built here, since variables that are made while tracing cost a second
+        trace.
+    weights
+        All that are to be trained.
+    """
+
+    def __init__(self, optimizer: Any, weights: list[Any]) -> None:
+        import keras
+
+        self._optimizer = optimizer
+        elementwise = _is_elementwise(optimizer)
+        self._is_small = [elementwise and _is_small(weight) for weight in weights]
+        self._small, self._large = self._parted(weights)
+        self._sizes = [math.prod(weight.shape) for weight in self._small]
+        self._vectors = [keras.Variable(_joined(self._small))] if self._small else []
+        optimizer.build([*self._vectors, *self._large])
+
+    def apply(self, gradients: list[Any]) -> None:
+        """Change all weights by their gradients."""
+        import tensorflow as tf
+
+        small, large = self._parted(gradients)
+        vectors = [_joined(small)] if small else []
+        self._optimizer.apply([*vectors, *large], [*self._vectors, *self._large])
+        for vector in self._vectors:
+            parts = tf.split(vector, self._sizes)
+            for weight, part in zip(self._small, parts, strict=True):
+                weight.assign(tf.reshape(part, weight.shape))
+
+    def read(self) -> None:
+        """Take up weights that were changed from outside."""
+        for vector in self._vectors:
+            vector.assign(_joined(self._small))
+
+    def _parted(self, values: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Return what belongs to small weights, and what to large ones."""
+        each = list(zip(values, self._is_small, strict=True))
+        return [value for value, small in each if small], [v for v, small in each if not small]
+
+
+def _is_elementwise(optimizer: Any) -> bool:
+    import keras
+
+    return (
+        type(optimizer) in {getattr(keras.optimizers, name) for name in _ELEMENTWISE}
+        and optimizer.clipnorm is None
+        and optimizer.global_clipnorm is None
+        and optimizer.weight_decay is None
+        and not optimizer.use_ema
+    )
+
+
+def _is_small(weight: Any) -> bool:
+    return (
+        math.prod(weight.shape) <= _SMALL_WEIGHT
+        and weight.dtype == "float32"
+        and weight.constraint is None
+    )
+
+
+def _joined(tensors: list[Any]) -> Any:
+    import tensorflow as tf
+
+    return tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+
+
+def _tensors(arrays: Any) -> Any:
+    import keras
+
+    return keras.tree.map_structure(keras.ops.convert_to_tensor, arrays)
