@@ -226,7 +226,9 @@ FEW = ["--population_size", "3", "--sample_size", "1", "--max_evals", "6", "--se
 
 
 def test_failures_are_recorded_and_the_search_goes_on(mpiexec: Any, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(APPLICATION.format(fails="genome[1] == 1", rate=1e-3))
+    (tmp_path / "own.py").write_text(
+        APPLICATION.format(fails="genome[1] == 0", rate=1e-3)
+    )  # of the first three, the second
     run = ["-m", "transfer_nas.evolve", "--application", tmp_path / "own.py:application"]
     done = mpiexec(2, *run, *FEW, "--json", "--output_dir", tmp_path / "run", timeout=200)
     result = summary(done)
