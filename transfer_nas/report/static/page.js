@@ -163,15 +163,17 @@
   if (live) {
     const status = document.getElementById("live");
     const events = new EventSource("events");
-    events.onopen = () => { status.textContent = "live"; };
-    events.onerror = () => { status.textContent = "no connection"; };
+    let ended = false;
+    const say = (text) => { status.textContent = ended ? "the run has ended" : text; };
+    events.onopen = () => say("live");
+    events.onerror = () => say("no connection");
     events.addEventListener("changed", async () => {
       const fresh = await (await fetch("now.json")).json();
       charts = fresh.charts;
       replace(fresh.main);
-      status.textContent = `live, ${new Date().toLocaleTimeString()}`;
+      say(`live, ${new Date().toLocaleTimeString()}`);
     });
-    events.addEventListener("ended", () => { events.close(); status.textContent = "the run has ended"; });
+    events.addEventListener("ended", () => { events.close(); ended = true; say(); });
   }
 
   /* Puts new texts and tables in, and keeps charts that are there, choices, scroll and focus. */
