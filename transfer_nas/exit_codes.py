@@ -5,6 +5,8 @@ A search that a signal ended returns 128 plus the signal's number, as programs d
 
 from __future__ import annotations
 
+import signal
+
 DONE = 0
 FAILED = 1
 """Nothing worked: every candidate failed, or the command broke. To run it again is no use."""
@@ -19,7 +21,9 @@ RESUMABLE = 75
 def resumable(code: int) -> bool:
     """Whether a search that ended with this code goes on with ``--resume``.
 
-    Besides `RESUMABLE` these are all signals, SIGKILL among them: nothing that was finished is
-    lost. Negative numbers are what `subprocess` says of signals.
+    Besides `RESUMABLE` these are the signals by which queues and people end a job, SIGKILL among
+    them: nothing that was finished is lost. A crash, such as SIGSEGV, would only come again.
+    Negative numbers are what `subprocess` says of signals.
     """
-    return code == RESUMABLE or code > 128 or code < 0
+    ended = {signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
+    return code == RESUMABLE or (-code if code < 0 else code - 128) in ended

@@ -75,7 +75,6 @@ def test_every_script_is_a_question_with_a_peer_beside_it() -> None:
     listed = command().stdout
     for name, script in named.items():
         assert name in listed
-        assert script.asks.endswith("?")
         assert script.about.compares and 0 < script.about.quick_seconds <= script.about.seconds
 
 

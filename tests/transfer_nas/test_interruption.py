@@ -35,6 +35,8 @@ def test_what_can_be_resumed(code: int) -> None:
     assert exit_codes.resumable(code)
 
 
-@pytest.mark.parametrize("code", [exit_codes.DONE, exit_codes.FAILED, exit_codes.BAD_INPUT, 3])
+@pytest.mark.parametrize(
+    "code", [exit_codes.DONE, exit_codes.FAILED, exit_codes.BAD_INPUT, 3, 139, -11]
+)
 def test_what_cannot(code: int) -> None:
     assert not exit_codes.resumable(code)
