@@ -39,6 +39,9 @@ class Cluster {
         std::vector<std::string> servers;           // in any order; the same for all clients
         std::chrono::milliseconds timeout{30'000};  // of one call, without the time for its bytes
         std::string key;                            // of the servers, if they want one
+        // Called some ten times a second by threads that wait, or null. What it throws ends the
+        // call: a put may then have been done, or not.
+        std::function<void()> check_signals{};
     };
 
     // Connects to all servers. Throws Errc::invalid_argument (malformed or repeated addresses, a

@@ -19,6 +19,12 @@ namespace cpp_store::python {
 
 namespace {
 
+// So that Ctrl-C ends a call that waits for a server.
+void check_signals() {
+    const py::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, std::string key) {
     if (!(timeout > 0) || timeout > 1e9) {
         throw Error(Errc::invalid_argument, "a time-out of " + std::to_string(timeout) +
@@ -27,7 +33,7 @@ std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, 
     const py::gil_scoped_release release;
     return std::make_unique<Cluster>(Cluster::Options{
         std::move(servers), std::chrono::milliseconds(std::llround(std::ceil(timeout * 1000))),
-        std::move(key)});
+        std::move(key), &check_signals});
 }
 
 std::uint64_t put(Cluster& cluster, std::string model, const py::dict& tensors,

@@ -15,8 +15,9 @@ Cluster::Cluster(Options options) : impl_(std::make_unique<Impl>()) {
         throw Error(Errc::invalid_argument, "server " + *twice + " is in the list twice");
     }
     for (const std::string& address : options.servers) {
-        impl_->connections.push_back(std::make_shared<client::Connection>(
-            client::Connection::Options{address, sorted, options.key, options.timeout}));
+        impl_->connections.push_back(
+            std::make_shared<client::Connection>(client::Connection::Options{
+                address, sorted, options.key, options.timeout, options.check_signals}));
     }
     for (const auto& connection : impl_->connections) connection->connect();
     impl_->options = std::move(options);

@@ -9,17 +9,19 @@
 
 #include <algorithm>
 #include <array>
-#include <thread>
 
 #include "net/libfabric.hpp"
+#include "net/waiting.hpp"
 
 namespace cpp_store::client {
 namespace {
 
-// How long a waiting thread looks before it sleeps: about what a call over loopback takes.
-constexpr std::chrono::microseconds spin{50};
+// How long a waiting thread looks before it sleeps: somewhat longer than a call over loopback
+// takes.
+constexpr std::chrono::microseconds longest_spin{20};
 constexpr std::chrono::milliseconds connect_patience{5'000};
 constexpr std::chrono::milliseconds probe_interval{1'000};
+constexpr std::chrono::milliseconds signal_interval{100};
 constexpr std::chrono::milliseconds silence{5'000};  // of a server that was asked for an echo
 constexpr std::uint64_t slowest_wire = 32'000'000;   // bytes a second, for the deadline of a call
 
@@ -166,10 +168,9 @@ void Connection::say_hello(Clock::time_point deadline) {
     send_locked(wire::Operation::hello, call.id_, out.data());
     while (!call.done_ && broken_.empty() && Clock::now() < deadline) {
         if (endpoint_->progress() > 0) continue;
-        if (const int limit = endpoint_->may_sleep(); limit != 0) {
-            pollfd waiting{.fd = endpoint_->wait_fd(), .events = POLLIN, .revents = 0};
-            poll(&waiting, 1, limit < 0 ? 100 : limit);
-        }
+        pollfd waiting{.fd = endpoint_->wait_fd(), .events = POLLIN, .revents = 0};
+        net::sleep({&waiting, 1},
+                   std::min<std::chrono::nanoseconds>(endpoint_->may_sleep(), signal_interval));
     }
     calls_.erase(call.id_);
     if (!call.done_) {
@@ -257,9 +258,14 @@ void Connection::tell(wire::Operation operation, const Encode& encode) {
 // ------------------------------------------------------------------------------------ waiting
 
 void Connection::wait(std::span<const PendingCallPtr> calls) {
+    if (calls.empty()) return;
     Waiter& waiter = *Waiter::of_this_thread();
     std::vector<pollfd> waiting;
-    auto spin_until = Clock::now() + spin;
+    thread_local net::Spin spin(longest_spin);
+    bool slept = false;
+    auto signals_checked = Clock::now();
+    const auto& check_signals = calls.front()->connection_->options_.check_signals;
+    spin.start(Clock::now());
     while (true) {
         std::size_t handled = 0;
         bool all_done = true;
@@ -268,29 +274,30 @@ void Connection::wait(std::span<const PendingCallPtr> calls) {
             handled += call->connection_->drive();
             all_done = all_done && call->done_;
         }
-        if (all_done) return;
-        const auto now = Clock::now();
-        if (handled > 0) spin_until = now + spin;
-        if (now < spin_until) {
-            if (handled == 0) std::this_thread::yield();
-            continue;
+        if (all_done) {
+            if (!slept) spin.found();
+            return;
         }
+        if (handled > 0 || spin.goes_on(Clock::now())) continue;
+        if (!std::exchange(slept, true)) spin.missed();
 
         waiter.asleep_ = true;  // before looking again: who ends a call after this wakes us
         waiting.assign(1, {waiter.fd_, POLLIN, 0});
-        int limit = static_cast<int>(probe_interval.count());
+        std::chrono::microseconds limit = signal_interval;
         for (const PendingCallPtr& call : calls) {
             if (call->done_) continue;
             int fd = -1;
-            const int own_limit = call->connection_->before_sleep(*call, fd);
-            if (own_limit >= 0) limit = std::min(limit, own_limit);
+            limit = std::min(limit, call->connection_->before_sleep(*call, fd));
             if (fd >= 0) waiting.push_back({fd, POLLIN, 0});
         }
-        if (limit > 0) poll(waiting.data(), waiting.size(), limit);
+        net::sleep(waiting, limit);
         waiter.asleep_ = false;
+        if (check_signals && Clock::now() - signals_checked >= signal_interval) {
+            signals_checked = Clock::now();
+            check_signals();
+        }
         eventfd_t ignored = 0;
         if (waiting[0].revents != 0) eventfd_read(waiter.fd_, &ignored);
-        spin_until = Clock::now() + spin;
     }
 }
 
@@ -302,10 +309,10 @@ std::size_t Connection::drive() {
     return handled;
 }
 
-int Connection::before_sleep(PendingCall& call, int& fd) {
+std::chrono::microseconds Connection::before_sleep(PendingCall& call, int& fd) {
     const std::scoped_lock lock(mutex_);
     if (!call.done_) check(call, Clock::now());
-    if (call.done_ || !endpoint_) return 0;
+    if (call.done_ || !endpoint_) return {};
     fd = endpoint_->wait_fd();
     return endpoint_->may_sleep();
 }

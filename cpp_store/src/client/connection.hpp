@@ -83,6 +83,7 @@ class Connection : public std::enable_shared_from_this<Connection>,
         std::vector<std::string> servers;  // the whole list, for the server to compare
         std::string key;
         std::chrono::milliseconds timeout{30'000};
+        std::function<void()> check_signals;  // as Cluster::Options
     };
     // Throws Errc::invalid_argument for a malformed address; does not connect yet.
     explicit Connection(Options options);
@@ -99,7 +100,8 @@ class Connection : public std::enable_shared_from_this<Connection>,
     [[nodiscard]] PendingCallPtr start(wire::Operation operation, const Encode& encode,
                                        std::span<const Exposure> exposures = {});
 
-    // Until all are done (of any connections, all started by this thread). Does not throw for them.
+    // Until all are done (of any connections of one Cluster, all started by this thread). Does not
+    // throw for them; what check_signals throws ends the wait.
     static void wait(std::span<const PendingCallPtr> calls);
 
     // start(), wait() and nothing exposed.
@@ -127,7 +129,7 @@ class Connection : public std::enable_shared_from_this<Connection>,
     std::size_t drive();
     void check(PendingCall& call, Clock::time_point now);
     // As Endpoint::may_sleep(), and the descriptor to sleep on.
-    [[nodiscard]] int before_sleep(PendingCall& call, int& fd);
+    [[nodiscard]] std::chrono::microseconds before_sleep(PendingCall& call, int& fd);
 
     const Options options_;
     const net::Address parsed_;

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <set>
@@ -21,12 +22,18 @@
 namespace cpp_store::net {
 namespace {
 
+using namespace std::chrono_literals;
+
 constexpr std::size_t buffer_size = 64 << 10;
 constexpr std::size_t rxm_message = 16
                                     << 10;  // its eager limit; larger ones take a round trip more
 constexpr std::size_t server_receives = 128;
 constexpr std::size_t client_receives = 16;
 constexpr std::size_t queue_depth = 4096;
+constexpr std::chrono::microseconds retry_interval{1'000};  // of what could not be posted
+// Between two looks at a provider that cannot wake us.
+constexpr std::chrono::microseconds shortest_nap{50};
+constexpr std::chrono::microseconds longest_nap{10'000};
 
 // `tcp` means the provider that speaks FI_PROTO_XNET, which needs no ofi_rxm: half the latency. It
 // is called `net` in libfabric 1.17 and `tcp` later, and both talk to each other. `tcp;ofi_rxm` of
@@ -194,30 +201,38 @@ void Endpoint::open() {
     fid_av* av = nullptr;
     check(fi_av_open(domain, &av_attr, &av, nullptr), "fi_av_open");
     av_.reset(av);
-    fi_cq_attr cq_attr{};
-    cq_attr.size = queue_depth;
-    cq_attr.format = FI_CQ_FORMAT_MSG;
-    cq_attr.wait_obj = FI_WAIT_FD;
-    fid_cq* cq = nullptr;
-    if (fi_cq_open(domain, &cq_attr, &cq, nullptr) != 0) {  // a provider without a file descriptor
-        cq_attr.wait_obj = FI_WAIT_NONE;
-        check(fi_cq_open(domain, &cq_attr, &cq, nullptr), "fi_cq_open");
-    }
-    cq_.reset(cq);
-    if (cq_attr.wait_obj == FI_WAIT_FD) {
-        check(fi_control(&cq->fid, FI_GETWAIT, &wait_fd_), "FI_GETWAIT");
-    }
+    open_queue();
     fid_ep* endpoint = nullptr;
     check(fi_endpoint(domain, info_.get(), &endpoint, nullptr), "fi_endpoint");
     endpoint_.reset(endpoint);
     check(fi_ep_bind(endpoint, &av->fid, 0), "fi_ep_bind");
-    check(fi_ep_bind(endpoint, &cq->fid, FI_TRANSMIT | FI_RECV), "fi_ep_bind");
+    check(fi_ep_bind(endpoint, &cq_->fid, FI_TRANSMIT | FI_RECV), "fi_ep_bind");
     check(fi_enable(endpoint), "fi_enable");
     provider_ = info_->fabric_attr->prov_name;
     // Here fi_trywait() does nothing: once readable, the descriptor stays so until an
     // fi_cq_sread().
     sticky_wait_ = provider_ == "net" && FI_VERSION_LT(libfabric().version, FI_VERSION(1, 18));
     rma_flags_ = info_->tx_attr->op_flags & FI_DELIVERY_COMPLETE;
+}
+
+// With a file descriptor to sleep on, if the provider has that.
+void Endpoint::open_queue() {
+    fi_cq_attr attr{};
+    attr.size = queue_depth;
+    attr.format = FI_CQ_FORMAT_MSG;
+    fid_cq* cq = nullptr;
+    attr.wait_obj = FI_WAIT_FD;
+    if (fi_cq_open(domain_.get(), &attr, &cq, nullptr) == 0) {
+        cq_.reset(cq);
+        if (fi_control(&cq->fid, FI_GETWAIT, &wait_fd_) == 0) return;
+        wait_fd_ = -1;
+        cq_.reset();
+    }
+    attr.wait_obj = FI_WAIT_NONE;
+    if (const int error = fi_cq_open(domain_.get(), &attr, &cq, nullptr); error != 0) {
+        fail_call("fi_cq_open", address_, error);
+    }
+    cq_.reset(cq);
 }
 
 void Endpoint::learn_name(const Address& asked) {
@@ -383,7 +398,9 @@ std::size_t Endpoint::progress() {
     std::size_t handled = report_failures();
     Completions entries;
     handled += handle(entries, fi_cq_read(cq_.get(), entries.data(), entries.size()));
-    return handled + post_queued();
+    handled += post_queued();
+    if (wait_fd_ < 0 && handled > 0) last_event_ = std::chrono::steady_clock::now();
+    return handled;
 }
 
 std::size_t Endpoint::handle(const Completions& entries, ssize_t count) {
@@ -460,18 +477,27 @@ std::size_t Endpoint::report_failures() {
     return failures.size();
 }
 
-int Endpoint::may_sleep() {
-    if (!failures_.empty()) return 0;
-    if (wait_fd_ < 0) return 1;
+std::chrono::microseconds Endpoint::may_sleep() {
+    if (!failures_.empty()) return 0us;
+    if (wait_fd_ < 0) {
+        // The longer nothing has happened, the longer it may take to notice that something does.
+        const auto quiet = std::chrono::steady_clock::now() - last_event_;
+        return std::clamp(std::chrono::duration_cast<std::chrono::microseconds>(quiet / 8),
+                          shortest_nap, longest_nap);
+    }
     if (sticky_wait_) {
         Completions entries;
         if (handle(entries, fi_cq_sread(cq_.get(), entries.data(), entries.size(), nullptr, 1))) {
-            return 0;
+            return 0us;
         }
     }
     fid* waited = &cq_->fid;
-    if (fi_trywait(fabric_.get(), &waited, 1) != 0) return 0;
-    return queued_.empty() ? -1 : 1;
+    if (fi_trywait(fabric_.get(), &waited, 1) != 0) return 0us;
+    return queued_.empty() ? forever : retry_interval;
+}
+
+void Endpoint::interrupt() noexcept {
+    if (sticky_wait_) fi_cq_signal(cq_.get());
 }
 
 }  // namespace cpp_store::net

@@ -125,10 +125,13 @@ class Endpoint {
     // Handles what has ended or arrived; returns how many things that was.
     std::size_t progress();
 
-    // How long one may sleep until wait_fd() is readable, in ms; -1: for ever; 0: not at all.
-    // What another thread starts meanwhile wakes the sleeper when it ends.
-    [[nodiscard]] int may_sleep();
-    // -1 if the provider has none; sleep for a millisecond then.
+    // How long one may sleep until wait_fd() is readable; 0: not at all. What another thread starts
+    // meanwhile wakes the sleeper when it ends. May itself take a millisecond.
+    static constexpr std::chrono::microseconds forever = std::chrono::hours(1);
+    [[nodiscard]] std::chrono::microseconds may_sleep();
+    // Ends a may_sleep() that is under way, from any thread.
+    void interrupt() noexcept;
+    // -1 if the provider has none: may_sleep() is short then.
     [[nodiscard]] int wait_fd() const noexcept { return wait_fd_; }
 
   private:
@@ -151,6 +154,7 @@ class Endpoint {
 
     [[nodiscard]] static Info find(const Address& address, Role role);
     void open();
+    void open_queue();
     void learn_name(const Address& asked);
     void add_buffers(std::size_t count, Operation::Kind kind);
     void post_receive(MessageBuffer& buffer);
@@ -193,6 +197,7 @@ class Endpoint {
     std::vector<Failure> failures_;
     std::uint64_t rma_flags_ = 0;
     bool sticky_wait_ = false;
+    std::chrono::steady_clock::time_point last_event_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace cpp_store::net

@@ -1,6 +1,7 @@
 // One request on its way through the server.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -21,6 +22,7 @@ struct Session {
     const net::Peer peer = FI_ADDR_UNSPEC;
     const std::string client;  // "host/pid", for the log
     net::Assembler requests;
+    std::chrono::steady_clock::time_point moved{};  // when its last transfer began or ended
 };
 
 class Call;

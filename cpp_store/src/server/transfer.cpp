@@ -6,16 +6,21 @@
 namespace cpp_store::server {
 
 Transfer::Transfer(net::Endpoint& endpoint, net::Peer peer, Direction direction,
-                   std::vector<Piece> pieces, Done done)
-    : endpoint_(endpoint), pieces_(std::move(pieces)), done_(std::move(done)) {
+                   std::vector<Piece> pieces, std::function<Pace()> pace, Done done)
+    : endpoint_(endpoint),
+      pieces_(std::move(pieces)),
+      pace_(std::move(pace)),
+      done_(std::move(done)) {
     regions_.reserve(pieces_.size());
     for (const Piece& piece : pieces_) {
         regions_.push_back(endpoint_.register_local({piece.local, piece.length}));
     }
-    for (Chunk& slot : chunks_) {
-        slot.transfer = this;
-        slot.peer = peer;
-        slot.write = direction == Direction::to_client;
+    idle_.reserve(chunks_.size());
+    for (Chunk& chunk : chunks_) {
+        chunk.transfer = this;
+        chunk.peer = peer;
+        chunk.write = direction == Direction::to_client;
+        idle_.push_back(&chunk);
     }
 }
 
@@ -24,30 +29,36 @@ void Transfer::start() {
 }
 
 void Transfer::fill() {
-    for (Chunk& slot : chunks_) {
-        while (piece_ < pieces_.size() && offset_ == pieces_[piece_].length) {
-            ++piece_;
-            offset_ = 0;
-        }
-        if (error_ != 0 || piece_ == pieces_.size()) break;
-        if (slot.busy) continue;
-        const Piece& piece = pieces_[piece_];
-        slot.local = piece.local + offset_;
-        slot.length = std::min(chunk, piece.length - offset_);
-        slot.descriptor = regions_[piece_].descriptor();
-        slot.remote = piece.remote.address + offset_;
-        slot.key = piece.remote.key;
-        slot.busy = true;
-        ++busy_;
-        offset_ += slot.length;
-        endpoint_.start(slot);
+    const Pace pace = pace_();
+    while (error_ == 0 && !idle_.empty() && flying_ < pace.window && post_next(pace.chunk)) {
     }
-    if (busy_ == 0) std::exchange(done_, nullptr)(error_);
+    if (flying_ == 0) std::exchange(done_, nullptr)(error_);
 }
 
-void Transfer::completed(Chunk& slot, int error) {
-    slot.busy = false;
-    --busy_;
+// False if everything is on its way.
+bool Transfer::post_next(std::uint64_t most) {
+    while (piece_ < pieces_.size() && offset_ == pieces_[piece_].length) {
+        ++piece_;
+        offset_ = 0;
+    }
+    if (piece_ == pieces_.size()) return false;
+    Chunk& chunk = *idle_.back();
+    idle_.pop_back();
+    const Piece& piece = pieces_[piece_];
+    chunk.local = piece.local + offset_;
+    chunk.length = std::min(most, piece.length - offset_);
+    chunk.descriptor = regions_[piece_].descriptor();
+    chunk.remote = piece.remote.address + offset_;
+    chunk.key = piece.remote.key;
+    offset_ += chunk.length;
+    flying_ += chunk.length;
+    endpoint_.start(chunk);
+    return true;
+}
+
+void Transfer::completed(Chunk& chunk, int error) {
+    flying_ -= chunk.length;
+    idle_.push_back(&chunk);
     if (error_ == 0) error_ = error;
     fill();
 }

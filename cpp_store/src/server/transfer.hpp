@@ -12,15 +12,18 @@
 
 namespace cpp_store::server {
 
+// How much of a transfer is handed to the provider at a time. A provider moves all that it was
+// given before it looks at anything else, so this is also how long a small call may have to wait.
+struct Pace {
+    std::uint64_t chunk = 0;   // bytes of one RMA
+    std::uint64_t window = 0;  // bytes in flight
+};
+
 // Cut into chunks with a few in flight, so that the wire stays full and no client waits long for
 // another one's. Belongs to the thread that drives the endpoint; it must live until it is done or
 // the endpoint is closed.
 class Transfer {
   public:
-    // Measured over loopback TCP: below 512 KiB the round trips show, above it the caches do.
-    static constexpr std::uint64_t chunk = 512 << 10;
-    static constexpr std::size_t in_flight = 4;
-
     enum class Direction : std::uint8_t { from_client, to_client };
     struct Piece {
         std::byte* local = nullptr;
@@ -31,27 +34,32 @@ class Transfer {
     // destroy the transfer.
     using Done = std::function<void(int error)>;
 
+    // `pace` is asked whenever something has ended: it may change while the transfer runs.
     Transfer(net::Endpoint& endpoint, net::Peer peer, Direction direction,
-             std::vector<Piece> pieces, Done done);
+             std::vector<Piece> pieces, std::function<Pace()> pace, Done done);
     void start();
 
   private:
     struct Chunk : net::Rma {
         Transfer* transfer = nullptr;
-        bool busy = false;
         void completed(int error) override { transfer->completed(*this, error); }
     };
+    static constexpr std::size_t most_chunks = 32;
+
     void fill();
+    bool post_next(std::uint64_t most);
     void completed(Chunk& slot, int error);
 
     net::Endpoint& endpoint_;
     std::vector<Piece> pieces_;
     std::vector<net::MemoryRegion> regions_;  // one a piece, where the provider wants them
+    std::function<Pace()> pace_;
     Done done_;
-    std::array<Chunk, in_flight> chunks_;
+    std::array<Chunk, most_chunks> chunks_;
+    std::vector<Chunk*> idle_;
     std::size_t piece_ = 0;  // next to be posted: from byte offset_ of this one
     std::uint64_t offset_ = 0;
-    std::size_t busy_ = 0;
+    std::uint64_t flying_ = 0;  // bytes in flight
     int error_ = 0;
 };
 
