@@ -33,7 +33,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         command_line.at_least("epochs", given.epochs, 1)
     run = runs.read(given.run)
     row = _row(run, given.job)
-    output = Path(given.output or run.path / f"retrained-{run.job[row]}.keras")
+    folder = run.path if run.path.is_dir() else run.path.parent
+    output = Path(given.output or folder / f"retrained-{run.job[row]}.keras")
     if output.suffix != ".keras" or not output.parent.is_dir():
         raise InputError(f"--output {output}: expected a .keras file in a directory that is there")
     settings = _settings(run)

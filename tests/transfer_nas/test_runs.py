@@ -140,6 +140,12 @@ def name_no_number(run: Path) -> None:
     (run / "results.csv").write_text("\n".join([text[0], ",".join(cells), *text[2:]]) + "\n")
 
 
+def write_no_text(run: Path) -> None:
+    lines = (run / "results.csv").read_bytes().split(b"\n")
+    lines[3] = lines[3].replace(b"DONE", b"D\xffNE").replace(b",0.9", b",\xff0.9")
+    (run / "results.csv").write_bytes(b"\n".join(lines))
+
+
 def make_population(run: Path) -> None:
     (run / "run.json").unlink()
     (run / "population.json").write_text("{}")
@@ -158,8 +164,6 @@ def other_table(run: Path) -> None:
     [
         (change_format, "found 99; a newer transfer-nas wrote it: update this one"),
         (tear_description, "not a run's description"),
-        (shorten_a_row, "results.csv is damaged"),
-        (name_no_number, "results.csv is damaged"),
         (make_population, "holds a population"),
         (remove_description, "holds no run.json"),
         (other_table, "no column job_id, job_status, objective"),
@@ -169,6 +173,15 @@ def test_what_is_wrong_is_said(run: Path, damage: Callable[[Path], None], compla
     damage(run)
     with pytest.raises(RunDirectoryError, match=complaint):
         runs.read(run)
+
+
+@pytest.mark.parametrize("damage", [shorten_a_row, name_no_number, write_no_text])
+def test_damaged_lines_are_left_out_and_counted(run: Path, damage: Callable[[Path], None]) -> None:
+    whole = runs.read(run)
+    damage(run)
+    found = runs.read(run)
+    assert (len(found), found.damaged) == (59, 1)
+    assert set(found.job.tolist()) < set(whole.job.tolist())
 
 
 def test_a_directory_that_is_empty_or_not_there_is_named(tmp_path: Path) -> None:

@@ -50,7 +50,12 @@ def _parser() -> Parser:
         "network. A run that is still in progress is shown as far as it has come.",
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="run directory; several are shown together")
+    add(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run directory, or run packed by transfer_nas.runs; several are shown together",
+    )
     add(
         "--against",
         nargs="+",

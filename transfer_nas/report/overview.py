@@ -47,9 +47,11 @@ def tiles(runs: Sequence[Run]) -> list[Tile]:
 
 
 def states(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """Return a sentence for each run that is not finished."""
+    """Return what is to be known of runs that are not finished, or damaged."""
     sentences = []
     for run, name in zip(runs, names, strict=True):
+        if run.damaged:
+            sentences.append(f"{run.damaged:,} damaged lines of {name}/results.csv are left out.")
         if run.state == FINISHED:
             continue
         waiting = max(0, run.asked - len(run))

@@ -47,6 +47,8 @@ class Run:
         Number of jobs that were handed out.
     table
         ``results.csv``: the columns with their names; numbers as float64, null where empty.
+    damaged
+        Number of lines of ``results.csv`` that cannot be read and are left out.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class Run:
     state: str
     asked: int
     table: pa.Table
+    damaged: int = 0
 
     def __len__(self) -> int:
         """Return the number of evaluations, failures included."""
@@ -182,7 +185,7 @@ class Run:
         return -2
 
 
-def read(path: str | Path) -> Run:
+def read_directory(path: Path) -> Run:
     """Read a run directory; a line that is still being written is left out.
 
     Raises
@@ -190,9 +193,8 @@ def read(path: str | Path) -> Run:
     RunDirectoryError
         It is no run directory, of a newer version, or damaged; the message says which.
     """
-    path = Path(path)
     description = _description(path)
-    table = _results(path / "results.csv")
+    table, damaged = _results(path / "results.csv")
     return Run(
         path=path,
         description=description,
@@ -200,6 +202,7 @@ def read(path: str | Path) -> Run:
         state=_state(path),
         asked=_whole_lines(path / "checkpoint").count(b"\n"),
         table=table,
+        damaged=damaged,
     )
 
 
@@ -281,38 +284,76 @@ def _is_locked(file: Path) -> bool:
     return f" {major:02x}:{minor:02x}:{status.st_ino} " in locks
 
 
-def _results(file: Path) -> pa.Table:
+def _results(file: Path) -> tuple[pa.Table, int]:
+    """Return the table, and how many damaged lines are left out, as a resumed search does."""
     content = _whole_lines(file)
     if not content:
-        return pa.table(
+        empty = pa.table(
             {
                 "objective": pa.array([], pa.string()),
                 "job_id": pa.array([], pa.float64()),
                 "job_status": pa.array([], pa.string()),
             }
         )
+        return empty, 0
     header = content.split(b"\n", 1)[0].decode(errors="replace").split(",")
     missing = {"objective", "job_id", "job_status"} - set(header)
     if missing:
         raise RunDirectoryError(f"{file}, line 1: no column {', '.join(sorted(missing))}")
-    numbers = [f"m:{name}" for name in MEASURES if name not in _TEXTS]
-    types = {name: pa.float64() for name in ("job_id", *numbers)}
+    numbers = {"job_id", *(f"m:{name}" for name in MEASURES if name not in _TEXTS)}
+    types = {name: pa.float64() if name in numbers else pa.string() for name in header}
+    try:
+        table, damaged = _parse(content, types)
+    except pa.ArrowInvalid:
+        table, damaged = _parse_line_by_line(content, types)
+    known = pc.and_(pc.is_valid(table["job_id"]), pc.is_valid(table["job_status"]))
+    kept = table.filter(known)
+    return kept, damaged + table.num_rows - kept.num_rows
+
+
+def _parse(content: bytes, types: Mapping[str, pa.DataType]) -> tuple[pa.Table, int]:
+    """Return the table and how many rows had too few or too many cells.
+
+    Raises
+    ------
+    pyarrow.ArrowInvalid
+        A cell is not what its column holds.
+    """
+    damaged = 0
+
+    def skip(_: Any) -> str:
+        nonlocal damaged
+        damaged += 1
+        return "skip"
+
+    # Of one block, so that a column is one chunk.
+    reading = pa.csv.ReadOptions(block_size=max(len(content) + 1, 1 << 20), use_threads=False)
+    parsing = pa.csv.ParseOptions(invalid_row_handler=skip)
     options = pa.csv.ConvertOptions(
-        column_types={name: types.get(name, pa.string()) for name in header},
+        column_types=types,
         null_values=[""],
         strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
     )
-    # Of one block, so that a column is one chunk; a quoted cell may hold line breaks.
-    reading = pa.csv.ReadOptions(block_size=max(len(content) + 1, 1 << 20))
-    parsing = pa.csv.ParseOptions(newlines_in_values=True)
-    try:
-        table = pa.csv.read_csv(pa.BufferReader(content), reading, parsing, options)
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as cause:
-        raise RunDirectoryError(f"{file} is damaged: {cause}") from cause
-    for name in ("job_id", "job_status"):
-        if table[name].null_count:
-            raise RunDirectoryError(f"{file} is damaged: a row has no {name}")
-    return table
+    table = pa.csv.read_csv(pa.BufferReader(content), reading, parsing, options)
+    return table, damaged
+
+
+def _parse_line_by_line(content: bytes, types: Mapping[str, pa.DataType]) -> tuple[pa.Table, int]:
+    """Do the same for a file that holds a wrong cell: leave out the rows that do."""
+    header, *lines = content.decode(errors="replace").split("\n")[:-1]
+    good, damaged = [header], 0
+    for line in lines:
+        try:
+            found, short = _parse(f"{header}\n{line}\n".encode(), types)
+        except pa.ArrowInvalid:
+            found, short = None, 1
+        if found is None or found.num_rows != 1 or short:
+            damaged += 1
+        else:
+            good.append(line)
+    table, _ = _parse(("\n".join(good) + "\n").encode(), types)
+    return table, damaged
 
 
 def _whole_lines(file: Path) -> bytes:

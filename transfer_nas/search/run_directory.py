@@ -208,7 +208,7 @@ class RunDirectory:
         cells = [cells[value] for cells, value in zip(self._gene_cells, job.genome, strict=True)]
         cells.append(repr(evaluation.objective) if evaluation.done else evaluation.status)
         cells += (str(job.id), evaluation.status)
-        cells += [_cell(measures[name]) if name in measures else "" for name in MEASURES]
+        cells += [format_cell(measures[name]) if name in measures else "" for name in MEASURES]
         self._new_rows.append(",".join(cells))
 
     def flush(self) -> None:
@@ -300,7 +300,8 @@ def compare_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, An
             )
 
 
-def _cell(value: Measure) -> str:
+def format_cell(value: Measure) -> str:
+    """Return a cell of ``results.csv``."""
     if isinstance(value, float):
         return f"{value:.6f}"
     # One line a row, so that a torn row is a torn line.

@@ -1,0 +1,216 @@
+"""``python -m transfer_nas.experiments aggregate PATH...``: many runs as one table.
+
+Runs with the same values of some settings make a group: the repetitions of an experiment, of other
+seeds. A row a group, with means over its runs and their spread.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from transfer_nas import command_line, runs
+from transfer_nas.command_line import OK, Parser
+from transfer_nas.errors import InputError, RunDirectoryError, near_misses
+from transfer_nas.runs import Run
+
+_GROUP_BY = ("application", "space", "search", "transfer", "policy", "population_size")
+_NOT_KEYS = {"output_dir", "resume", "json", "namespace"}
+_FIGURES = (
+    *("evaluations", "failures", "seconds", "evaluations_per_second", "best_objective"),
+    *("evaluations_to_best", "share_transferred", "bytes_stored", "bytes_whole_copies"),
+)
+
+
+def find(paths: Iterable[Path]) -> list[Path]:
+    """Return the run directories and packed runs at and below some paths, in order.
+
+    Raises
+    ------
+    InputError
+        A path is not there, or has none below it.
+    """
+    found = []
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file or directory")
+        below = {file.parent for file in path.rglob("run.json")} | set(path.rglob("*.parquet"))
+        if path.is_file():
+            below = {path}
+        if not below:
+            raise InputError(f"{path}: there is no run in it")
+        found += sorted(below)
+    return list(dict.fromkeys(found))
+
+
+def tabulate(some: Sequence[Run]) -> pa.Table:
+    """Return a row a run: path, id, state, settings, and the figures of `figures`."""
+    names = dict.fromkeys(
+        name for run in some for name in run.settings if name not in _NOT_KEYS | {"space"}
+    )
+    columns: dict[str, list[object]] = {
+        "run": [str(run.path) for run in some],
+        "id": [run.id for run in some],
+        "state": [run.state for run in some],
+        "space": [run.description["space"].get("name") for run in some],
+        **{name: [_scalar(run.settings.get(name)) for run in some] for name in names},
+    }
+    table = {name: _column(values) for name, values in columns.items()}
+    rows = [figures(run) for run in some]
+    for name in _FIGURES:
+        table[name] = pa.array([row[name] for row in rows], pa.float64(), from_pandas=True)
+    return pa.table(table)
+
+
+def figures(run: Run) -> dict[str, float]:
+    """Return what came out of a run, NaN for what it does not tell."""
+    seconds = float(np.nanmax(run.seconds)) if np.isfinite(run.seconds).any() else np.nan
+    children = run.parent >= 0
+    layers = np.nansum(run.measure("layers")[children])
+    transferred = np.nansum(run.measure("layers_transferred")[children])
+    best = run.best
+    return {
+        "evaluations": len(run),
+        "failures": int((~run.done).sum()),
+        "seconds": seconds,
+        "evaluations_per_second": len(run) / seconds if seconds > 0 else np.nan,
+        "best_objective": np.nan if best is None else float(run.objective[best]),
+        "evaluations_to_best": np.nan if best is None else best + 1,
+        "share_transferred": transferred / layers if layers else np.nan,
+        "bytes_stored": float(np.nansum(run.measure("bytes_stored"))),
+        "bytes_whole_copies": float(np.nansum(run.measure("bytes_whole_copy")[run.done])),
+    }
+
+
+def aggregate(table: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """Summarise runs by groups.
+
+    Parameters
+    ----------
+    table
+        From `tabulate`.
+    keys
+        Columns whose values make a group.
+
+    Returns
+    -------
+    pyarrow.Table
+        The keys, ``runs``, and of each figure ``FIGURE_mean``, ``FIGURE_std`` (of a sample; null
+        for one run), and of the best objective also ``_min``, ``_median``, ``_max``.
+
+    Raises
+    ------
+    InputError
+        There is no such column.
+    """
+    for key in keys:
+        if key not in table.column_names:
+            raise InputError(f"--by {key}: {near_misses(key, table.column_names)}")
+    sample = pa.compute.VarianceOptions(ddof=1)
+    wanted: list[tuple[str, str, object]] = []
+    for name in _FIGURES:
+        wanted += [(name, "mean", None), (name, "stddev", sample)]
+    wanted += [("best_objective", kind, None) for kind in ("min", "approximate_median", "max")]
+    renamed = {"stddev": "std", "approximate_median": "median"}
+    grouped = table.group_by(list(keys), use_threads=False)
+    found = grouped.aggregate([("run", "count"), *wanted])
+    columns = {key: found[key] for key in keys} | {"runs": found["run_count"]}
+    for name, kind, _ in wanted:
+        columns[f"{name}_{renamed.get(kind, kind)}"] = found[f"{name}_{kind}"]
+    order = ("best_objective_mean", "descending")
+    return pa.table(columns).sort_by([order])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 for bad input."""
+    return command_line.run("experiments", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse(arguments)
+    some = []
+    for path in find(Path(path) for path in given.paths):
+        try:
+            some.append(runs.read(path))
+        except RunDirectoryError as error:
+            print(f"experiments: left out: {error}", file=sys.stderr)
+    if not some:
+        raise InputError("there is no run that can be read")
+    table = tabulate(some)
+    if given.each:
+        result = table
+    else:
+        keys = given.by or [key for key in _GROUP_BY if key in table.column_names]
+        result = aggregate(table, keys)
+    if given.output is None:
+        _print(result)
+        return OK
+    output = Path(given.output)
+    write = pyarrow.parquet.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv
+    try:
+        write(result, output)
+    except OSError as cause:
+        raise InputError(f"cannot write {output}: {cause}") from cause
+    print(f"{output}: {result.num_rows} rows of {len(some)} runs")
+    return OK
+
+
+def _print(table: pa.Table) -> None:
+    """Print a table as wide as it is when it goes into a file, else as the terminal allows."""
+    import rich.console
+    import rich.table
+
+    wide = None if sys.stdout.isatty() else 10_000
+    shown = rich.table.Table(box=None)
+    for name, kind in zip(table.column_names, table.schema.types, strict=True):
+        numeric = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+        shown.add_column(name, justify="right" if numeric else "left")
+    for row in table.to_pylist():
+        shown.add_row(*(_text(value) for value in row.values()))
+    rich.console.Console(width=wide, markup=False, highlight=False).print(shown)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _scalar(value: object) -> object:
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _column(values: Sequence[object]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types in several runs
+        return pa.array([None if value is None else str(value) for value in values])
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m transfer_nas.experiments", description="Summarise many runs in one table."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    aggregate = commands.add_parser("aggregate", help="a row for each group of like runs")
+    add = aggregate.add_argument
+    add("paths", nargs="+", metavar="PATH", help="runs, or directories with runs below them")
+    add(
+        "--by",
+        nargs="+",
+        metavar="SETTING",
+        help=f"what the runs of a group have in common (default: {' '.join(_GROUP_BY)})",
+    )
+    add("--each", action="store_true", help="a row a run, without groups")
+    add("--output", metavar="FILE", help=".csv or .parquet (default: print)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
