@@ -16,11 +16,13 @@ import numpy.typing as npt
 from graph_meta import LayerGraph
 from transfer_nas import training
 from transfer_nas.applications import Application, as_tuple
+from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable, near_misses
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.spaces import Space
 from transfer_nas.training import ENGINES, Candidate, Engine
 from transfer_nas.training.policy import POLICIES, Phase, Policy
+from transfer_nas.training.resumption import SAVE_EVERY, Resumption
 from transfer_nas.transfer import Inheritance, NoTransfer, Tensors, TransferMethod
 
 __all__ = ["POLICIES", "TransferTrainer"]
@@ -54,6 +56,12 @@ class TransferTrainer:
         of job 7 is called ``run/7``; without `run`, ``7``.
     engine
         One of `transfer_nas.training.ENGINES`.
+    checkpoint
+        Where trainings save how far they are, each in the section of its job's id, to go on from
+        there when the job is evaluated again. Who knows that a job is finished removes its
+        section. None: nowhere.
+    save_every
+        Seconds between two savings.
 
     Raises
     ------
@@ -72,6 +80,8 @@ class TransferTrainer:
         batch_size: int | None = None,
         run: str = "",
         engine: str = "auto",
+        checkpoint: Checkpoint | None = None,
+        save_every: float = SAVE_EVERY,
     ) -> None:
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}; {near_misses(engine, ENGINES)}")
@@ -82,6 +92,8 @@ class TransferTrainer:
         self.batch_size = application.batch_size if batch_size is None else batch_size
         self._run = run
         self._engine = engine
+        self._checkpoint = checkpoint
+        self._save_every = save_every
         self._transfer = transfer
         self._said: set[type[TransferError]] = set()
         self._unreported: dict[str, Measure] = {}  # what failed in `retire`: the next one says so
@@ -168,18 +180,27 @@ class TransferTrainer:
                 engine = next(each for each in self._engines if each.supports(graph))
                 candidate = engine.candidate(graph, job.seed)
                 measures["engine"] = engine.name
+            resumption = self._resumption(job, engine)
             loaded: Tensors = {}
-            if inheritance is not None:
-                with _timed(measures, "load_seconds"):
-                    loaded = self._load(candidate, inheritance, measures)
-            with _timed(measures, "train_seconds"):
+            if resumption.task is not None:
+                phases, loaded, earlier = resumption.task
+                candidate.load(loaded)
+                measures |= earlier
+                if inheritance is not None and inheritance.ancestor != earlier.get("ancestor"):
+                    inheritance = None  # there is nothing to share with this one
+            else:
+                if inheritance is not None:
+                    with _timed(measures, "load_seconds"):
+                        loaded = self._load(candidate, inheritance, measures)
                 phases = self._phases(job, graph, loaded)
                 measures["epochs"] = sum(phase.epochs for phase in phases)
-                self._train(candidate, phases, np.random.default_rng(job.seed))
+            resumption.begin(phases, loaded, measures)
+            with _timed(measures, "train_seconds"):
+                self._train(candidate, phases, np.random.default_rng(job.seed), resumption)
                 objective = self._objective(dict(candidate.validate()))
             if math.isfinite(objective):
                 with _timed(measures, "store_seconds"):
-                    unchanged = _unchanged(candidate, loaded, phases)
+                    unchanged = _unchanged(candidate, loaded, phases) if inheritance else set()
                     self._put(job, candidate, objective, inheritance, unchanged, measures)
         return candidate, objective
 
@@ -220,19 +241,30 @@ class TransferTrainer:
             return [Phase(frozenset(), epochs - job.trained)]
         return self.policy.phases(graph, loaded, epochs)
 
+    def _resumption(self, job: Job, engine: Engine) -> Resumption:
+        section = self._checkpoint and self._checkpoint.section(str(job.id))
+        return Resumption(section, job, engine.name, self._save_every)
+
     def _train(
-        self, candidate: Candidate, phases: Sequence[Phase], rng: np.random.Generator
+        self,
+        candidate: Candidate,
+        phases: Sequence[Phase],
+        rng: np.random.Generator,
+        resumption: Resumption,
     ) -> None:
         """Train; end early when a loss is not a finite number, as nothing good comes after it."""
         rows = len(as_tuple(self.application.data.x_train)[0])
-        for frozen, epochs in phases:
+        for number, (frozen, epochs) in enumerate(phases):
+            if resumption.is_over(number):
+                continue
             running = candidate.training(frozen, epochs=epochs)
             if running is None:
                 continue
-            for epoch in range(epochs):
+            for epoch in range(resumption.first_epoch(number, running, rng), epochs):
                 rate = self.policy.learning_rate(self.application.learning_rate, epoch, epochs)
                 if not math.isfinite(running.epoch(rng.permutation(rows), rate)):
                     return
+                resumption.after(number, epoch + 1, running, rng)
 
     def _objective(self, logs: dict[str, float]) -> float:
         """Return what is maximised; NaN if the loss is not a finite number."""

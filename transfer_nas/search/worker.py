@@ -15,8 +15,10 @@ from typing import Any
 import cpp_store
 from transfer_nas import applications, transfer
 from transfer_nas.applications import Application
+from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError
 from transfer_nas.ranks import Ranks, together
+from transfer_nas.search.evaluation import checkpoints_path
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
@@ -72,6 +74,7 @@ def trainer(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         run=run,
+        checkpoint=Checkpoint(checkpoints_path(settings.directory), _log.warning),
     )
 
 
