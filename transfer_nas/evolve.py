@@ -280,6 +280,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="continue the run in --output_dir; settings not given are those it was started with",
     )
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="write event files for TensorBoard to DIR/tensorboard",
+    )
     add("--json", action="store_true", help="print the summary at the end as JSON")
     return parser
 

@@ -29,6 +29,7 @@ _ONLY_TRAINING = (
     "evaluation_timeout",
     "isolate",
     "threads_per_rank",
+    "tensorboard",
     "resume",
 )
 _POSITIVE = (
@@ -50,6 +51,7 @@ _MAY_CHANGE = (
     "evaluation_timeout",
     "isolate",
     "threads_per_rank",
+    "tensorboard",
     "output_dir",
     "resume",
     "json",
@@ -80,6 +82,7 @@ class Settings:
     evaluation_timeout: float | None = None
     isolate: bool = False
     threads_per_rank: int | None = None
+    tensorboard: bool = False
     output_dir: str | None = None
     initial_population_dir: str | None = None
     evolve_count: int = 0

@@ -90,6 +90,8 @@ class Manager:
         Called after each group of evaluations.
     warn
         Called with a line about what the user should know at once.
+    observe
+        Called with each evaluation once it is written down.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Manager:
         retire: Callable[[Sequence[int]], None],
         report: Callable[[Status], None],
         warn: Callable[[str], None],
+        observe: Callable[[Evaluation], None] | None = None,
     ) -> None:
         self._algorithm = algorithm
         self._directory = directory
@@ -108,6 +111,8 @@ class Manager:
         self._retire = retire
         self._report = report
         self._warn = warn
+        self._observe = observe
+        self._unobserved: list[Evaluation] = []
         self._warned = False
         self._stopped = False
         self._on_disk = {job.id for job in directory.jobs}
@@ -200,6 +205,8 @@ class Manager:
             measures["parent"] = job.parent
         evaluation = Evaluation(job, evaluation.status, evaluation.objective, measures)
         self._directory.told(evaluation)
+        if self._observe is not None:
+            self._unobserved.append(evaluation)
         self._retired += self._algorithm.tell(evaluation)
         if evaluation.status in STORED_PERHAPS:
             self._retired.append(job.id)
@@ -217,6 +224,10 @@ class Manager:
     def commit(self) -> None:
         """Write down what was finished and what is to be handed out; then act on it."""
         self._directory.flush()
+        for evaluation in self._unobserved:
+            assert self._observe is not None
+            self._observe(evaluation)
+        self._unobserved.clear()
         for evaluation, best in self._undecided:
             self._keep_model(evaluation, best=best)
         self._undecided.clear()

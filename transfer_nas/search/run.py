@@ -10,12 +10,13 @@ import os
 import platform
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from transfer_nas import exit_codes
+from transfer_nas import exit_codes, tensorboard
 from transfer_nas.applications import Application
+from transfer_nas.job import Evaluation
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
 from transfer_nas.search.algorithm import Algorithm
@@ -62,6 +63,8 @@ def run(settings: Settings, ranks: Ranks) -> int:
     gpu = devices.choose_gpu(ranks.local_rank, ranks.local_size)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     application, space = together(ranks, lambda: worker.resolve(settings))
+    if settings.tensorboard:
+        together(ranks, tensorboard.check)  # before anything is written
     provenance = _provenance(ranks, gpu)
     with contextlib.ExitStack() as stack:
         # Servers first: if they do not answer, nothing shall have been written.
@@ -93,6 +96,7 @@ def run(settings: Settings, ranks: Ranks) -> int:
                     retire=trainer.retire,
                     report=progress.update,
                     warn=progress.warn,
+                    observe=_observer(settings, directory, stack),
                 )
             lost = _drive(ranks, manager, evaluate, interruption)
         if manager is not None:
@@ -107,6 +111,18 @@ def run(settings: Settings, ranks: Ranks) -> int:
                 ranks.abort(_exit_code(manager, interruption))
         codes: list[int] = ranks.share(_exit_code(manager, interruption))
     return max(codes)
+
+
+def _observer(
+    settings: Settings, directory: RunDirectory, stack: contextlib.ExitStack
+) -> Callable[[Evaluation], None] | None:
+    """Return who else wants to see evaluations."""
+    if not settings.tensorboard:
+        return None
+    from transfer_nas.tensorboard import EventFile
+
+    file = EventFile(directory.path, directory.started, directory.evaluations)
+    return stack.enter_context(file).write
 
 
 def _exit_code(manager: Manager | None, interruption: Interruption) -> int:

@@ -1,0 +1,79 @@
+"""Event files: every scalar of every evaluation, readable, written without TensorFlow."""
+
+import math
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.tensorboard import EventFile
+
+pytest.importorskip("tensorboardX")
+
+EVALUATIONS = [
+    Evaluation(
+        Job(i, (0,), None if i == 0 else 0),
+        DONE,
+        0.1 * i,
+        {
+            "layers": 4,
+            "layers_transferred": i,
+            "bytes_stored": 10,
+            "bytes_whole_copy": 30,
+            "train_seconds": 0.5,
+            "timestamp_gather": float(i),
+        },
+    )
+    for i in (0, 2, 1)
+]
+FAILURE = Evaluation.failure(Job(3, (0,)), "nan", {"timestamp_gather": 9.0})
+
+
+def scalars(directory: Path) -> Iterator[tuple[str, int, float, float]]:
+    """Yield tag, step, value and time of all events; see TensorFlow's TFRecord format."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for file in sorted((directory / "tensorboard").iterdir()):
+        content, at = file.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 16 + length
+            for value in event.summary.value:
+                yield value.tag, event.step, round(value.simple_value, 4), event.wall_time
+
+
+def test_scalars_go_over_evaluations(tmp_path: Path) -> None:
+    with EventFile(tmp_path, started=1000.0) as file:
+        for evaluation in (*EVALUATIONS, FAILURE):
+            file.write(evaluation)
+    found = list(scalars(tmp_path))
+    by_tag = {tag: [f[1:3] for f in found if f[0] == tag] for tag, *_ in found}
+    assert by_tag["objective/evaluation"] == [(1, 0.0), (2, 0.2), (3, 0.1)]
+    assert by_tag["objective/best"] == [(1, 0.0), (2, 0.2), (3, 0.2)]
+    assert by_tag["transfer/share_of_layers"] == [(2, 0.5), (3, 0.25)]
+    assert by_tag["storage/stored_bytes"][:3] == [(1, 10.0), (2, 20.0), (3, 30.0)]
+    assert by_tag["storage/whole_copies_bytes"][-1] == (4, 90.0)
+    assert by_tag["search/failures"] == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0)]
+    assert by_tag["seconds/train"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
+    assert all(math.isclose(f[3], 1009.0) for f in found if f[1] == 4)
+
+
+def test_a_later_process_goes_on_counting(tmp_path: Path) -> None:
+    with EventFile(tmp_path, 0.0, before=EVALUATIONS) as file:
+        file.write(FAILURE)
+    assert {step for _, step, *_ in scalars(tmp_path)} == {4}
+
+
+def test_tensorflow_stays_out(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from transfer_nas.tensorboard import EventFile\n"
+        f"EventFile(Path({str(tmp_path)!r}), 0.0).__exit__(None, None, None)\n"
+        "assert not {'tensorflow', 'torch', 'keras'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,99 @@
+"""TensorBoard event files of a search, without TensorFlow: ``evolve --tensorboard``.
+
+Scalars over the number of evaluations, at the time when the manager had the result. The files are
+in ``tensorboard/`` of the run directory, a new one for each start.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from transfer_nas.errors import InputError
+from transfer_nas.job import Evaluation
+
+_SECONDS = ("match", "build", "load", "train", "store")
+
+
+class EventFile:
+    """Takes evaluations in the order in which they are told. One thread.
+
+    Parameters
+    ----------
+    directory
+        The run directory.
+    started
+        When the run began, in seconds since the epoch.
+    before
+        Evaluations that an earlier process of the run has written.
+
+    Raises
+    ------
+    InputError
+        tensorboardX is not installed.
+    """
+
+    def __init__(self, directory: Path, started: float, before: Sequence[Evaluation] = ()) -> None:
+        check()
+        import tensorboardX
+
+        self._started = started
+        self._step = self._failures = self._stored = self._whole = 0
+        self._best = -math.inf
+        for evaluation in before:
+            self._count(evaluation)
+        # Waits a minute at most until what is written can be seen, or until 10 evaluations.
+        self._writer = tensorboardX.SummaryWriter(str(directory / "tensorboard"), flush_secs=30)
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Write the scalars of an evaluation."""
+        self._count(evaluation)
+        measures = evaluation.measures
+        scalars = {"search/failures": float(self._failures)}
+        if evaluation.done:
+            scalars["objective/evaluation"] = evaluation.objective
+            scalars["objective/best"] = self._best
+        if self._whole:
+            scalars["storage/stored_bytes"] = float(self._stored)
+            scalars["storage/whole_copies_bytes"] = float(self._whole)
+        layers = float(measures.get("layers", 0))
+        if evaluation.job.parent is not None and layers:
+            scalars["transfer/share_of_layers"] = float(measures["layers_transferred"]) / layers
+        for name in _SECONDS:
+            if f"{name}_seconds" in measures:
+                scalars[f"seconds/{name}"] = float(measures[f"{name}_seconds"])
+        when = self._started + float(measures.get("timestamp_gather", 0.0))
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, self._step, walltime=when)
+
+    def __enter__(self) -> EventFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+    def _count(self, evaluation: Evaluation) -> None:
+        self._step += 1
+        self._failures += not evaluation.done
+        self._stored += int(evaluation.measures.get("bytes_stored", 0))
+        if evaluation.done:
+            self._best = max(self._best, evaluation.objective)
+            self._whole += int(evaluation.measures.get("bytes_whole_copy", 0))
+
+
+def check() -> None:
+    """Raise InputError unless event files can be written."""
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "--tensorboard needs tensorboardX, which is not installed: "
+            "pip install 'transfer-nas[tensorboard]'"
+        ) from error
