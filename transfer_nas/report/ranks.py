@@ -115,8 +115,9 @@ def _gantt(run: Run, times: Timeline) -> Figure:
         f"from {bounds.min():.1f} to {bounds.max():.1f} seconds."
     )
     caption = (
-        "Ask: waiting for a job, at first also the start of the process. Drag the handles below, "
-        "or press + and - on the chart, to look closer."
+        "Ask: waiting for a job, at first also the start of the process. Other: what no step "
+        "measures, above all writing a model that may be the best (the first time Keras is "
+        "imported for it). Drag the handles below, or press + and - on the chart, to look closer."
     )
     if len(at) < count:
         caption = f"{len(at):,} of {count:,} evaluations, those around the best. " + caption
