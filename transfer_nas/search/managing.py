@@ -1,0 +1,213 @@
+"""The manager's side of a search under MPI; the workers' is `mpi.py`."""
+
+from __future__ import annotations
+
+import math
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mpi4py import MPI
+
+from transfer_nas.job import Evaluation, Job
+from transfer_nas.ranks import BackOff
+from transfer_nas.search.interruption import Interruption
+from transfer_nas.search.manager import Manager
+from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Report, receive
+
+_LONGEST = 1e-3  # seconds between two looks for messages when nothing happens
+_IN_ADVANCE = 20e-3  # seconds for which a worker may have jobs at most
+_MOST_IN_ADVANCE = 16  # jobs
+_SWITCH_INTERVAL = 2e-4  # seconds; 5 ms, as it is, would hold up the manager in every MPI call
+
+
+class Local:
+    """The manager as rank 0's own worker sees it: a thread of the same process."""
+
+    def __init__(self) -> None:
+        self.reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self.reported = threading.Event()
+
+    def send(self, report: Report) -> None:
+        """Say something to the manager."""
+        self.reports.put(report)
+        self.reported.set()
+
+    def receive(self, wait: bool) -> Order | None:
+        """Return an order; None if there is none and nobody wants to wait for one."""
+        try:
+            return self.orders.get(block=wait)
+        except queue.Empty:
+            return None
+
+
+@dataclass(slots=True)
+class Worker:
+    """A rank that evaluates, as the manager sees it.
+
+    Attributes
+    ----------
+    heard
+        When it last sent anything, by `time.monotonic`.
+    jobs
+        What it has been given and has not reported, by id.
+    seconds
+        About how long its evaluations take, those that work; infinite until it is known.
+    """
+
+    heard: float
+    jobs: dict[int, Job] = field(default_factory=dict)
+    seconds: float = math.inf
+
+    def depth(self, limit: int) -> int:
+        """Return how many jobs it shall have at once, at most `limit`."""
+        in_advance = _IN_ADVANCE / max(self.seconds, _IN_ADVANCE / _MOST_IN_ADVANCE)
+        return min(1 + int(in_advance), limit)
+
+    def took(self, seconds: float) -> None:
+        """Take note of how long an evaluation took: at once if it was long."""
+        mean = self.seconds + (seconds - self.seconds) / 4
+        self.seconds = max(seconds, mean) if math.isfinite(self.seconds) else seconds
+
+
+class Managing:
+    """Serves all workers until each has been told to end, has said that it does, or is lost."""
+
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        manager: Manager,
+        interruption: Interruption,
+        lost_after: float,
+        local: Local | None,
+    ) -> None:
+        self._comm = comm
+        self._manager = manager
+        self._interruption = interruption
+        self._lost_after = lost_after
+        self._local = local
+        now = time.monotonic()
+        ranks = range(0 if local else 1, comm.size)
+        self._workers = {rank: Worker(heard=now) for rank in ranks}
+        useful = manager.useful_in_flight
+        self._depth = _MOST_IN_ADVANCE if useful is None else max(1, useful // max(1, len(ranks)))
+        self.lost: set[int] = set()
+
+    def run(self) -> None:
+        """Serve."""
+        back_off = BackOff(_LONGEST)
+        while self._workers:
+            reports = list(self._arrived())
+            if not reports:
+                self._rest(back_off.next())
+                self._give_up_silent()
+                continue
+            back_off.reset()
+            for rank, report in reports:
+                self._take(rank, report)
+            orders = {rank: self._order(rank) for rank in dict(reports)}
+            self._manager.commit()
+            for rank, order in orders.items():
+                if order is not None:
+                    self._send(rank, order)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Serve from a thread while the context is entered, and then until it is done."""
+        assert self._local is not None
+        local, errors = self._local, list[BaseException]()
+
+        def run() -> None:
+            try:
+                self.run()
+            except BaseException as error:  # raised again below, in the main thread
+                errors.append(error)
+                local.orders.put(Order(end=True))
+                self._interruption.now()
+
+        thread = threading.Thread(target=run, name="manager")
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+            sys.setswitchinterval(before)
+            if errors:
+                raise errors[0]
+
+    def _arrived(self) -> Iterator[tuple[int, Report]]:
+        """Yield what there is from each rank, and take note of all signs of life."""
+        if self._local is not None:
+            while not self._local.reports.empty():
+                yield 0, self._local.reports.get()
+        while (received := receive(self._comm, MPI.ANY_SOURCE, TO_MANAGER)) is not None:
+            content, rank = received
+            worker = self._workers.get(rank)
+            if worker is not None:
+                worker.heard = time.monotonic()
+            if content:
+                # Of a rank that was given up, nothing but the message itself counts any more.
+                yield rank, Report.decode(content, worker.jobs) if worker else Report()
+
+    def _take(self, rank: int, report: Report) -> None:
+        """Learn what a worker has to say."""
+        worker = self._workers.get(rank)
+        if worker is None:
+            return
+        for result in report.results:
+            del worker.jobs[result.job.id]
+            self._manager.finished(result, rank)
+            times = result.measures
+            if result.done and "timestamp_start" in times:
+                worker.took(float(times["timestamp_end"]) - float(times["timestamp_start"]))
+        for job in report.abandoned:
+            del worker.jobs[job.id]
+            self._manager.abandoned(job)
+        if report.last or self._interruption.reason is not None:
+            self._manager.stop()
+        if report.last:
+            del self._workers[rank]
+
+    def _order(self, rank: int) -> Order | None:
+        """Return what a worker that reported shall do next; None: go on."""
+        worker = self._workers.get(rank)
+        if worker is None:
+            # Who said its last word waits for nothing; who was given up shall end.
+            return Order(end=True) if rank in self.lost else None
+        jobs = self._manager.next_jobs(worker.depth(self._depth) - len(worker.jobs))
+        worker.jobs |= {job.id: job for job in jobs}
+        if not worker.jobs:
+            del self._workers[rank]
+            return Order(end=True)
+        return Order(jobs, self._manager.best_objective) if jobs else None
+
+    def _send(self, rank: int, order: Order) -> None:
+        if self._local is not None and rank == 0:
+            self._local.orders.put(order)
+        else:
+            self._comm.Send(order.encode(), dest=rank, tag=TO_WORKER)
+
+    def _rest(self, seconds: float) -> None:
+        """Sleep, but not longer than until rank 0's own worker reports."""
+        if self._local is None:
+            time.sleep(seconds)
+        elif self._local.reported.wait(seconds):
+            self._local.reported.clear()
+
+    def _give_up_silent(self) -> None:
+        """Record the jobs of ranks that show no sign of life any more as lost."""
+        long_ago = time.monotonic() - self._lost_after
+        for rank, worker in list(self._workers.items()):
+            if worker.heard < long_ago and not (self._local is not None and rank == 0):
+                del self._workers[rank]
+                self.lost.add(rank)
+                for job in worker.jobs.values():
+                    self._manager.finished(Evaluation.failure(job, "lost"), rank)
+                self._manager.commit()

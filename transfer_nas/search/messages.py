@@ -1,0 +1,115 @@
+"""What workers and the manager of a search send each other over MPI.
+
+JSON in UTF-8. A worker sends ``{"results": [[job id, status, objective or null, measures], …],
+"abandoned": [job id, …], "last": bool}`` and, unless it was the last, gets ``{"jobs": [job, …],
+"best": … or null, "end": bool}``. An empty message is a sign of life.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mpi4py import MPI
+
+from transfer_nas.job import Evaluation, Job
+
+TO_MANAGER, TO_WORKER = 1, 2  # tags
+
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+@dataclass(slots=True)
+class Report:
+    """What a worker has to say; an empty one asks for its first job.
+
+    Attributes
+    ----------
+    results, abandoned
+        Jobs that it has evaluated, and that it was given and will not evaluate.
+    last
+        It was interrupted and wants no more.
+    """
+
+    results: list[Evaluation] = field(default_factory=list)
+    abandoned: list[Job] = field(default_factory=list)
+    last: bool = False
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        fields = {
+            "results": [
+                (
+                    result.job.id,
+                    result.status,
+                    None if math.isnan(result.objective) else result.objective,
+                    result.measures,
+                )
+                for result in self.results
+            ],
+            "abandoned": [job.id for job in self.abandoned],
+            "last": self.last,
+        }
+        return _encode(fields).encode()
+
+    @classmethod
+    def decode(cls, message: bytes, jobs: Mapping[int, Job]) -> Report:
+        """Undo `encode`; `jobs` are those that the sender was given, by id."""
+        fields = json.loads(message)
+        return cls(
+            [
+                Evaluation(jobs[id], status, math.nan if objective is None else objective, measures)
+                for id, status, objective, measures in fields["results"]
+            ],
+            [jobs[id] for id in fields["abandoned"]],
+            fields["last"],
+        )
+
+
+@dataclass(slots=True)
+class Order:
+    """What a worker shall do next.
+
+    Attributes
+    ----------
+    jobs
+        More jobs.
+    best
+        The best objective so far; minus infinity while there is none.
+    end
+        There are no more jobs, and there will be none.
+    """
+
+    jobs: list[Job] = field(default_factory=list)
+    best: float = -math.inf
+    end: bool = False
+
+    def encode(self) -> bytes:
+        """Return the message."""
+        fields = {
+            "jobs": [job.to_dict() for job in self.jobs],
+            "best": self.best if math.isfinite(self.best) else None,
+            "end": self.end,
+        }
+        return _encode(fields).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Order:
+        """Undo `encode`."""
+        fields = json.loads(message)
+        best = fields["best"]
+        jobs = [Job.from_dict(job) for job in fields["jobs"]]
+        return cls(jobs, -math.inf if best is None else best, fields["end"])
+
+
+def receive(comm: MPI.Comm, source: int, tag: int) -> tuple[bytes, int] | None:
+    """Return a message and the rank of its sender; None if there is none."""
+    status = MPI.Status()
+    message = comm.Improbe(source, tag, status)
+    if message is None:
+        return None
+    content = bytearray(status.Get_count(MPI.BYTE))
+    message.Recv([content, MPI.BYTE])
+    return bytes(content), status.Get_source()
