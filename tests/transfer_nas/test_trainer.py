@@ -525,3 +525,29 @@ def test_other_backends_train_and_transfer(backend: str, tmp_path: Path) -> None
     assert (parent.status, child.status) == ("DONE", "DONE")
     assert min(parent.objective, child.objective) > 0.6
     assert child.measures["layers_transferred"] == len(SHARED)
+
+
+def test_a_candidate_that_is_out_of_memory_fails_and_leaves_none_of_it_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import weakref
+
+    import tensorflow as tf
+
+    from transfer_nas.training.keras_engine import KerasCandidate
+
+    models: list[weakref.ref[object]] = []
+    begin = KerasCandidate.training
+
+    def training(self: KerasCandidate, *given: object, **named: object) -> object:
+        models.append(weakref.ref(self._model))
+        if len(models) == 1:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return begin(self, *given, **named)
+
+    monkeypatch.setattr(KerasCandidate, "training", training)
+    trains = trainer(engine="keras")
+    failed = trains.evaluate(Job(0, PARENT, None, seed=1))
+    assert failed.status == "F_ResourceExhaustedError"
+    assert trains.evaluate(Job(1, CHILD, None, seed=2)).done
+    assert models[0]() is None and models[1]() is not None

@@ -119,7 +119,7 @@ class Manager:
         self._submitted: dict[int, tuple[float, float]] = {}  # when, best objective then
         self._reported = 0
         self._retired: list[int] = []  # to be told at the next commit
-        self._checkpoints: list[Path] = []  # of evaluations that are finished
+        self._told: list[int] = []  # since the last commit
         self._undecided: list[tuple[Evaluation, bool]] = []  # may have left a model; is the best
         self._evaluations_path = checkpoints_path(directory.path)
         self._evaluations = 0
@@ -210,9 +210,7 @@ class Manager:
         self._retired += self._algorithm.tell(evaluation)
         if evaluation.status in STORED_PERHAPS:
             self._retired.append(job.id)
-        checkpoint = self._evaluations_path / str(job.id)
-        if checkpoint.exists():
-            self._checkpoints.append(checkpoint)
+        self._told.append(job.id)
         best = self._count(evaluation)
         if evaluation.objective > best_then or not evaluation.done:
             self._undecided.append((evaluation, best))
@@ -231,9 +229,10 @@ class Manager:
         for evaluation, best in self._undecided:
             self._keep_model(evaluation, best=best)
         self._undecided.clear()
-        for path in self._checkpoints:
-            shutil.rmtree(path, ignore_errors=True)
-        self._checkpoints.clear()
+        if self._told and self._evaluations_path.is_dir():
+            for job in self._told:
+                shutil.rmtree(self._evaluations_path / str(job), ignore_errors=True)
+        self._told.clear()
         if self._retired:
             self._retire(self._retired)
             self._retired = []
