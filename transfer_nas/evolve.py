@@ -281,6 +281,12 @@ def _parser() -> argparse.ArgumentParser:
         help="continue the run in --output_dir; settings not given are those it was started with",
     )
     add(
+        "--log_validation",
+        action="store_true",
+        help="validate after each epoch, for logs/rank-N.jsonl (see transfer_nas.logs); "
+        "otherwise only after the last",
+    )
+    add(
         "--tensorboard",
         action="store_true",
         help="write event files for TensorBoard to DIR/tensorboard",

@@ -15,6 +15,7 @@ are its sections, ``epoch/N`` are theirs:
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import math
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from transfer_nas import command_line
 from transfer_nas.command_line import OK, Parser
-from transfer_nas.errors import InputError, RunDirectoryError, near_misses
+from transfer_nas.errors import InputError, RunDirectoryError
 
 if TYPE_CHECKING:
     import pandas
@@ -105,18 +106,23 @@ class Log:
         root = self._root
         if root._file is None:
             root._file = self._path.open("a", encoding="utf-8", buffering=1)
+            if _is_torn(self._path):
+                root._file.write("\n")
         # One write a line, at the end of the file: a reader sees whole lines, or none yet.
         line = {"at": round(time.time(), 6), "in": self._section, **what}
         root._file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def read(file: Path) -> Tree:
-    """Read the log of one rank; a last line that is still being written is left out.
+    """Read the log of one rank.
+
+    Lines that are no JSON are left out: one that is still being written, and those that a process
+    was killed in.
 
     Raises
     ------
     RunDirectoryError
-        A line is no line of a log; names it.
+        A line is JSON, but not what a log says; names it.
     """
     root: Tree = {}
     content = file.read_bytes()
@@ -124,6 +130,9 @@ def read(file: Path) -> Tree:
     for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
+        except ValueError:
+            continue
+        try:
             if line.get("anew"):
                 _remove(root, line["in"])
             section = _descend(root, line["in"])
@@ -177,7 +186,7 @@ def select(logs: Mapping[int, Tree], pattern: str) -> tuple[list[str], list[list
     Raises
     ------
     InputError
-        The pattern is malformed, or finds nothing; then it names what there is.
+        The pattern is malformed, or there is no such key; then it names near misses.
     """
     steps = pattern.strip("/").split("/")
     if not all(steps):
@@ -195,8 +204,10 @@ def select(logs: Mapping[int, Tree], pattern: str) -> tuple[list[str], list[list
     ]
     known = {key: None for _, section in found for key, value in section.items() if _is_key(value)}
     wanted = list(known) if last == "*" else last.split(",")
-    if not set(wanted) & set(known):
-        raise InputError(f"--select {pattern!r} finds nothing; {_advice(logs, sections, last)}")
+    for key in wanted:
+        if key not in known:
+            path = "/".join([*sections, key])
+            raise InputError(f"--select: there is no {path}{_advice(logs, path)}")
     found.sort(key=lambda row: [(isinstance(part, str), part) for part in row[0]])
     rows = [
         [*where, *(section.get(key) for key in wanted)]
@@ -262,6 +273,15 @@ def _matches(tree: Tree, steps: Sequence[str]) -> Iterator[tuple[list[int | str]
                 yield (star if first == "*" else []) + stars, section
 
 
+def _is_torn(file: Path) -> bool:
+    """Return whether a file's last line has no end."""
+    with file.open("rb") as content:
+        if content.seek(0, 2) == 0:
+            return False
+        content.seek(-1, 2)
+        return content.read() != b"\n"
+
+
 def _descend(tree: Tree, section: str) -> Tree:
     for step in section.split("/") if section else ():
         if not _NAME.fullmatch(step):
@@ -289,9 +309,11 @@ def _paths(tree: Tree, above: str = "") -> Iterator[str]:
             yield path
 
 
-def _advice(logs: Mapping[int, Tree], sections: Sequence[str], last: str) -> str:
+def _advice(logs: Mapping[int, Tree], missing: str) -> str:
     paths = {path for tree in logs.values() for path in _paths(tree)}
-    return near_misses("/".join([*sections, last]), paths)
+    close = difflib.get_close_matches(missing, sorted(paths), n=2, cutoff=0.5)
+    meant = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"{meant} (without --select, all are listed)"
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -29,6 +29,7 @@ _ONLY_TRAINING = (
     "evaluation_timeout",
     "isolate",
     "threads_per_rank",
+    "log_validation",
     "tensorboard",
     "resume",
 )
@@ -51,6 +52,7 @@ _MAY_CHANGE = (
     "evaluation_timeout",
     "isolate",
     "threads_per_rank",
+    "log_validation",
     "tensorboard",
     "output_dir",
     "resume",
@@ -82,6 +84,7 @@ class Settings:
     evaluation_timeout: float | None = None
     isolate: bool = False
     threads_per_rank: int | None = None
+    log_validation: bool = False
     tensorboard: bool = False
     output_dir: str | None = None
     initial_population_dir: str | None = None

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from transfer_nas.applications import Application, as_tuple
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable, near_misses
 from transfer_nas.job import DONE, Evaluation, Job, Measure
+from transfer_nas.logs import Log
 from transfer_nas.spaces import Space
 from transfer_nas.training import ENGINES, Candidate, Engine
 from transfer_nas.training.policy import POLICIES, Phase, Policy
@@ -62,6 +63,10 @@ class TransferTrainer:
         section. None: nowhere.
     save_every
         Seconds between two savings.
+    log
+        Gets a section for each evaluation, and one for each epoch in it.
+    log_validation
+        Validate after each epoch, for the log; otherwise only the last one has been.
 
     Raises
     ------
@@ -82,6 +87,8 @@ class TransferTrainer:
         engine: str = "auto",
         checkpoint: Checkpoint | None = None,
         save_every: float = SAVE_EVERY,
+        log: Log | None = None,
+        log_validation: bool = False,
     ) -> None:
         if engine not in ENGINES:
             raise InputError(f"unknown engine {engine!r}; {near_misses(engine, ENGINES)}")
@@ -94,6 +101,8 @@ class TransferTrainer:
         self._engine = engine
         self._checkpoint = checkpoint
         self._save_every = save_every
+        self._log = log or Log()
+        self._log_validation = log_validation
         self._transfer = transfer
         self._said: set[type[TransferError]] = set()
         self._unreported: dict[str, Measure] = {}  # what failed in `retire`: the next one says so
@@ -120,6 +129,13 @@ class TransferTrainer:
             finite number; ``F_`` and the exception's name for whatever building or training
             raised. Nothing but what is no `Exception` is raised.
         """
+        evaluation = self._try(job)
+        self._log.section("evaluation", job.id).set(
+            status=evaluation.status, objective=evaluation.objective, **evaluation.measures
+        )
+        return evaluation
+
+    def _try(self, job: Job) -> Evaluation:
         self._last = None  # its memory is needed now
         measures: dict[str, Measure] = {}
         try:
@@ -195,9 +211,12 @@ class TransferTrainer:
                 phases = self._phases(job, graph, loaded)
                 measures["epochs"] = sum(phase.epochs for phase in phases)
             resumption.begin(phases, loaded, measures)
+            log = self._log.section("evaluation", job.id, anew=resumption.task is None)
             with _timed(measures, "train_seconds"):
-                self._train(candidate, phases, np.random.default_rng(job.seed), resumption)
-                objective = self._objective(dict(candidate.validate()))
+                self._train(candidate, phases, np.random.default_rng(job.seed), resumption, log)
+                judged = dict(candidate.validate())
+                _log_validated(log.section("epoch", sum(p.epochs for p in phases)), judged)
+                objective = self._objective(judged)
             if math.isfinite(objective):
                 with _timed(measures, "store_seconds"):
                     unchanged = _unchanged(candidate, loaded, phases) if inheritance else set()
@@ -251,6 +270,7 @@ class TransferTrainer:
         phases: Sequence[Phase],
         rng: np.random.Generator,
         resumption: Resumption,
+        log: Log,
     ) -> None:
         """Train; end early when a loss is not a finite number, as nothing good comes after it."""
         rows = len(as_tuple(self.application.data.x_train)[0])
@@ -262,8 +282,14 @@ class TransferTrainer:
                 continue
             for epoch in range(resumption.first_epoch(number, running, rng), epochs):
                 rate = self.policy.learning_rate(self.application.learning_rate, epoch, epochs)
-                if not math.isfinite(running.epoch(rng.permutation(rows), rate)):
+                loss = running.epoch(rng.permutation(rows), rate)
+                before = sum(phase.epochs for phase in phases[:number])
+                section = log.section("epoch", before + epoch + 1)
+                section.set(loss=loss, learning_rate=rate)
+                if not math.isfinite(loss):
                     return
+                if self._log_validation:
+                    _log_validated(section, candidate.validate())
                 resumption.after(number, epoch + 1, running, rng)
 
     def _objective(self, logs: dict[str, float]) -> float:
@@ -325,6 +351,12 @@ def _unchanged(candidate: Candidate, loaded: Tensors, phases: Sequence[Phase]) -
         ):
             unchanged.add(name)
     return unchanged
+
+
+def _log_validated(section: Log, judged: Mapping[str, float]) -> None:
+    # As Keras' history has it for the metric "accuracy", which stands for several.
+    short = {name: "accuracy" if name.endswith("_accuracy") else name for name in judged}
+    section.set(**{f"val_{short[name]}": value for name, value in judged.items()})
 
 
 def _same_bits(

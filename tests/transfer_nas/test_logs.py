@@ -75,6 +75,13 @@ def test_is_readable_while_written(tmp_path: Path) -> None:
     log.close()
 
 
+def test_a_line_that_a_process_was_killed_in_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text('{"at":1,"in":"","set":{"a":1}}\n{"at":2,"in":"","se')
+    with Log(tmp_path / "log") as log:
+        log.set(b=2)
+    assert logs.read(tmp_path / "log") == {"a": 1, "b": 2}
+
+
 def test_numbers_of_numpy_and_those_that_are_none(tmp_path: Path) -> None:
     with Log(tmp_path / "log") as log:
         log.set(a=np.float32(0.5), b=np.int64(3), c=math.nan, d=np.float64(math.inf))
@@ -135,7 +142,10 @@ def test_the_command_writes_parquet(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["run", "--select", "evaluation/*/los"], "did you mean 'evaluation/*/epoch/*/loss'"),
+        (
+            ["run", "--select", "evaluation/*/los"],
+            "there is no evaluation/*/los; did you mean evaluation/*/epoch/*/loss",
+        ),
         (["run", "--select", "evaluation//loss"], "expected names between slashes"),
         (["nowhere"], "nowhere: there is no such directory"),
         (["."], "holds no logs/rank-N.jsonl"),
@@ -155,7 +165,7 @@ def test_bad_input_is_one_line(
     assert error.startswith("logs: error: ") and error.count("\n") == 1 and complaint in error
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"set":{}}', '{"in":"a/b c","set":{}}'])
+@pytest.mark.parametrize("line", ["[]", "7", '{"set":{}}', '{"in":"a/b c","set":{}}'])
 def test_a_damaged_line_is_named(run: Path, line: str) -> None:
     file = run / "logs" / "rank-1.jsonl"
     count = len(file.read_text().splitlines())
@@ -173,5 +183,7 @@ def test_a_key_that_is_a_section_is_damage(tmp_path: Path) -> None:
 
 
 def test_a_pattern_without_a_match_says_what_there_is(run: Path) -> None:
-    with pytest.raises(InputError, match=r"Known: evaluation/\*/epoch"):
+    with pytest.raises(InputError, match=r"there is no xyz \(without --select, all are listed\)"):
         logs.select(logs.read_run(run), "xyz")
+    with pytest.raises(InputError, match=r"there is no evaluation/.*/val_los; did you mean"):
+        logs.select(logs.read_run(run), "evaluation/*/epoch/*/loss,val_los")

@@ -17,9 +17,11 @@ import pytest
 import cpp_store
 from graph_meta import LayerGraph, layers, prefix
 from graph_meta.graph import GraphBuilder
+from transfer_nas import logs
 from transfer_nas.applications import Application, Data
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.job import Evaluation, Job
+from transfer_nas.logs import Log
 from transfer_nas.spaces import Gene, Space
 from transfer_nas.trainer import POLICIES, TransferTrainer
 from transfer_nas.training import ENGINES
@@ -552,3 +554,15 @@ def test_a_candidate_that_is_out_of_memory_fails_and_leaves_none_of_it_behind(
     assert failed.status == "F_ResourceExhaustedError"
     assert trains.evaluate(Job(1, CHILD, None, seed=2)).done
     assert models[0]() is None and models[1]() is not None
+
+
+def test_epochs_and_evaluations_are_logged(tmp_path: Path) -> None:
+    with Log(tmp_path / "rank-0.jsonl") as log:
+        logging_trainer = trainer(epochs=3, log=log, log_validation=True)
+        evaluation = logging_trainer.evaluate(Job(7, PARENT, seed=1))
+    found = logs.read(tmp_path / "rank-0.jsonl")["evaluation"]["7"]
+    assert list(found["epoch"]) == ["1", "2", "3"]
+    assert all({"loss", "val_loss", "learning_rate"} <= set(e) for e in found["epoch"].values())
+    assert found["objective"] == evaluation.objective and found["status"] == "DONE"
+    assert found["epochs"] == 3
+    assert found["objective"] == found["epoch"]["3"]["val_accuracy"]

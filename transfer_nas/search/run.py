@@ -81,9 +81,12 @@ def run(settings: Settings, ranks: Ranks) -> int:
         method = together(ranks, lambda: worker.method(settings, application, servers))
         stack.callback(method.close)
         trainer = together(
-            ranks, lambda: worker.trainer(settings, application, space, method, identity)
+            ranks,
+            lambda: worker.trainer(settings, application, space, method, identity, ranks.rank),
         )
-        evaluate = together(ranks, lambda: _evaluate(settings, trainer, servers, identity, stack))
+        evaluate = together(
+            ranks, lambda: _evaluate(settings, trainer, servers, identity, ranks.rank, stack)
+        )
         ranks.share(None)  # --timeout counts from here, the same moment for everybody
         interruption = stack.enter_context(Interruption(settings.timeout, settings.max_wait))
         with _progress(terminal, settings.timeout, ranks.rank) as progress:
@@ -154,6 +157,7 @@ def _evaluate(
     trainer: TransferTrainer,
     servers: Servers,
     identity: str,
+    rank: int,
     stack: contextlib.ExitStack,
 ) -> Evaluate:
     """Return what evaluates in this rank, or in a child of it."""
@@ -166,6 +170,7 @@ def _evaluate(
             "addresses": servers.addresses,
             "key": servers.key,
             "run": identity,
+            "rank": rank,
         },
         settings.directory,
         timeout=settings.evaluation_timeout,

@@ -17,6 +17,7 @@ from transfer_nas import applications, transfer
 from transfer_nas.applications import Application
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError
+from transfer_nas.logs import Log
 from transfer_nas.ranks import Ranks, together
 from transfer_nas.search.evaluation import checkpoints_path
 from transfer_nas.settings import Settings
@@ -63,7 +64,12 @@ def method(settings: Settings, application: Application, servers: Servers) -> Tr
 
 
 def trainer(
-    settings: Settings, application: Application, space: Space, method: TransferMethod, run: str
+    settings: Settings,
+    application: Application,
+    space: Space,
+    method: TransferMethod,
+    run: str,
+    rank: int,
 ) -> TransferTrainer:
     """Make the trainer of this process; imports no Keras yet."""
     return TransferTrainer(
@@ -75,11 +81,13 @@ def trainer(
         batch_size=settings.batch_size,
         run=run,
         checkpoint=Checkpoint(checkpoints_path(settings.directory), _log.warning),
+        log=Log(settings.directory / "logs" / f"rank-{rank}.jsonl"),
+        log_validation=settings.log_validation,
     )
 
 
 def isolated_trainer(
-    settings: Mapping[str, Any], addresses: Sequence[str], key: str, run: str
+    settings: Mapping[str, Any], addresses: Sequence[str], key: str, run: str, rank: int
 ) -> TransferTrainer:
     """Make the trainer of a child process (`isolation.InChild`).
 
@@ -98,7 +106,7 @@ def isolated_trainer(
             _log.warning("transfer failed, the search goes on without transfer: %s", error)
             chosen = dataclasses.replace(chosen, transfer="noop")
     application, space = resolve(chosen)
-    return trainer(chosen, application, space, method(chosen, application, servers), run)
+    return trainer(chosen, application, space, method(chosen, application, servers), run, rank)
 
 
 @contextlib.contextmanager
