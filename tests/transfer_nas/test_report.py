@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import cpp_store
 from transfer_nas import runs
-from transfer_nas.report import charts, comparison, genes, lineage, page, progress, ranks
+from transfer_nas.job import DONE, Evaluation
+from transfer_nas.report import charts, comparison, genes, lineage, page, progress, ranks, storage
 from transfer_nas.report.__main__ import main
 from transfer_nas.report.best import Architectures
 from transfer_nas.report.progress import Group
 from transfer_nas.runs import Run
+from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 from transfer_nas.testing import write_run
+from transfer_nas.transfer import StoreTransfer
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +75,7 @@ def test_a_band_reaches_from_the_worst_to_the_best_run(tmp_path: Path) -> None:
 
 def test_storage_sums_what_was_put(run: Run) -> None:
     architectures = Architectures.of(run)
-    view = progress.storage([group(run)])
-    chart = view.figures[0].charts["bytes"]
+    chart = storage.view([group(run)]).figures[0].charts["bytes"]
     whole = 0
     for row in np.flatnonzero(run.done):
         graph = architectures.graph(run, int(row))
@@ -79,6 +84,60 @@ def test_storage_sums_what_was_put(run: Run) -> None:
     assert series(chart, "whole copies")["y"][-1] == pytest.approx(whole, rel=1e-5)
     stored = np.nansum(run.measure("bytes_stored"))
     assert series(chart, "stored")["y"][-1] == pytest.approx(stored, rel=1e-5)
+
+
+def test_what_is_kept_is_what_a_store_holds(tmp_path: Path) -> None:
+    """Replays a search against a real store, one candidate in training while others are told."""
+    space = FeedForward([(8,)], 3, max_depth=4)
+    settings = {"population_size": 6, "transfer": "store"}
+    directory = RunDirectory.create(tmp_path / "run", space, settings, {"versions": {}})
+    algorithm = AgingEvolution(space, 6, 2, seed=1)
+    held = []
+    with cpp_store.embedded(memory="64MiB") as store, directory:
+        method = StoreTransfer("test", store)
+        waiting = deque()
+        for number in range(63):
+            for job in algorithm.ask(1):
+                directory.asked(job)
+                waiting.append((job, method.best_match(space.graph(job.genome))))
+            if number < 3:
+                continue  # so many are always under way: ancestors die meanwhile
+            job, inheritance = waiting.popleft()
+            graph = space.graph(job.genome)
+            inherited = inheritance.layers if inheritance is not None else ()
+            measures: dict[str, Any] = {"bytes_whole_copy": graph.nbytes}
+            if inheritance is not None:
+                measures["ancestor"] = f"{directory.id}/{inheritance.ancestor}"
+            measures["bytes_stored"] = method.put(
+                str(job.id),
+                graph,
+                {
+                    name: [np.zeros(w.shape, w.dtype) for w in layer.spec.weights]
+                    for name, layer in zip(graph.names, graph.layers, strict=True)
+                    if layer.spec.weights and name not in inherited
+                },
+                score=job.id / 100,
+                inheritance=inheritance,
+                inherited=inherited,
+            )
+            evaluation = Evaluation(job, DONE, job.id / 100, measures)
+            directory.told(evaluation)
+            method.retire([str(dead) for dead in algorithm.tell(evaluation)])
+            if inheritance is not None:
+                inheritance.close()
+            # Leases of those under way hold more for a while; a store without them tells.
+            held.append(store.stats()["bytes_stored"])
+        for _, inheritance in waiting:
+            if inheritance is not None:
+                inheritance.close()
+        at_the_end = store.stats()["bytes_stored"]
+    run = runs.read(tmp_path / "run")
+    found = storage.kept(run, Architectures.of(run, own_space="feed_forward"))
+    assert found is None  # other options than the defaults: the space is not known
+    found = storage.kept(run, Architectures(space))
+    assert found is not None
+    assert found[0][-1] == at_the_end
+    assert np.all(found[0] <= held) and np.all(found[0] <= found[1])
 
 
 def test_the_line_of_descent_follows_ancestors(run: Run) -> None:

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get i
 VIEWS = {
     "objective-over-time": "xy",
     "transfer-share": "xy",
-    "storage-kept": "xy",
+    "storage-held": "xy",
+    "storage-stored": "xy",
     "lineage-tree": "lineage",
     "genes-parallel": "parallel",
     "ranks-gantt": "gantt",
@@ -150,8 +151,8 @@ def test_all_is_reached_by_keyboard(browser: Any, files: dict[str, Path]) -> Non
         before = now
     tags = [tag for tag, _ in reached]
     assert reached[0][1].endswith("#main")
-    assert sum(f"all-{name}" in dict(map(reversed, reached)) for name in VIEWS) == 3
-    assert {what for _, what in reached} >= {f"run0-{name}" for name in list(VIEWS)[3:]}
+    assert sum(f"all-{name}" in dict(map(reversed, reached)) for name in VIEWS) == 4
+    assert {what for _, what in reached} >= {f"run0-{name}" for name in list(VIEWS)[4:]}
     assert tags.count("BUTTON") == 10 and tags.count("SUMMARY") == 5 and "INPUT" in tags
     chart = page.locator('[data-chart="run0-lineage-tree"]')
     chart.focus()
@@ -162,7 +163,7 @@ def test_all_is_reached_by_keyboard(browser: Any, files: dict[str, Path]) -> Non
         told.append(page.locator("#run0-lineage output").first.inner_text())
     assert told[0].startswith("job ") and told[1] != told[0] != told[2] and told[3] == told[0]
     for name in VIEWS:
-        part = "all" if name in list(VIEWS)[:3] else "run0"
+        part = "all" if name in list(VIEWS)[:4] else "run0"
         page.focus(f'[data-chart="{part}-{name}"]')
         page.wait_for_selector(f'[data-chart="{part}-{name}"][data-drawn]')
         page.keyboard.press("End")

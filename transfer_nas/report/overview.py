@@ -10,7 +10,8 @@ import numpy as np
 
 from transfer_nas.report import charts
 from transfer_nas.report.charts import Table, View
-from transfer_nas.report.progress import Group, layer_share, whole_copies
+from transfer_nas.report.progress import Group, layer_share
+from transfer_nas.report.storage import whole_copies
 from transfer_nas.runs import FINISHED, IN_PROGRESS, Run
 
 Tile = tuple[str, str, str]

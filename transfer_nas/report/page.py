@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from transfer_nas.report import best, comparison, genes, lineage, overview, progress, ranks
+from transfer_nas.report import best, comparison, genes, lineage, overview, progress, ranks, storage
 from transfer_nas.report.best import Architectures
 from transfer_nas.report.charts import View
 from transfer_nas.report.progress import Group
@@ -97,7 +97,7 @@ def content(
         *([comparison.view(groups)] if len(groups) == 2 else []),
         progress.objective(groups),
         progress.transfer(groups),
-        progress.storage(groups),
+        storage.view(groups, drawn[everything[0].path]),
         *([overview.facts(groups)] if len(everything) > 1 else []),
     ]
     each = [

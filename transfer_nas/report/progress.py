@@ -1,4 +1,4 @@
-"""How the runs went: objective, transfer and storage over time, each run a line or all a band."""
+"""How the runs went: objective and transfer over time, each run a line or all a band."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from transfer_nas.report.charts import Chart, Figure, Floats, Integers, Unit, Vi
 from transfer_nas.runs import Run
 
 _POINTS = 6_000  # drawn one by one at most
-_CURVE = 800  # points of a line
+CURVE = 800
+"""Points of a line at most."""
+
 _GRID = 240  # points of a band over runs
 
 
@@ -29,10 +31,10 @@ class Group:
 def objective(groups: Sequence[Group]) -> View:
     """Return the view of the objective over time and over evaluations."""
     runs = [run for group in groups for run in group.runs]
-    unit = _unit(runs)
+    unit = unit_of(runs)
     time, count = f"{unit.name} since the search began", "evaluations that ended"
     if len(runs) == 1:
-        one = (_one_run(runs[0], _time(runs[0], unit)), _one_run(runs[0], _count(runs[0])))
+        one = (_one_run(runs[0], time_of(runs[0], unit)), _one_run(runs[0], _count(runs[0])))
         run = runs[0]
         improved = len(_improvements(run))
         best = run.best
@@ -51,8 +53,8 @@ def objective(groups: Sequence[Group]) -> View:
             )
     else:
         one = (
-            _several(groups, lambda run: _time(run, unit), lambda run: run.running_best),
-            _several(groups, _count, lambda run: run.running_best),
+            several(groups, lambda run: time_of(run, unit), lambda run: run.running_best),
+            several(groups, _count, lambda run: run.running_best),
         )
         finals = [run.running_best[-1] for run in runs if run.best is not None]
         label = "No evaluation has worked yet."
@@ -84,7 +86,7 @@ def objective(groups: Sequence[Group]) -> View:
 def transfer(groups: Sequence[Group]) -> View:
     """Return the view of the share of layers that are transferred to children."""
     runs = [run for group in groups for run in group.runs]
-    unit = _unit(runs)
+    unit = unit_of(runs)
 
     def share(run: Run) -> Floats:
         return charts.moving_mean(layer_share(run), _width(run))
@@ -106,7 +108,7 @@ def transfer(groups: Sequence[Group]) -> View:
         )
     else:
         # Runs last for different times; after as many evaluations they are at the same point.
-        series = _several(groups, _count, share, hold=False)
+        series = several(groups, _count, share, hold=False)
         caption = (
             "Means over the last evaluations. Thin: each run; thick: their median; the shade "
             "reaches from the lowest to the highest."
@@ -126,61 +128,6 @@ def transfer(groups: Sequence[Group]) -> View:
     )
 
 
-def storage(groups: Sequence[Group]) -> View:
-    """Return the view of bytes stored against whole copies."""
-    runs = [run for group in groups for run in group.runs]
-    if not any(run.has("bytes_stored") for run in runs):
-        return View("storage", "Storage", missing="The runs do not measure what they store.")
-    unit = _unit(runs)
-
-    def stored(run: Run) -> Floats:
-        return np.cumsum(np.nan_to_num(run.measure("bytes_stored")))
-
-    def whole(run: Run) -> Floats:
-        return np.cumsum(np.nan_to_num(whole_copies(run)))
-
-    kept = [(stored(run)[-1], whole(run)[-1]) for run in runs if len(run)]
-    total, copies = sum(pair[0] for pair in kept), sum(pair[1] for pair in kept)
-    label = (
-        f"{charts.bytes_text(total)} were stored; whole copies take {charts.bytes_text(copies)}"
-        + (f", {copies / total:.1f} times as much." if total else ".")
-    )
-    if len(runs) == 1:
-        run = runs[0]
-        at = charts.thinned(len(run), _CURVE)
-        x = _time(run, unit)[at]
-        series = [
-            charts.line("whole copies", x, whole(run)[at], "muted"),
-            charts.line("stored", x, stored(run)[at], "first"),
-        ]
-    else:
-        series = _several(groups, lambda run: _time(run, unit), stored)
-        merged = Group("whole copies", runs, [], "muted")
-        series += _several([merged], lambda run: _time(run, unit), whole, each=False)
-    chart = charts.xy(
-        f"{unit.name} since the search began",
-        "bytes put, in total",
-        series,
-        y_format="bytes",
-        y_zero=True,
-        x_zero=True,
-    )
-    return View(
-        "storage",
-        "Storage",
-        figures=[
-            Figure(
-                "storage-kept",
-                "Bytes stored and whole copies",
-                label,
-                {"bytes": chart},
-                "All that was ever put, before models retire; whole copies: every model that "
-                "worked, with all its weights.",
-            )
-        ],
-    )
-
-
 def layer_share(run: Run) -> Floats:
     """Return the share of layers that were transferred to each child, shape (n,).
 
@@ -189,14 +136,6 @@ def layer_share(run: Run) -> Floats:
     taken, layers = run.measure("layers_transferred"), run.measure("layers")
     share = np.divide(taken, layers, out=np.full(len(run), np.nan), where=layers > 0)
     return np.where(run.parent >= 0, share, np.nan)
-
-
-def whole_copies(run: Run) -> Floats:
-    """Return the bytes that each model would have added without sharing, NaN for failures."""
-    # Runs of earlier versions did not measure it; weights are float32 unless said otherwise.
-    measured = run.measure("bytes_whole_copy")
-    bytes_ = np.where(np.isfinite(measured), measured, 4 * run.measure("parameters"))
-    return np.where(run.done, bytes_, np.nan)
 
 
 def byte_share(run: Run) -> Floats:
@@ -208,14 +147,14 @@ def byte_share(run: Run) -> Floats:
 
 
 def _share_lines(run: Run, unit: Unit) -> list[Chart]:
-    at = charts.thinned(len(run), _CURVE)
-    x = _time(run, unit)[at]
+    at = charts.thinned(len(run), CURVE)
+    x = time_of(run, unit)[at]
     width = _width(run)
     drawn = _drawn(run, layer_share(run))
     series = [
         charts.points(
             "layers, each child",
-            _time(run, unit)[drawn],
+            time_of(run, unit)[drawn],
             layer_share(run)[drawn],
             "muted",
             [f"job {run.job[i]}" for i in drawn] if len(drawn) <= _POINTS // 4 else (),
@@ -231,7 +170,7 @@ def _share_lines(run: Run, unit: Unit) -> list[Chart]:
 def _one_run(run: Run, x: Floats) -> list[Chart]:
     drawn = _drawn(run)
     centres, (low, middle, high) = charts.windows(x, run.objective, 120, (0.1, 0.5, 0.9))
-    best = charts.thinned(len(run), _CURVE, _improvements(run))
+    best = charts.thinned(len(run), CURVE, _improvements(run))
     return [
         charts.band("middle 80 %", centres, low, high, "first"),
         charts.points(
@@ -242,7 +181,7 @@ def _one_run(run: Run, x: Floats) -> list[Chart]:
     ]
 
 
-def _several(
+def several(
     groups: Sequence[Group],
     x_of: Callable[[Run], Floats],
     y_of: Callable[[Run], Floats],
@@ -262,7 +201,8 @@ def _several(
         if not lines:
             continue
         if len(lines) > 1:
-            start = min(float(x[0]) for x, _ in lines)
+            # From where all have begun: one that begins late would make the median jump.
+            start = max(float(x[0]) for x, _ in lines)
             grid = np.linspace(start, max(float(x[-1]) for x, _ in lines), _GRID)
             values = np.array([_at(grid, x, y, hold) for x, y in lines])
             series += [
@@ -283,8 +223,8 @@ def _several(
             ]
         if each and len(lines) <= 30:
             for name, (x, y) in zip(group.names, lines, strict=False):
-                at = charts.thinned(len(x), _CURVE // 4, np.flatnonzero(np.diff(y)) + 1)
-                at = at if len(at) <= _CURVE else charts.thinned(len(x), _CURVE)
+                at = charts.thinned(len(x), CURVE // 4, np.flatnonzero(np.diff(y)) + 1)
+                at = at if len(at) <= CURVE else charts.thinned(len(x), CURVE)
                 thin = len(lines) > 1
                 series.append(charts.line(name, x[at], y[at], group.colour, step=True, thin=thin))
     return series
@@ -333,7 +273,8 @@ def _width(run: Run) -> int:
     return max(5, len(run) // 40)
 
 
-def _time(run: Run, unit: Unit) -> Floats:
+def time_of(run: Run, unit: Unit) -> Floats:
+    """Return when each result was there, in this unit; the number of results if nobody knows."""
     if not _any(run.seconds):
         return _count(run)
     return run.seconds / unit.seconds
@@ -343,7 +284,8 @@ def _count(run: Run) -> Floats:
     return np.arange(1, len(run) + 1, dtype=np.float64)
 
 
-def _unit(runs: Sequence[Run]) -> Unit:
+def unit_of(runs: Sequence[Run]) -> Unit:
+    """Return the unit for the times of some runs."""
     ends = [float(np.nanmax(run.seconds)) for run in runs if _any(run.seconds)]
     return charts.time_unit(max(ends)) if ends else Unit("evaluations", 1.0)
 
