@@ -54,8 +54,10 @@ class Arena {
     void release(const Extent& extent) noexcept;
 
     // The memory file of a region, to be handed to another process; valid while anything is
-    // allocated in the region. Throws Errc::invalid_argument for a region that is gone.
+    // allocated in the region. Throws Errc::invalid_argument for a region that is gone. No two
+    // regions ever have the same number.
     [[nodiscard]] int region_fd(int region) const;
+    [[nodiscard]] bool has_region(int region) const;
     [[nodiscard]] Stats stats() const;
 
   private:

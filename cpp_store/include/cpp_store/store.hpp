@@ -129,6 +129,9 @@ class PendingPut {
     // otherwise (RMA) gets its checksum at commit. Different tensors may be filled by different
     // threads.
     void fill(std::size_t tensor, const std::byte* source);
+    // The same for bytes that come in pieces, in order, all but the last of multiples of 64 bytes.
+    // What is summed is what is stored, though somebody writes to the source meanwhile.
+    void append(std::size_t tensor, std::span<const std::byte> piece);
 
   private:
     friend class Store;

@@ -2,13 +2,12 @@
 
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <pthread.h>
 #include <sanitizer/asan_interface.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <limits>
@@ -21,6 +20,7 @@
 #include <tuple>
 #include <vector>
 
+#include "core/forks.hpp"
 #include "cpp_store/error.hpp"
 
 namespace cpp_store {
@@ -38,15 +38,6 @@ constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) noexce
     return round_down(value + unit - 1, unit);
 }
 
-// How many forks lie between the first process and this one. Cheaper to ask than the process id.
-std::atomic<unsigned> forks = 0;
-
-unsigned count_forks() {
-    [[maybe_unused]] static const int registered =
-        ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
-    return forks.load(std::memory_order_relaxed);
-}
-
 // A memory file, mapped. Everything before `touched` has been allocated or pre-faulted at least
 // once and is resident; what lies behind it is fresh and nobody's.
 struct Region {
@@ -61,6 +52,8 @@ struct Region {
         fd = ::memfd_create("cpp_store", MFD_CLOEXEC);
         if (fd < 0) throw std::system_error(errno, std::generic_category(), "memfd_create");
         if (::ftruncate(fd, static_cast<off_t>(size)) != 0) fail("ftruncate");
+        // Other processes get descriptors to read by, and shall not turn them into more.
+        if (::fchmod(fd, S_IRUSR) != 0) fail("fchmod");
         void* const mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (mapped == MAP_FAILED) fail("mmap");
         base = static_cast<std::byte*>(mapped);
@@ -120,7 +113,7 @@ struct Region {
 struct Arena::Impl {
     const Options options;
     mutable std::mutex mutex;  // guards everything below; never held while pages are touched
-    std::condition_variable wake;
+    std::unique_ptr<std::condition_variable> wake = std::make_unique<std::condition_variable>();
     std::vector<std::unique_ptr<Region>> regions;                     // by id; null: given back
     std::set<std::tuple<std::uint64_t, int, std::uint64_t>> by_size;  // (size, region, offset)
     std::uint64_t used = 0;
@@ -136,22 +129,24 @@ struct Arena::Impl {
 
     // A fork has the memory, but neither this thread nor a say in who uses which part of it: it may
     // read what is there, until it ends.
-    const pid_t process = ::getpid();
-    const unsigned generation = count_forks();
+    const Birthplace birthplace;
 
     explicit Impl(Options given) : options(sane(given)) {
         keeper = std::thread([this] { keep(); });
     }
     ~Impl() {
         if (forked()) {
-            keeper.detach();  // there is no such thread here to wait for
+            // There is no such thread here, neither to wait for nor to leave the condition that it
+            // waited for, whose destructor would wait for that.
+            keeper.detach();
+            static_cast<void>(wake.release());
             return;
         }
         {
             const std::lock_guard lock(mutex);
             stop = true;
         }
-        wake.notify_all();
+        wake->notify_all();
         keeper.join();
     }
 
@@ -160,13 +155,15 @@ struct Arena::Impl {
         return given;
     }
 
-    [[nodiscard]] bool forked() const noexcept {
-        return forks.load(std::memory_order_relaxed) != generation;
-    }
+    [[nodiscard]] bool forked() const noexcept { return birthplace.is_elsewhere(); }
     Extent allocate(std::uint64_t bytes);
     void release(const Extent& extent) noexcept;
 
     // All of the following expect the mutex to be held.
+    [[nodiscard]] const Region* region(int id) const noexcept {  // null if it is gone
+        const auto index = static_cast<std::size_t>(id);
+        return id >= 0 && index < regions.size() ? regions[index].get() : nullptr;
+    }
     Extent take(int id, std::uint64_t offset, std::uint64_t size);
     template <typename Condition>
     int find_region(Condition suits) const;  // -1 if none does
@@ -192,7 +189,7 @@ Extent Arena::Impl::allocate(std::uint64_t bytes) {
     }
     if (forked()) {
         throw Error(Errc::invalid_argument,
-                    "the store belongs to process " + std::to_string(process) +
+                    "the store belongs to process " + std::to_string(birthplace.process()) +
                         ", of which this is a fork; it can be read here, but not written to");
     }
     const std::uint64_t size = round_up(bytes, alignment);
@@ -242,7 +239,7 @@ Extent Arena::Impl::take(int id, std::uint64_t offset, std::uint64_t size) {
     least_free = std::min(least_free, warm_free);
     used += size;
     high_water = std::max(high_water, used);
-    if (wants_prefault()) wake.notify_one();
+    if (wants_prefault()) wake->notify_one();
     ASAN_UNPOISON_MEMORY_REGION(region.base + offset, size);
     return {region.base + offset, size, id, offset};
 }
@@ -304,7 +301,7 @@ void Arena::Impl::release(const Extent& extent) noexcept {
     const std::lock_guard lock(mutex);
     insert_free(extent.region, extent.offset, extent.size);
     used -= extent.size;
-    if (!window_open && warm_free > options.ahead) wake.notify_one();
+    if (!window_open && warm_free > options.ahead) wake->notify_one();
 }
 
 std::uint64_t Arena::Impl::touched() const noexcept {
@@ -334,13 +331,13 @@ void Arena::Impl::keep() {
             // Nothing to do now, but perhaps after a while without need for the surplus.
             window_open = true;
             least_free = warm_free;
-            wake.wait_for(lock, options.linger, [this] { return stop || wants_prefault(); });
+            wake->wait_for(lock, options.linger, [this] { return stop || wants_prefault(); });
             window_open = false;
             kernel_full = false;
             if (!stop && least_free > options.ahead) trim(lock);
         } else {
-            wake.wait(lock,
-                      [this] { return stop || wants_prefault() || warm_free > options.ahead; });
+            wake->wait(lock,
+                       [this] { return stop || wants_prefault() || warm_free > options.ahead; });
         }
     }
 }
@@ -422,14 +419,18 @@ void Arena::release(const Extent& extent) noexcept {
     impl_->release(extent);
 }
 
+bool Arena::has_region(int region) const {
+    const std::lock_guard lock(impl_->mutex);
+    return impl_->region(region) != nullptr;
+}
+
 int Arena::region_fd(int region) const {
     const std::lock_guard lock(impl_->mutex);
-    const auto& regions = impl_->regions;
-    if (region < 0 || static_cast<std::size_t>(region) >= regions.size() ||
-        !regions[static_cast<std::size_t>(region)]) {
+    const Region* const found = impl_->region(region);
+    if (!found) {
         throw Error(Errc::invalid_argument, "the arena has no region " + std::to_string(region));
     }
-    return regions[static_cast<std::size_t>(region)]->fd;
+    return found->fd;
 }
 
 Arena::Stats Arena::stats() const {

@@ -14,4 +14,22 @@ namespace cpp_store {
 [[nodiscard]] Checksum copy_and_checksum(std::byte* target, const std::byte* source,
                                          std::uint64_t size) noexcept;
 
+// The same for a tensor of `size` bytes that come in pieces, all of them but the last of multiples
+// of 64 bytes. The source may change while it is read: what is summed is what is stored.
+class CopySum {
+  public:
+    CopySum(std::byte* target, std::uint64_t size) noexcept;
+    CopySum(const CopySum&) = delete;
+    CopySum& operator=(const CopySum&) = delete;
+    ~CopySum() = default;
+
+    void add(const std::byte* source, std::uint64_t size) noexcept;
+    [[nodiscard]] Checksum value() noexcept;
+
+  private:
+    std::byte* target_;
+    bool stream_;
+    alignas(64) std::byte state_[576];  // of xxhash, whose header stays out of ours
+};
+
 }  // namespace cpp_store

@@ -18,6 +18,8 @@ namespace cpp_store {
 struct ChecksumKernel {
     XXH128_hash_t (*checksum)(const void* data, size_t size);
     XXH128_hash_t (*copy)(void* target, const void* source, size_t size);
+    // A piece of a tensor whose bytes come one piece after the other, by way of a buffer.
+    void (*add)(XXH3_state_t* state, void* target, const void* source, size_t size, bool stream);
 };
 
 // Null where the compiler or the processor has no AVX2.
@@ -66,6 +68,34 @@ inline XXH128_hash_t kernel_copy(void* target, const void* source, size_t size) 
 #endif
     if (size > 0) memcpy(to, from, size);
     return XXH3_128bits(to, size);
+}
+
+// The source may be memory that another process writes to: it is read once, so that the sum is of
+// what is stored, whatever happens there meanwhile.
+inline void kernel_add(XXH3_state_t* state, void* target, const void* source, size_t size,
+                       [[maybe_unused]] bool stream) {
+    alignas(64) char buffer[chunk];
+    char* to = static_cast<char*>(target);
+    const char* from = static_cast<const char*>(source);
+#if defined(__SSE2__)
+    if (stream) {
+        for (; size >= chunk; size -= chunk, to += chunk, from += chunk) {
+            memcpy(buffer, from, chunk);
+            XXH3_128bits_update(state, buffer, chunk);
+            stream_chunk(to, buffer);
+        }
+        _mm_sfence();
+    }
+#endif
+    while (size > 0) {
+        const size_t part = size < chunk ? size : chunk;
+        memcpy(buffer, from, part);
+        XXH3_128bits_update(state, buffer, part);
+        memcpy(to, buffer, part);
+        to += part;
+        from += part;
+        size -= part;
+    }
 }
 
 }  // namespace

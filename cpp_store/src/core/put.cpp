@@ -166,10 +166,11 @@ std::uint64_t now_ns() {
 }  // namespace
 
 struct PendingPut::Impl {
-    struct Target {
+    struct alignas(64) Target {  // threads fill side by side
         StoredLayer::Tensor* tensor = nullptr;
         bool summed = false;
-        char padding[64 - sizeof(void*) - sizeof(bool)] = {};  // threads fill side by side
+        std::uint64_t filled = 0;                // by append()
+        std::unique_ptr<CopySum> sum = nullptr;  // of them, until they are all
     };
 
     std::shared_ptr<Store::Impl> store;
@@ -233,7 +234,7 @@ void PendingPut::Impl::reserve(const std::vector<Own>& layers) {
         for (StoredLayer::Tensor& tensor : layer->tensors) {
             tensor.extent = cut(tensor.extent.size);
             buffers.emplace_back(tensor.extent.data, tensor.spec.nbytes());
-            targets.push_back({.tensor = &tensor});
+            targets.push_back({.tensor = &tensor, .sum = nullptr});
         }
         layer->extent = whole;
         layer->arena = store->arena;
@@ -322,6 +323,22 @@ void PendingPut::fill(std::size_t tensor, const std::byte* source) {
     const std::span<std::byte> buffer = impl_->buffers[tensor];
     target.tensor->checksum = copy_and_checksum(buffer.data(), source, buffer.size());
     target.summed = true;
+}
+
+void PendingPut::append(std::size_t tensor, std::span<const std::byte> piece) {
+    Impl::Target& target = impl_->targets.at(tensor);
+    const std::span<std::byte> buffer = impl_->buffers[tensor];
+    if (piece.size() > buffer.size() - target.filled) {
+        throw Error(Errc::invalid_argument, "more bytes than a tensor has");
+    }
+    if (!target.sum) target.sum = std::make_unique<CopySum>(buffer.data(), buffer.size());
+    target.sum->add(piece.data(), piece.size());
+    target.filled += piece.size();
+    if (target.filled == buffer.size()) {
+        target.tensor->checksum = target.sum->value();
+        target.summed = true;
+        target.sum.reset();
+    }
 }
 
 void Store::Impl::check_id_is_free(std::string_view model) const {
