@@ -53,7 +53,9 @@ def pool() -> Iterator[Pool]:
     made.finish()
 
 
-@pytest.fixture(params=["embedded", "server", "two servers"])
+@pytest.fixture(
+    params=["embedded", "server shm", "two servers shm", "server tcp", "two servers tcp"]
+)
 def store(request: pytest.FixtureRequest) -> Iterator[cpp_store.Store]:
     """Give an empty store of each kind, with room for 64 MiB (on each server)."""
     if request.param == "embedded":
@@ -61,8 +63,10 @@ def store(request: pytest.FixtureRequest) -> Iterator[cpp_store.Store]:
             yield made
         return
     pool: Pool = request.getfixturevalue("pool")
-    count = 1 if request.param == "server" else 2
+    count = 2 if "two" in request.param else 1
     group = pool.take(count)
-    with cpp_store.connect(group.addresses) as made:
+    transport = request.param.split()[-1]
+    with cpp_store.connect(group.addresses, same_host=transport == "shm") as made:
+        assert made.transport.count("shm") == (count if transport == "shm" else 0)
         yield made
     pool.give_back(count, group)

@@ -42,6 +42,7 @@ class Cluster {
         // Called some ten times a second by threads that wait, or null. What it throws ends the
         // call: a put may then have been done, or not.
         std::function<void()> check_signals{};
+        bool same_host = true;  // servers on this host through shared memory, not libfabric
     };
 
     // Connects to all servers. Throws Errc::invalid_argument (malformed or repeated addresses, a
@@ -56,6 +57,8 @@ class Cluster {
     [[nodiscard]] std::size_t home(std::string_view model) const noexcept;
 
     void ping(std::size_t server);
+    // How each server is reached: "shm" on this host, else libfabric's provider.
+    [[nodiscard]] std::vector<std::string> transports();
 
     // `tensors` are the bytes of request.own, in order, and must not change meanwhile. References
     // to inherited layers of other servers are taken first (`foreign` is set here), the model is
@@ -66,13 +69,19 @@ class Cluster {
     // stay until the call returns.
     using Buffers = std::function<std::vector<std::span<std::byte>>(
         std::string_view layer, std::span<const TensorSpec> specs)>;
+    // Takes tensors where they are: in memory of a server on this host, which is mapped to be read
+    // and stays as it is while `pin` is held, though the model is retired and the server ends.
+    using Views = std::function<void(std::string_view layer, std::span<const TensorSpec> specs,
+                                     std::span<const std::span<const std::byte>> tensors,
+                                     std::shared_ptr<const void> pin)>;
     // Reads layers of a model by name (none named: all) into the caller's memory. Calls `buffers`
-    // once a layer that has tensors, in the order of the model's table, before any byte is written.
-    // Returns the bytes.
+    // once a layer that has tensors, in the order of the model's table, before any byte is written;
+    // `views` instead, if there is one and the layer is on this host. Returns the bytes.
     std::uint64_t read(std::string_view model, std::span<const std::string> layers,
-                       const Buffers& buffers);
+                       const Buffers& buffers, const Views& views = nullptr);
     // The same for layers by owner, in the order given.
-    std::uint64_t fetch(std::span<const OwnedLayer> layers, const Buffers& buffers);
+    std::uint64_t fetch(std::span<const OwnedLayer> layers, const Buffers& buffers,
+                        const Views& views = nullptr);
 
     // `lease` as Store::best_matches takes it. The best of all servers, best first; leases of those
     // that are not returned are ended.

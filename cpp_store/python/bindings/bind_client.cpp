@@ -25,7 +25,8 @@ void check_signals() {
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, std::string key) {
+std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, std::string key,
+                              bool same_host) {
     if (!(timeout > 0) || timeout > 1e9) {
         throw Error(Errc::invalid_argument, "a time-out of " + std::to_string(timeout) +
                                                 " s; it is a positive number of seconds");
@@ -33,7 +34,7 @@ std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, 
     const py::gil_scoped_release release;
     return std::make_unique<Cluster>(Cluster::Options{
         std::move(servers), std::chrono::milliseconds(std::llround(std::ceil(timeout * 1000))),
-        std::move(key), &check_signals});
+        std::move(key), &check_signals, same_host});
 }
 
 std::uint64_t put(Cluster& cluster, std::string model, const py::dict& tensors,
@@ -50,10 +51,17 @@ std::uint64_t put(Cluster& cluster, std::string model, const py::dict& tensors,
     return cluster.put(std::move(arguments.request), bytes);
 }
 
-// Fresh arrays for the tensors of whatever layers come.
+// Arrays for the tensors of whatever layers come: on the memory of a server on this host, if that
+// is wanted, or fresh ones.
 class Collector {
   public:
-    // Called without the GIL.
+    // Both are called without the GIL.
+    void operator()(std::string_view layer, std::span<const TensorSpec> specs,
+                    std::span<const std::span<const std::byte>> tensors,
+                    std::shared_ptr<const void> pin) {
+        const py::gil_scoped_acquire acquire;
+        layers_[py::str(layer.data(), layer.size())] = views(specs, tensors, std::move(pin));
+    }
     std::vector<std::span<std::byte>> operator()(std::string_view layer,
                                                  std::span<const TensorSpec> specs) {
         const py::gil_scoped_acquire acquire;
@@ -65,6 +73,7 @@ class Collector {
                                  static_cast<std::size_t>(array.nbytes()));
             arrays.append(std::move(array));
         }
+        fresh_.append(arrays);
         layers_[py::str(layer.data(), layer.size())] = std::move(arrays);
         return buffers;
     }
@@ -72,7 +81,7 @@ class Collector {
     // so that the flag cannot be set again.
     py::dict take(bool copy) {
         if (!copy) {
-            for (const auto& [name, arrays] : layers_) {
+            for (const py::handle arrays : fresh_) {
                 const auto list = py::reinterpret_borrow<py::list>(arrays);
                 for (std::size_t i = 0; i < list.size(); ++i) {
                     list[i].attr("setflags")(py::arg("write") = false);
@@ -85,6 +94,7 @@ class Collector {
 
   private:
     py::dict layers_;
+    py::list fresh_;  // arrays of those layers that are the caller's own
 };
 
 std::vector<std::string> names_of(const py::handle& names) {
@@ -108,7 +118,8 @@ py::dict read(Cluster& cluster, const std::string& model, const std::optional<py
     Collector collector;
     {
         const py::gil_scoped_release release;
-        cluster.read(model, names, std::ref(collector));
+        cluster.read(model, names, std::ref(collector),
+                     copy ? nullptr : Cluster::Views(std::ref(collector)));
     }
     return collector.take(copy);
 }
@@ -150,7 +161,8 @@ py::dict fetch(Cluster& cluster, const LayerTable& table, const py::list& layers
     Collector collector;
     if (!wanted.empty()) {
         const py::gil_scoped_release release;
-        cluster.fetch(wanted, std::ref(collector));
+        cluster.fetch(wanted, std::ref(collector),
+                      copy ? nullptr : Cluster::Views(std::ref(collector)));
     }
     return collector.take(copy);
 }
@@ -206,7 +218,8 @@ std::unique_ptr<Server> serve(std::string address, const std::shared_ptr<Store>&
 void bind_cluster(py::module_& m) {
     using Unlocked = py::call_guard<py::gil_scoped_release>;
     py::class_<Cluster> type(m, "RemoteStore", "The client of servers: cpp_store.connect().");
-    type.def(py::init(&open), py::arg("servers"), py::arg("timeout"), py::arg("key"));
+    type.def(py::init(&open), py::arg("servers"), py::arg("timeout"), py::arg("key"),
+             py::arg("same_host"));
     type.def("put", &put, py::arg("model"), py::arg("tensors"), py::arg("table"),
              py::arg("inherited"), py::arg("namespace"), py::arg("score"), py::arg("parent"),
              py::arg("graph"), py::arg("metadata"));
@@ -231,6 +244,7 @@ void bind_cluster(py::module_& m) {
         "scrub", [](Cluster& cluster) { return cluster.scrub(); }, Unlocked());
     type.def("verify", &Cluster::verify, Unlocked());
     type.def("close", [](const Cluster&) {});
+    type.def("transports", &Cluster::transports, Unlocked());
     type.def("home", &Cluster::home, py::arg("model"));
     type.def("ping", &Cluster::ping, py::arg("server"), Unlocked());
     type.def("shutdown", &Cluster::shutdown, Unlocked());

@@ -301,6 +301,7 @@ void bind_store(py::module_& m) {
     });
     type.def("scrub", &Store::expire_leases, py::call_guard<py::gil_scoped_release>());
     type.def("verify", &Store::verify, py::call_guard<py::gil_scoped_release>());
+    type.def("transports", [](const Store&) { return std::vector<std::string>(); });
     type.def("close", [](const Store&) {});
 }
 

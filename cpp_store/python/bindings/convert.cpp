@@ -275,21 +275,41 @@ py::list buffer_list(py::handle object, std::string_view layer, std::size_t coun
     return items;
 }
 
+namespace {
+
+// An array on memory that lives as long as `pin`.
+py::array view(const TensorSpec& spec, const std::byte* data, const py::capsule& pin,
+               Access access) {
+    py::array array(numpy_dtype(spec.dtype),
+                    std::vector<py::ssize_t>(spec.shape.begin(), spec.shape.end()), data, pin);
+    if (access == Access::read_only) {
+        py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+    }
+    return array;
+}
+
+}  // namespace
+
 py::list views(const StoredLayerPtr& layer, Access access) {
     const py::capsule pin(new StoredLayerPtr(layer),
                           [](void* held) { delete static_cast<StoredLayerPtr*>(held); });
     py::list arrays(layer->tensors.size());
     for (std::size_t i = 0; i < layer->tensors.size(); ++i) {
         const StoredLayer::Tensor& tensor = layer->tensors[i];
-        py::array array(
-            numpy_dtype(tensor.spec.dtype),
-            std::vector<py::ssize_t>(tensor.spec.shape.begin(), tensor.spec.shape.end()),
-            tensor.extent.data, pin);
-        if (access == Access::read_only) {
-            py::detail::array_proxy(array.ptr())->flags &=
-                ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-        }
-        arrays[i] = std::move(array);
+        arrays[i] = view(tensor.spec, tensor.extent.data, pin, access);
+    }
+    return arrays;
+}
+
+py::list views(std::span<const TensorSpec> specs,
+               std::span<const std::span<const std::byte>> tensors,
+               std::shared_ptr<const void> pin) {
+    using Pin = std::shared_ptr<const void>;
+    const py::capsule held(new Pin(std::move(pin)),
+                           [](void* last) { delete static_cast<Pin*>(last); });
+    py::list arrays(specs.size());
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+        arrays[i] = view(specs[i], tensors[i].data(), held, Access::read_only);
     }
     return arrays;
 }

@@ -46,6 +46,10 @@ struct Source {
 // The tensors of a layer as arrays on the store's memory, which keep the layer alive.
 enum class Access { read_only, writable };
 [[nodiscard]] pybind11::list views(const StoredLayerPtr& layer, Access access = Access::read_only);
+// The same for tensors in memory that another process shares with this one, which keep `pin`.
+[[nodiscard]] pybind11::list views(std::span<const TensorSpec> specs,
+                                   std::span<const std::span<const std::byte>> tensors,
+                                   std::shared_ptr<const void> pin);
 
 [[nodiscard]] const pybind11::dtype& numpy_dtype(DType dtype);
 // None for dtypes that the store does not have, whatever their byte order.

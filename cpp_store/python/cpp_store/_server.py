@@ -16,7 +16,11 @@ SERVERS_VARIABLE = "MODEL_SERVERS"
 
 
 def connect(
-    servers: str | Sequence[str] | None = None, *, timeout: float = 30.0, key: str = ""
+    servers: str | Sequence[str] | None = None,
+    *,
+    timeout: float = 30.0,
+    key: str = "",
+    same_host: bool = True,
 ) -> Store:
     """Open the store that one or several servers hold together.
 
@@ -30,6 +34,8 @@ def connect(
         Seconds that a call may take, besides the time for its bytes.
     key
         Of the servers, if they want one.
+    same_host
+        Whether to use the memory of servers on this host directly. False: libfabric for all.
 
     Raises
     ------
@@ -48,7 +54,7 @@ def connect(
             )
     addresses = servers.split() if isinstance(servers, str) else list(servers)
     _core.add_library_prefixes([sys.prefix])
-    return Store(RemoteStore(addresses, timeout, key))
+    return Store(RemoteStore(addresses, timeout, key, same_host))
 
 
 class Server:

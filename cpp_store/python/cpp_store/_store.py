@@ -90,6 +90,7 @@ class StoreHandle(Protocol):
 
     def scrub(self, /) -> int: ...
     def verify(self, /) -> list[str]: ...
+    def transports(self, /) -> list[str]: ...
     def close(self, /) -> None: ...
 
 
@@ -232,8 +233,9 @@ class Store:
       and while servers are waited for.
     - **Atomic.** A model is visible whole or not at all. What is stored never changes.
     - **Ownership.** A put copies; the caller's arrays are free afterwards. Arrays that reads return
-      are read-only views of the store's memory where that is possible (always, in process); each
-      keeps its tensors alive, though the model is retired and the store closed.
+      are read-only views of the store's memory where that is possible (in process, and of servers
+      on this host); each keeps its tensors alive, though the model is retired, the store closed, or
+      the server gone.
     - **Errors** are :class:`StoreError` and its subclasses. A call that raises has changed nothing.
     """
 
@@ -593,6 +595,14 @@ class Store:
     def scrub(self) -> int:
         """Reclaim what processes that died left behind. Returns the number of references freed."""
         return self._open_handle().scrub()
+
+    @property
+    def transport(self) -> Names:
+        """How each server is reached: "shm" on this host, else libfabric's provider.
+
+        Empty for a store in this process.
+        """
+        return self._open_handle().transports()
 
     def verify(self) -> Names:
         """Recompute all checksums. Returns the layers whose bytes changed, as "owner/key"."""

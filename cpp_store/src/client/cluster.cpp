@@ -15,9 +15,9 @@ Cluster::Cluster(Options options) : impl_(std::make_unique<Impl>()) {
         throw Error(Errc::invalid_argument, "server " + *twice + " is in the list twice");
     }
     for (const std::string& address : options.servers) {
-        impl_->connections.push_back(
-            std::make_shared<client::Connection>(client::Connection::Options{
-                address, sorted, options.key, options.timeout, options.check_signals}));
+        impl_->connections.push_back(std::make_shared<client::Connection>(
+            client::Connection::Options{address, sorted, options.key, options.timeout,
+                                        options.check_signals, options.same_host}));
     }
     for (const auto& connection : impl_->connections) connection->connect();
     impl_->options = std::move(options);
@@ -48,6 +48,12 @@ std::size_t Cluster::home(std::string_view model) const noexcept {
 
 void Cluster::ping(std::size_t server) {
     (void)impl_->call(server, wire::Operation::ping, [](wire::Writer&) {})->response();
+}
+
+std::vector<std::string> Cluster::transports() {
+    std::vector<std::string> names;
+    for (const auto& connection : impl_->connections) names.push_back(connection->transport());
+    return names;
 }
 
 ModelInfo Cluster::lookup(std::string_view model) {

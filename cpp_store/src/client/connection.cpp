@@ -19,7 +19,6 @@ namespace {
 // How long a waiting thread looks before it sleeps: somewhat longer than a call over loopback
 // takes.
 constexpr std::chrono::microseconds longest_spin{20};
-constexpr std::chrono::milliseconds connect_patience{5'000};
 constexpr std::chrono::milliseconds probe_interval{1'000};
 constexpr std::chrono::milliseconds signal_interval{100};
 constexpr std::chrono::milliseconds silence{5'000};  // of a server that was asked for an echo
@@ -115,6 +114,12 @@ Connection::Connection(Options options)
 }
 
 Connection::~Connection() {
+    if (birthplace_.is_elsewhere()) {
+        static_cast<void>(
+            endpoint_.release());  // a fork's words would come out of the other's mouth
+        return;
+    }
+    if (local_) local_->close();
     if (endpoint_ && broken_.empty()) {
         send_locked(wire::Operation::bye, ++last_call_, {});
         // Messages this small leave at once, unless the server does not read: then it is no loss.
@@ -128,7 +133,14 @@ void Connection::connect() {
 }
 
 void Connection::connect_locked() {
-    if (endpoint_) return;
+    if (endpoint_ && birthplace_.is_elsewhere()) {
+        throw Error(Errc::invalid_argument, options_.address +
+                                                ": the connection belongs to process " +
+                                                std::to_string(birthplace_.process()) +
+                                                ", of which this is a fork; connect again here");
+    }
+    if (endpoint_ || (local_ && local_->is_usable())) return;
+    if ((local_ = open_local())) return;
     const auto patience = std::min(options_.timeout, connect_patience);
     const auto deadline = Clock::now() + patience;
     if (is_over_tcp(parsed_)) {
@@ -152,14 +164,16 @@ void Connection::connect_locked() {
     }
 }
 
+wire::Hello Connection::make_hello(std::vector<std::byte> name) const {
+    return {.address = std::move(name),
+            .client = client_name(),
+            .key = options_.key,
+            .servers = options_.servers};
+}
+
 void Connection::say_hello(Clock::time_point deadline) {
-    wire::Hello hello;
-    hello.address = endpoint_->name();
-    hello.client = client_name();
-    hello.key = options_.key;
-    hello.servers = options_.servers;
     wire::Writer out;
-    wire::encode(out, hello);
+    wire::encode(out, make_hello(endpoint_->name()));
 
     PendingCall call(nullptr);
     call.id_ = ++last_call_;
@@ -186,14 +200,23 @@ void Connection::say_hello(Clock::time_point deadline) {
     session_ = wire::decode_welcome(in).session;
 }
 
+void Connection::check_size(wire::Operation operation, std::span<const std::byte> body) {
+    if (body.size() <= wire::max_body) return;
+    throw Error(Errc::invalid_argument, std::string(wire::operation_name(operation)) + ": " +
+                                            std::to_string(body.size()) +
+                                            " bytes besides tensors, at most " +
+                                            std::to_string(wire::max_body) + " are possible");
+}
+
+std::chrono::milliseconds Connection::time_for(std::span<const Exposure> exposures) const {
+    std::uint64_t bytes = 0;
+    for (const Exposure& exposure : exposures) bytes += exposure.memory.size();
+    return options_.timeout + std::chrono::milliseconds(bytes / (slowest_wire / 1000));
+}
+
 void Connection::send_locked(wire::Operation operation, std::uint64_t call,
                              std::span<const std::byte> body) {
-    if (body.size() > wire::max_body) {
-        throw Error(Errc::invalid_argument, std::string(wire::operation_name(operation)) + ": " +
-                                                std::to_string(body.size()) +
-                                                " bytes besides tensors, at most " +
-                                                std::to_string(wire::max_body) + " are possible");
-    }
+    check_size(operation, body);
     const std::size_t room = endpoint_->max_message() - wire::frame_header_size;
     wire::Frame frame{.kind = wire::Kind::request,
                       .code = static_cast<std::uint16_t>(operation),
@@ -209,13 +232,17 @@ void Connection::send_locked(wire::Operation operation, std::uint64_t call,
 
 PendingCallPtr Connection::start(wire::Operation operation, const Encode& encode,
                                  std::span<const Exposure> exposures) {
+    if (auto link = local_link()) {
+        return start_local(std::move(link), operation, encode, exposures);
+    }
     PendingCallPtr call(new PendingCall(shared_from_this()));
     call->done_ = true;  // until it is under way there is nothing to abandon
     call->waiter_ = Waiter::of_this_thread();
-    std::uint64_t bytes = 0;
-    for (const Exposure& exposure : exposures) bytes += exposure.memory.size();
     const std::scoped_lock lock(mutex_);
     connect_locked();
+    if (!endpoint_) {  // a server that has moved to this host in just this moment
+        throw Error(Errc::connection, options_.address + ": the connection was reset");
+    }
     std::vector<wire::Remote> remotes;
     remotes.reserve(exposures.size());
     for (const Exposure& exposure : exposures) {
@@ -228,8 +255,7 @@ PendingCallPtr Connection::start(wire::Operation operation, const Encode& encode
         encode(body, remotes);
         call->id_ = ++last_call_;
         if (calls_.empty()) last_heard_ = Clock::now();  // before, nobody asked
-        call->deadline_ = Clock::now() + options_.timeout +
-                          std::chrono::milliseconds(bytes / (slowest_wire / 1000));
+        call->deadline_ = Clock::now() + time_for(exposures);
         send_locked(operation, call->id_, body.data());
         calls_[call->id_] = call.get();
     } catch (...) {
@@ -247,6 +273,10 @@ PendingCallPtr Connection::call(wire::Operation operation, const Encode& encode)
 }
 
 void Connection::tell(wire::Operation operation, const Encode& encode) {
+    if (auto link = local_link()) {  // where it is no use not to wait
+        start_local(std::move(link), operation, encode, {})->wait_for_local();
+        return;
+    }
     wire::Writer body;
     encode(body, {});
     const std::scoped_lock lock(mutex_);
@@ -259,6 +289,7 @@ void Connection::tell(wire::Operation operation, const Encode& encode) {
 
 void Connection::wait(std::span<const PendingCallPtr> calls) {
     if (calls.empty()) return;
+    for (const PendingCallPtr& call : calls) call->wait_for_local();
     Waiter& waiter = *Waiter::of_this_thread();
     std::vector<pollfd> waiting;
     thread_local net::Spin spin(longest_spin);

@@ -12,6 +12,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/forks.hpp"
+#include "local/link.hpp"
 #include "net/assembler.hpp"
 #include "net/endpoint.hpp"
 #include "net/wire.hpp"
@@ -19,6 +21,8 @@
 namespace cpp_store::client {
 
 using Clock = std::chrono::steady_clock;
+
+inline constexpr std::chrono::milliseconds connect_patience{5'000};
 
 class Connection;
 
@@ -55,13 +59,20 @@ class PendingCall {
 
     // After Connection::wait(): the response, or the error that the server or the connection had.
     [[nodiscard]] wire::Reader response() const;
+    // Of the response to read or fetch, in order: a layer, with its tensors if they came along or
+    // lie in memory that the server shares with us.
+    [[nodiscard]] local::SharedLayer decode_layer(wire::Reader& in) const;
 
   private:
     friend class Connection;
     explicit PendingCall(std::shared_ptr<Connection> connection)
         : connection_(std::move(connection)) {}
 
+    void wait_for_local();
+
     std::shared_ptr<Connection> connection_;
+    std::unique_ptr<local::Call> local_;  // of a server on this host
+    bool answered_ = false;               // it is
     std::uint64_t id_ = 0;
     std::shared_ptr<Waiter> waiter_;
     Clock::time_point deadline_;
@@ -84,6 +95,7 @@ class Connection : public std::enable_shared_from_this<Connection>,
         std::string key;
         std::chrono::milliseconds timeout{30'000};
         std::function<void()> check_signals;  // as Cluster::Options
+        bool same_host = true;  // through shared memory, where the server is on this host
     };
     // Throws Errc::invalid_argument for a malformed address; does not connect yet.
     explicit Connection(Options options);
@@ -93,6 +105,8 @@ class Connection : public std::enable_shared_from_this<Connection>,
 
     // Throws Errc::connection (nobody listens, no answer) or what the server refuses us for.
     void connect();
+    // "shm", or libfabric's provider; connects first if need be.
+    [[nodiscard]] std::string transport();
 
     // Makes the body of a request when its exposed memory is registered: one Remote an exposure.
     using Encode = std::function<void(wire::Writer&, std::span<const wire::Remote>)>;
@@ -116,6 +130,17 @@ class Connection : public std::enable_shared_from_this<Connection>,
     void send_failed(net::Peer peer, int error) override;
 
     void connect_locked();
+    [[nodiscard]] wire::Hello make_hello(std::vector<std::byte> name) const;
+    // How long a call may take, and the most that it may say.
+    [[nodiscard]] std::chrono::milliseconds time_for(std::span<const Exposure> exposures) const;
+    static void check_size(wire::Operation operation, std::span<const std::byte> body);
+
+    // The way to a server on this host, if there is one (local.cpp).
+    [[nodiscard]] std::shared_ptr<local::Link> open_local() const;
+    [[nodiscard]] std::shared_ptr<local::Link> local_link();  // connects; null: the endpoint
+    [[nodiscard]] PendingCallPtr start_local(std::shared_ptr<local::Link> link,
+                                             wire::Operation operation, const Encode& encode,
+                                             std::span<const Exposure> exposures);
     void say_hello(Clock::time_point deadline);
     void send_locked(wire::Operation operation, std::uint64_t call,
                      std::span<const std::byte> body);
@@ -133,8 +158,10 @@ class Connection : public std::enable_shared_from_this<Connection>,
 
     const Options options_;
     const net::Address parsed_;
+    const Birthplace birthplace_;
 
     std::mutex mutex_;                         // guards everything below
+    std::shared_ptr<local::Link> local_;       // instead of an endpoint
     std::unique_ptr<net::Endpoint> endpoint_;  // null: not connected
     std::uint64_t session_ = 0;
     std::string broken_;  // why the endpoint, still there, is of no use any more

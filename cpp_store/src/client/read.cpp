@@ -17,14 +17,17 @@ struct Source {
     std::size_t server = 0;
     bool described = false;
     std::vector<TensorSpec> specs;
-    std::vector<std::span<const std::byte>> data;  // views an answer; empty: to be fetched
+    std::vector<std::span<const std::byte>> data;  // where it is already; empty: to be fetched
+    std::shared_ptr<const void> pin;  // of data in the server's memory; null: it is in an answer
+    bool viewed = false;              // the caller has them
     std::vector<std::span<std::byte>> buffers;
 };
 
-void describe(Source& source, wire::Layer layer) {
+void describe(Source& source, local::SharedLayer layer) {
     source.described = true;
-    source.specs = std::move(layer.specs);
-    source.data = std::move(layer.data);
+    source.specs = std::move(layer.description.specs);
+    source.data = std::move(layer.description.data);
+    source.pin = std::move(layer.pin);
 }
 
 // The sources that `chosen` picks, by server.
@@ -63,17 +66,24 @@ void describe_all(const std::vector<std::shared_ptr<Connection>>& connections,
     Connection::wait(calls);
     auto call = calls.begin();
     for (const auto& [server, wanted] : groups) {
-        wire::Reader in = (*call++)->response();
+        wire::Reader in = (*call)->response();
         if (in.count(1) != wanted.size()) {
             throw Error(Errc::protocol, connections[server]->address() + " lost layers");
         }
-        for (Source* source : wanted) describe(*source, wire::decode_layer(in));
+        for (Source* source : wanted) describe(*source, (*call)->decode_layer(in));
+        ++call;
     }
     for (PendingCallPtr& done : calls) answers.push_back(std::move(done));
 }
 
-void take_buffers(std::vector<Source>& sources, const Cluster::Buffers& buffers) {
+void take_buffers(std::vector<Source>& sources, const Cluster::Buffers& buffers,
+                  const Cluster::Views& views) {
     for (Source& source : sources) {
+        if (source.pin && views) {
+            views(source.name, source.specs, source.data, std::move(source.pin));
+            source.viewed = true;
+            continue;
+        }
         source.buffers = buffers(source.name, source.specs);
         if (source.buffers.size() != source.specs.size()) {
             throw Error(Errc::invalid_argument,
@@ -94,6 +104,7 @@ void take_buffers(std::vector<Source>& sources, const Cluster::Buffers& buffers)
 // Only now that all buffers are known to fit.
 void copy_described(std::vector<Source>& sources) {
     for (Source& source : sources) {
+        if (source.viewed) continue;
         for (std::size_t i = 0; i < source.data.size(); ++i) {
             const std::span<std::byte> buffer = source.buffers[i];
             if (!buffer.empty()) std::memcpy(buffer.data(), source.data[i].data(), buffer.size());
@@ -144,15 +155,16 @@ void deliver(const std::vector<std::shared_ptr<Connection>>& connections,
 }
 
 std::uint64_t gather(const std::vector<std::shared_ptr<Connection>>& connections,
-                     std::vector<Source>& sources, const Cluster::Buffers& buffers) {
+                     std::vector<Source>& sources, const Cluster::Buffers& buffers,
+                     const Cluster::Views& views) {
     std::vector<PendingCallPtr> answers;
     describe_all(connections, sources, answers);
-    take_buffers(sources, buffers);
+    take_buffers(sources, buffers, views);
     copy_described(sources);
     deliver(connections, sources);
     std::uint64_t bytes = 0;
     for (const Source& source : sources) {
-        for (const auto& buffer : source.buffers) bytes += buffer.size();
+        for (const TensorSpec& spec : source.specs) bytes += spec.nbytes();
     }
     return bytes;
 }
@@ -160,7 +172,7 @@ std::uint64_t gather(const std::vector<std::shared_ptr<Connection>>& connections
 }  // namespace
 
 std::uint64_t Cluster::read(std::string_view model, std::span<const std::string> layers,
-                            const Buffers& buffers) {
+                            const Buffers& buffers, const Views& views) {
     const std::size_t server = home(model);
     const auto call = impl_->call(server, wire::Operation::read, [&](wire::Writer& out) {
         wire::encode(out, wire::Read{std::string(model), {layers.begin(), layers.end()}});
@@ -168,17 +180,19 @@ std::uint64_t Cluster::read(std::string_view model, std::span<const std::string>
     wire::Reader in = call->response();
     std::vector<Source> sources(in.count(1));
     for (Source& source : sources) {
-        wire::Layer layer = wire::decode_layer(in);
-        source.name = layer.name;
-        source.owner = layer.owner;
-        source.key = layer.key;
-        source.server = layer.here ? server : home(layer.owner);
-        if (layer.here) describe(source, std::move(layer));
+        local::SharedLayer layer = call->decode_layer(in);
+        const wire::Layer& description = layer.description;
+        source.name = description.name;
+        source.owner = description.owner;
+        source.key = description.key;
+        source.server = description.here ? server : home(description.owner);
+        if (description.here) describe(source, std::move(layer));
     }
-    return gather(impl_->connections, sources, buffers);
+    return gather(impl_->connections, sources, buffers, views);
 }
 
-std::uint64_t Cluster::fetch(std::span<const OwnedLayer> layers, const Buffers& buffers) {
+std::uint64_t Cluster::fetch(std::span<const OwnedLayer> layers, const Buffers& buffers,
+                             const Views& views) {
     std::vector<Source> sources(layers.size());
     for (std::size_t i = 0; i < layers.size(); ++i) {
         sources[i].name = layers[i].layer;
@@ -186,7 +200,7 @@ std::uint64_t Cluster::fetch(std::span<const OwnedLayer> layers, const Buffers& 
         sources[i].key = layers[i].key;
         sources[i].server = home(layers[i].owner);
     }
-    return gather(impl_->connections, sources, buffers);
+    return gather(impl_->connections, sources, buffers, views);
 }
 
 }  // namespace cpp_store

@@ -137,7 +137,7 @@ Frame decode_frame(std::span<const std::byte> message, std::span<const std::byte
     }
     Frame frame;
     const auto kind = read_at<std::uint8_t>(message, 5);
-    if (kind < 1 || kind > 4) reject("frame kind " + std::to_string(kind));
+    if (kind < 1 || kind > 7) reject("frame kind " + std::to_string(kind));
     frame.kind = static_cast<Kind>(kind);
     frame.code = read_at<std::uint16_t>(message, 6);
     frame.session = read_at<std::uint64_t>(message, 8);

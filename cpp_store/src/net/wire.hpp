@@ -55,6 +55,10 @@ enum class Kind : std::uint8_t {
     response = 2,
     probe = 3,  // asks for an echo: "are you alive?"
     echo = 4,
+    // Between processes of one host only (src/local):
+    unpin = 5,    // client: layers that it has no views of any more
+    region = 6,   // server: a memory file of the arena, or that one is no more
+    staging = 7,  // server: memory to put tensors into; go ahead
 };
 
 // Values are part of the format: append, never renumber.

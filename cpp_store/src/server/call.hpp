@@ -5,10 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
-#include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "cpp_store/store.hpp"
@@ -19,42 +16,13 @@
 
 namespace cpp_store::server {
 
-// A client that said hello. Belongs to the progress thread, but for what is const and the leases.
+// A client that said hello. Belongs to the progress thread, but for what is const.
 struct Session {
-    using Clock = std::chrono::steady_clock;
-
-    Session(std::uint64_t session_id, net::Peer client_peer, std::string client_name)
-        : id(session_id), peer(client_peer), client(std::move(client_name)) {}
-
-    const std::uint64_t id;
-    const net::Peer peer;
-    const std::string client;  // "host/pid"
+    const std::uint64_t id = 0;
+    const net::Peer peer = FI_ADDR_UNSPEC;
+    const std::string client;  // "host/pid", for the log
     net::Assembler requests;
-    Clock::time_point heard = Clock::now();  // its last message
-    Clock::time_point moved{};               // the last step of a transfer of it
-    Clock::time_point probed{};
-    unsigned probes = 0;  // sent since it was heard
-
-    // What it may still use: ended with it.
-    void add_lease(std::uint64_t lease) {
-        const std::scoped_lock lock(leases_mutex_);
-        leases_.insert(lease);
-        // Numbers ascend: of so many, the first have expired.
-        if (leases_.size() > most_leases) leases_.erase(leases_.begin());
-    }
-    void remove_lease(std::uint64_t lease) {
-        const std::scoped_lock lock(leases_mutex_);
-        leases_.erase(lease);
-    }
-    [[nodiscard]] std::set<std::uint64_t> take_leases() {
-        const std::scoped_lock lock(leases_mutex_);
-        return std::exchange(leases_, {});
-    }
-
-  private:
-    static constexpr std::size_t most_leases = 65536;
-    std::mutex leases_mutex_;
-    std::set<std::uint64_t> leases_;
+    std::chrono::steady_clock::time_point moved{};  // when its last transfer began or ended
 };
 
 class Call;
@@ -129,6 +97,18 @@ void alive(Call& call);
 void stats(Call& call);
 void verify(Call& call);
 void shutdown(Call& call);
+
+// The function of an operation that needs nothing but its call. Throws Errc::protocol for others.
+using Handler = void (*)(Call&);
+[[nodiscard]] Handler handler_of(wire::Operation operation);
+
+// What a request to read or fetch asks for, yet without specs and data.
+struct Described {
+    std::vector<wire::Layer> layers;
+    std::vector<StoredLayerPtr> stored;  // of each; null if it is on another server
+};
+[[nodiscard]] Described describe_model(Call& call);
+[[nodiscard]] Described describe_layers(Store& store, const wire::Fetch& request);
 
 // What the bodies of read() and fetch() responses have in common.
 [[nodiscard]] std::uint64_t total_bytes(const std::vector<StoredLayerPtr>& layers);

@@ -37,23 +37,27 @@ std::vector<Transfer::Piece> pair_up(const std::vector<StoredLayerPtr>& stored,
 
 }  // namespace
 
+Described describe_layers(Store& store, const wire::Fetch& request) {
+    Described found;
+    for (const wire::Fetch::Group& group : request.groups) {
+        for (StoredLayerPtr& layer : store.find_layers(group.owner, group.keys)) {
+            wire::Layer described;
+            described.owner = group.owner;
+            described.key = layer->key;
+            found.layers.push_back(std::move(described));
+            found.stored.push_back(std::move(layer));
+        }
+    }
+    return found;
+}
+
 // Describes layers by owner, or writes their tensors into the client's buffers.
 void fetch(Call& call) {
     wire::Reader in = call.body();
     const wire::Fetch request = wire::decode_fetch(in);
     in.end();
 
-    std::vector<StoredLayerPtr> stored;
-    std::vector<wire::Layer> layers;
-    for (const wire::Fetch::Group& group : request.groups) {
-        for (StoredLayerPtr& layer : call.store().find_layers(group.owner, group.keys)) {
-            wire::Layer described;
-            described.owner = group.owner;
-            described.key = layer->key;
-            layers.push_back(std::move(described));
-            stored.push_back(std::move(layer));
-        }
-    }
+    auto [layers, stored] = describe_layers(call.store(), request);
     wire::Writer out;
     const bool with_data = total_bytes(stored) <= wire::described_with_data;
     if (request.deliver || with_data) call.store().count_read(stored);

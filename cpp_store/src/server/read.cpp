@@ -29,9 +29,7 @@ void encode_layers(wire::Writer& out, std::vector<wire::Layer> layers,
     }
 }
 
-// Says where a model's layers are and what tensors they have. Small ones come along; the client
-// fetches the others into buffers of its own, from whichever server has them.
-void read(Call& call) {
+Described describe_model(Call& call) {
     wire::Reader in = call.body();
     const wire::Read request = wire::decode_read(in);
     in.end();
@@ -47,21 +45,27 @@ void read(Call& call) {
         positions.push_back(static_cast<std::uint32_t>(position));
     }
     std::ranges::sort(positions);
-    std::vector<wire::Layer> layers;
-    std::vector<StoredLayerPtr> stored;
+    Described found;
     for (const LayerLocation& location : info.layers) {
         if (!positions.empty() && !std::ranges::binary_search(positions, location.layer)) continue;
         wire::Layer layer;
         layer.name = info.table->name(location.layer);
         layer.owner = location.owner;
         layer.key = info.table->key(location.layer);
-        layers.push_back(std::move(layer));
-        stored.push_back(location.stored);
+        found.layers.push_back(std::move(layer));
+        found.stored.push_back(location.stored);
     }
-    const bool with_data = total_bytes(stored) <= wire::described_with_data;
-    if (with_data) call.store().count_read(stored);
+    return found;
+}
+
+// Says where a model's layers are and what tensors they have. Small ones come along; the client
+// fetches the others into buffers of its own, from whichever server has them.
+void read(Call& call) {
+    Described found = describe_model(call);
+    const bool with_data = total_bytes(found.stored) <= wire::described_with_data;
+    if (with_data) call.store().count_read(found.stored);
     wire::Writer out;
-    encode_layers(out, std::move(layers), stored, with_data);
+    encode_layers(out, std::move(found.layers), found.stored, with_data);
     call.reply(std::move(out));
 }
 

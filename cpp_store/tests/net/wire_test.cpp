@@ -209,7 +209,7 @@ TEST(Wire, FramesRoundTripAndAreChecked) {
         std::uint8_t value;
     };
     for (const auto& [offset, value] :
-         {Change{0, 0}, Change{4, 9}, Change{5, 0}, Change{5, 7}, Change{6, 200}, Change{24, 9},
+         {Change{0, 0}, Change{4, 9}, Change{5, 0}, Change{5, 8}, Change{6, 200}, Change{24, 9},
           Change{27, 0xff}, Change{28, 6}}) {
         Bytes wrong = message;
         wrong[offset] = static_cast<std::byte>(value);

@@ -1,0 +1,97 @@
+#include "local/listener.hpp"
+
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+
+#include "local/session.hpp"
+
+namespace cpp_store::local {
+namespace {
+
+Descriptor listen_at(const std::string& name) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::copy_n(name.data(), std::min(name.size(), sizeof address.sun_path - 1),
+                address.sun_path + 1);
+    Descriptor fd(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+    if (!fd || ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0 ||
+        ::listen(fd.get(), 256) != 0) {
+        throw Error(Errc::invalid_argument,
+                    std::string("no socket for clients of this host: ") + std::strerror(errno));
+    }
+    return fd;
+}
+
+Instance random_instance() {
+    Instance instance;
+    if (::getrandom(&instance, sizeof instance, 0) != sizeof instance) {
+        throw Error(Errc::internal, "no random numbers from the kernel");
+    }
+    return instance;
+}
+
+}  // namespace
+
+Listener::Listener(Host& host, const std::string& name)
+    : host_(host), instance_(random_instance()), socket_(listen_at(name)) {
+    thread_ = std::thread([this] { run(); });
+}
+
+Listener::~Listener() {
+    ::shutdown(socket_.get(), SHUT_RDWR);  // ends accept()
+    thread_.join();
+    for (Thread& one : sessions_) one.session->end();
+    for (Thread& one : sessions_) one.thread.join();
+}
+
+void Listener::run() {
+    while (true) {
+        Descriptor connection(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+        const int error = errno;
+        if (!connection && error == EINVAL) return;  // shut down
+        join_finished();
+        if (!connection) {
+            if (error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS) {
+                // They wait in the queue meanwhile.
+                std::this_thread::sleep_for(std::chrono::milliseconds(100));
+            }
+            continue;
+        }
+        try {
+            Socket socket(std::move(connection));
+            if (socket.peer_user() != ::geteuid()) {
+                host_.log(LogLevel::warning, "a client of user " +
+                                                 std::to_string(socket.peer_user()) +
+                                                 " is refused at the socket of this host");
+                continue;
+            }
+            if (sessions_.size() >= max_sessions) {
+                host_.log(LogLevel::warning, "a client is refused: too many of this host");
+                continue;
+            }
+            auto session = std::make_shared<Session>(host_, instance_, std::move(socket));
+            sessions_.push_back({session, std::thread([session] { session->run(); })});
+        } catch (const std::exception& failure) {
+            host_.log(LogLevel::warning,
+                      std::string("a client of this host is refused: ") + failure.what());
+        }
+    }
+}
+
+void Listener::join_finished() {
+    std::erase_if(sessions_, [](Thread& one) {
+        if (!one.session->is_over()) return false;
+        one.thread.join();
+        return true;
+    });
+}
+
+}  // namespace cpp_store::local

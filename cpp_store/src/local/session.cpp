@@ -1,0 +1,288 @@
+#include "local/session.hpp"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace cpp_store::local {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Of a client that reads no answers, or promised bytes and sends none.
+constexpr std::chrono::seconds silence{30};
+constexpr std::size_t max_pins = std::size_t{1} << 22;
+
+// A second descriptor of a memory file, which can only be read by.
+Descriptor read_only(int fd) {
+    const std::string path = "/proc/self/fd/" + std::to_string(fd);
+    Descriptor copy(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!copy) throw Error(Errc::internal, "cannot open " + path + ": " + std::strerror(errno));
+    return copy;
+}
+
+}  // namespace
+
+Session::Session(local::Host& host, const Instance& instance, Socket socket)
+    : host_(host), instance_(instance), socket_(std::move(socket)) {
+    socket_.set_patience(std::chrono::milliseconds(0), silence);
+}
+
+void Session::end() noexcept {
+    socket_.shut_down();
+}
+
+void Session::run() {
+    try {
+        serve();
+    } catch (const Error& error) {
+        const std::string client = client_ ? client_->client : "a client of this host";
+        if (error.code() == Errc::connection) {
+            host_.log(LogLevel::debug, client + " is gone: " + error.what());
+        } else {
+            host_.log(LogLevel::warning, client + " is dropped: " + error.what());
+        }
+    } catch (const std::exception& error) {
+        host_.log(LogLevel::error,
+                  std::string("a client of this host is dropped: ") + error.what());
+    }
+    pins_.clear();
+    staging_.reset();
+    socket_.shut_down();
+    over_ = true;
+}
+
+void Session::serve() {
+    while (!stopping_) {
+        if (const auto message = socket_.receive()) handle(*message);
+    }
+}
+
+void Session::handle(const Message& message) {
+    const wire::Frame& frame = message.frame;
+    if (frame.kind == wire::Kind::unpin && frame.total == message.part.size()) {
+        unpin(message.part);
+        return;
+    }
+    if (frame.kind != wire::Kind::request) {
+        throw Error(Errc::protocol, "it sent what only servers send");
+    }
+    auto body = requests_.add(frame, message.part);
+    if (body) request(static_cast<wire::Operation>(frame.code), frame.call, std::move(*body));
+}
+
+void Session::request(wire::Operation operation, std::uint64_t id, std::vector<std::byte> body) {
+    using wire::Operation;
+    if ((client_ == nullptr) != (operation == Operation::hello)) {
+        throw Error(Errc::protocol, client_ ? "it said hello twice" : "it said no hello");
+    }
+    if (operation == Operation::bye) {
+        stopping_ = true;
+        return;
+    }
+    const auto call =
+        std::make_shared<server::Call>(*this, client_, operation, id, std::move(body));
+    try {
+        switch (operation) {
+            case Operation::hello:
+                hello(*call);
+                break;
+            case Operation::ping:
+                call->reply();
+                break;
+            case Operation::put:
+                put(*call);
+                break;
+            case Operation::read:
+                read(*call);
+                break;
+            case Operation::fetch:
+                fetch(*call);
+                break;
+            default:
+                server::handler_of(operation)(*call);
+        }
+    } catch (const Error& error) {
+        if (error.code() == Errc::connection) throw;  // nobody to tell
+        call->fail(error);
+    } catch (const std::exception& error) {
+        call->fail(error);
+    }
+}
+
+void Session::respond(server::CallPtr call, std::uint16_t code, std::vector<std::byte> body) {
+    if (body.size() > wire::max_body) {
+        wire::Writer out;
+        out.string("the answer of " + std::to_string(body.size()) +
+                   " bytes is larger than a message may be; ask for less");
+        code = static_cast<std::uint16_t>(Errc::invalid_argument);
+        body = out.take();
+    }
+    const std::string operation(wire::operation_name(call->operation()));
+    if (!socket_.send_body({.kind = wire::Kind::response, .code = code, .call = call->id()},
+                           body)) {
+        throw Error(Errc::connection, "it reads no answers");
+    }
+    if (code == static_cast<std::uint16_t>(Errc::protocol)) {
+        throw Error(Errc::protocol, operation + ": malformed request");
+    }
+    if (code == static_cast<std::uint16_t>(Errc::internal)) {
+        host_.log(LogLevel::error, operation + ": " + wire::Reader(body).string());
+    }
+}
+
+void Session::start_transfer(server::CallPtr, server::Transfer::Direction,
+                             std::vector<server::Transfer::Piece>, std::function<void()>) {
+    throw Error(Errc::internal, "a transfer to a client of this host, which needs none");
+}
+
+void Session::hello(server::Call& call) {
+    wire::Reader in = call.body();
+    wire::Hello hello = wire::decode_hello(in);
+    in.end();
+    if (const std::string refusal = host_.refuse(hello); !refusal.empty()) {
+        host_.log(LogLevel::warning, hello.client + " is refused: " + refusal);
+        stopping_ = true;
+        throw Error(Errc::invalid_argument, refusal);
+    }
+    client_ = std::make_shared<server::Session>(
+        server::Session{.id = 0, .client = std::move(hello.client), .requests = {}});
+    host_.log(LogLevel::debug, client_->client + " connected from this host");
+    wire::Writer out;
+    wire::encode(out, wire::Welcome{.session = 0, .memory_limit = store().arena().stats().limit});
+    out.u64(instance_.high);
+    out.u64(instance_.low);
+    call.reply(std::move(out));
+}
+
+// ------------------------------------------------------------------------------------ put
+
+void Session::put(server::Call& call) {
+    wire::Reader in = call.body();
+    wire::Put request = wire::decode_put(in);
+    in.end();
+
+    PendingPut pending = store().prepare(std::move(request.request));
+    std::vector<std::size_t> staged;
+    for (std::size_t i = 0; i < request.tensors.size(); ++i) {
+        const wire::Payload& tensor = request.tensors[i];
+        if (tensor.nbytes == 0) continue;
+        if (tensor.remote) {
+            staged.push_back(i);
+        } else {
+            pending.fill(i, tensor.data.data());
+        }
+    }
+    if (!staged.empty()) stage(call, pending, staged);
+    wire::Writer out;
+    out.u64(store().commit(std::move(pending)));
+    call.reply(std::move(out));
+}
+
+// Takes tensors out of the memory that we share with the client, while it puts them in.
+void Session::stage(const server::Call& call, PendingPut& pending,
+                    const std::vector<std::size_t>& tensors) {
+    const bool is_new = !staging_;
+    if (is_new) staging_ = std::make_unique<Staging>();
+    if (!socket_.send({.kind = wire::Kind::staging, .call = call.id()}, {},
+                      is_new ? staging_->fd() : -1)) {
+        throw Error(Errc::connection, "it reads no answers");
+    }
+    std::vector<std::uint64_t> sizes;
+    for (const std::size_t tensor : tensors) sizes.push_back(pending.buffers()[tensor].size());
+    auto moved = Clock::now();
+    staging_->take(
+        sizes,
+        [&](std::size_t i, std::uint64_t, std::span<const std::byte> piece) {
+            pending.append(tensors[i], piece);
+            moved = Clock::now();
+        },
+        [&] {
+            if (socket_.is_over()) throw Error(Errc::connection, "it went during a put");
+            if (Clock::now() - moved > silence) {
+                throw Error(Errc::connection, "it sent no bytes of a put for " +
+                                                  std::to_string(silence.count()) + " s");
+            }
+        });
+}
+
+// ------------------------------------------------------------------------------------ reads
+
+void Session::read(server::Call& call) {
+    server::Described found = server::describe_model(call);
+    store().count_read(found.stored);
+    reply(call, found.layers, found.stored);
+}
+
+void Session::fetch(server::Call& call) {
+    wire::Reader in = call.body();
+    const wire::Fetch request = wire::decode_fetch(in);
+    in.end();
+    if (request.deliver)
+        throw Error(Errc::protocol, "malformed message: tensors are not sent here");
+    server::Described found = server::describe_layers(call.store(), request);
+    store().count_read(found.stored);
+    reply(call, found.layers, found.stored);
+}
+
+void Session::reply(server::Call& call, const std::vector<wire::Layer>& layers,
+                    const std::vector<StoredLayerPtr>& stored) {
+    if (pins_.size() + layers.size() > max_pins) {
+        throw Error(Errc::invalid_argument, "this client has views of " +
+                                                std::to_string(pins_.size()) +
+                                                " layers; it must let go of some");
+    }
+    wire::Writer out;
+    out.count(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) encode(out, pin(layers[i], stored[i]));
+    call.reply(std::move(out));
+}
+
+Layer Session::pin(wire::Layer description, const StoredLayerPtr& stored) {
+    Layer layer;
+    layer.description = std::move(description);
+    layer.description.here = stored != nullptr;
+    if (!stored) return layer;
+    for (const StoredLayer::Tensor& tensor : stored->tensors) {
+        layer.description.specs.push_back(tensor.spec);
+        Layer::Place place;
+        if (tensor.extent.size > 0) {
+            hand_over(tensor.extent.region);
+            place = {static_cast<std::uint32_t>(tensor.extent.region), tensor.extent.offset};
+        }
+        layer.places.push_back(place);
+    }
+    layer.pin = ++last_pin_;
+    pins_.emplace(layer.pin, stored);
+    return layer;
+}
+
+// Gives the client a region that it does not have yet, and tells it which ones are no more.
+void Session::hand_over(int region) {
+    if (regions_.contains(region)) return;
+    const auto tell = [this](int which, int fd) {
+        wire::Writer out;
+        out.u32(static_cast<std::uint32_t>(which));
+        const std::vector<std::byte> body = out.take();
+        const wire::Frame frame{.kind = wire::Kind::region,
+                                .total = static_cast<std::uint32_t>(body.size())};
+        if (!socket_.send(frame, body, fd)) throw Error(Errc::connection, "it reads no answers");
+    };
+    const Arena& arena = store().arena();
+    std::erase_if(regions_, [&](int known) {
+        if (arena.has_region(known)) return false;
+        tell(known, -1);
+        return true;
+    });
+    tell(region, read_only(arena.region_fd(region)).get());
+    regions_.insert(region);
+}
+
+void Session::unpin(std::span<const std::byte> body) {
+    wire::Reader in(body);
+    for (std::uint32_t left = in.count(8); left > 0; --left) pins_.erase(in.u64());
+    in.end();
+}
+
+}  // namespace cpp_store::local

@@ -1,0 +1,70 @@
+// One connection of a client of this host, and the thread that serves it.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "local/layers.hpp"
+#include "local/listener.hpp"
+#include "local/socket.hpp"
+#include "local/staging.hpp"
+#include "net/assembler.hpp"
+#include "server/call.hpp"
+
+namespace cpp_store::local {
+
+// One call after the other, each done before the next one is looked at. What the client has views
+// of is pinned until it says otherwise, or is gone.
+class Session final : public server::Host {
+  public:
+    Session(local::Host& host, const Instance& instance, Socket socket);
+
+    void run();           // until the client or the server ends it
+    void end() noexcept;  // from any thread
+    [[nodiscard]] bool is_over() const noexcept { return over_; }
+
+  private:
+    // Of server::Host, for the calls that are the same over every way in.
+    [[nodiscard]] Store& store() override { return host_.store(); }
+    void respond(server::CallPtr call, std::uint16_t code, std::vector<std::byte> body) override;
+    void start_transfer(server::CallPtr call, server::Transfer::Direction direction,
+                        std::vector<server::Transfer::Piece> pieces,
+                        std::function<void()> then) override;
+    void request_shutdown() override { host_.request_shutdown(); }
+
+    void serve();
+    void handle(const Message& message);
+    void request(wire::Operation operation, std::uint64_t id, std::vector<std::byte> body);
+    void hello(server::Call& call);
+    void put(server::Call& call);
+    void read(server::Call& call);
+    void fetch(server::Call& call);
+    void unpin(std::span<const std::byte> body);
+
+    void stage(const server::Call& call, PendingPut& pending,
+               const std::vector<std::size_t>& tensors);
+    void reply(server::Call& call, const std::vector<wire::Layer>& layers,
+               const std::vector<StoredLayerPtr>& stored);
+    [[nodiscard]] Layer pin(wire::Layer description, const StoredLayerPtr& stored);
+    void hand_over(int region);
+
+    local::Host& host_;
+    const Instance instance_;
+    Socket socket_;
+    std::atomic<bool> over_ = false;
+    bool stopping_ = false;  // after this call
+
+    std::shared_ptr<server::Session> client_;  // null before hello
+    net::Assembler requests_;
+    std::unique_ptr<Staging> staging_;  // once a put needed it
+    std::unordered_map<std::uint64_t, StoredLayerPtr> pins_;
+    std::uint64_t last_pin_ = 0;
+    std::set<int> regions_;  // that the client has
+};
+
+}  // namespace cpp_store::local

@@ -1,0 +1,394 @@
+// Clients on the server's host: what they share with it, and what they cannot do to it.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "cpp_store/client.hpp"
+#include "cpp_store/server.hpp"
+#include "local/names.hpp"
+#include "local/socket.hpp"
+#include "local/staging.hpp"
+
+namespace cpp_store {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::HasSubstr;
+
+using Bytes = std::vector<std::byte>;
+
+Bytes random_bytes(std::size_t size, std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    Bytes bytes(size);
+    for (std::size_t i = 0; i < size; i += 8) {
+        const std::uint64_t value = random();
+        std::memcpy(bytes.data() + i, &value, std::min<std::size_t>(8, size - i));
+    }
+    return bytes;
+}
+
+// A server in this process, as one of another process of this host is to its clients.
+struct Running {
+    explicit Running(std::string key = {}, std::uint64_t limit = std::uint64_t{1} << 28) {
+        Store::Options options;
+        options.memory.limit = limit;
+        options.memory.region_size = 16 << 20;
+        options.memory.ahead = 0;
+        options.memory.linger = 1ms;
+        store = std::make_shared<Store>(options);
+        Server::Options settings;
+        settings.key = std::move(key);
+        settings.log = [this](LogLevel, std::string_view line) {
+            const std::scoped_lock lock(mutex);
+            log.emplace_back(line);
+        };
+        server = std::make_unique<Server>(store, settings);
+    }
+    [[nodiscard]] Cluster connect(std::chrono::milliseconds timeout = 30s) const {
+        return Cluster({.servers = {server->address()}, .timeout = timeout, .key = {}});
+    }
+    [[nodiscard]] local::Socket knock() const {
+        const auto names = local::client_names(net::Address::parse(server->address()));
+        return std::move(*local::Socket::connect(names.at(0), 5s));
+    }
+    // Waits until the server has dropped all that it held for clients.
+    [[nodiscard]] bool has_used(std::uint64_t bytes) const {
+        for (int i = 0; i < 2000; ++i) {
+            if (store->stats().memory.used == bytes) return true;
+            std::this_thread::sleep_for(5ms);
+        }
+        return false;
+    }
+    [[nodiscard]] bool has_logged(const std::string& text) {
+        for (int i = 0; i < 2000; ++i) {
+            {
+                const std::scoped_lock lock(mutex);
+                for (const std::string& line : log) {
+                    if (line.find(text) != std::string::npos) return true;
+                }
+            }
+            std::this_thread::sleep_for(5ms);
+        }
+        return false;
+    }
+
+    std::mutex mutex;
+    std::vector<std::string> log;
+    std::shared_ptr<Store> store;
+    std::unique_ptr<Server> server;
+};
+
+// A model of one tensor a layer.
+struct Model {
+    Model(std::string id, const std::vector<std::size_t>& sizes, std::uint64_t seed = 1) {
+        std::vector<LayerTable::Layer> layers;
+        for (std::size_t i = 0; i < sizes.size(); ++i) {
+            layers.push_back({"layer_" + std::to_string(i), {}, sizes[i]});
+            tensors.push_back(random_bytes(sizes[i], seed * 1000 + i));
+            request.own.push_back({static_cast<std::uint32_t>(i), {{DType::uint8, {sizes[i]}}}});
+        }
+        request.model = std::move(id);
+        request.table = std::make_shared<const LayerTable>(std::move(layers));
+    }
+    std::uint64_t put(Cluster& cluster) const {
+        const std::vector<std::span<const std::byte>> spans(tensors.begin(), tensors.end());
+        return cluster.put(request, spans);
+    }
+    PutRequest request;
+    std::vector<Bytes> tensors;
+};
+
+struct View {
+    std::span<const std::byte> bytes;
+    std::shared_ptr<const void> pin;
+};
+
+std::vector<View> views(Cluster& cluster, std::string_view model) {
+    std::vector<View> out;
+    cluster.read(
+        model, {},
+        [](std::string_view, std::span<const TensorSpec>) -> std::vector<std::span<std::byte>> {
+            throw Error(Errc::internal, "a copy, where a view was wanted");
+        },
+        [&](std::string_view, std::span<const TensorSpec>,
+            std::span<const std::span<const std::byte>> tensors, std::shared_ptr<const void> pin) {
+            for (const auto& tensor : tensors) out.push_back({tensor, pin});
+        });
+    return out;
+}
+
+bool same(std::span<const std::byte> a, const Bytes& b) {
+    return std::ranges::equal(a, b);
+}
+
+Errc code_of(const std::function<void()>& action, std::string* message = nullptr) {
+    try {
+        action();
+    } catch (const Error& error) {
+        if (message) *message = error.what();
+        return error.code();
+    }
+    return Errc{};
+}
+
+TEST(SameHost, IsFoundFromTheAddress) {
+    Running running;
+    Cluster cluster = running.connect();
+    EXPECT_THAT(cluster.transports(), testing::ElementsAre("shm"));
+    Cluster other(
+        {.servers = {running.server->address()}, .timeout = 30s, .key = {}, .same_host = false});
+    EXPECT_THAT(other.transports(), testing::Not(testing::Contains("shm")));
+    const std::string port = running.server->address().substr(running.server->address().rfind(':'));
+    Cluster named({.servers = {"ofi+tcp://localhost" + port}, .timeout = 30s, .key = {}});
+    EXPECT_THAT(named.transports(), testing::ElementsAre("shm"));
+}
+
+TEST(SameHost, IsFoundWhereTheServerListensAtAllAddresses) {
+    Server::Options options;
+    options.address = "ofi+tcp://0.0.0.0:0";
+    Server server(std::make_shared<Store>(Store::Options{}), options);
+    const std::string port = server.address().substr(server.address().rfind(':'));
+    for (const std::string& address : {server.address(), "ofi+tcp://127.0.0.1" + port}) {
+        Cluster cluster({.servers = {address}, .timeout = 30s, .key = {}});
+        EXPECT_THAT(cluster.transports(), testing::ElementsAre("shm")) << address;
+    }
+}
+
+TEST(SameHost, AsksNobodyForAddressesOfOtherHosts) {
+    EXPECT_THAT(local::client_names(net::Address::parse("ofi+tcp://192.0.2.1:4711")),
+                testing::IsEmpty());
+    EXPECT_NE(local::client_names(net::Address::parse("ofi+tcp://127.0.0.1:4711")),
+              local::client_names(net::Address::parse("ofi+tcp://127.0.0.2:4711")));
+}
+
+TEST(SameHost, ReadsTensorsWhereTheyAre) {
+    Running running;
+    Cluster cluster = running.connect();
+    // Empty, in the message, and through the staging memory: less than a slot of it, all slots many
+    // times, and sizes that fit nowhere.
+    const Model model("m", {0, 1, 4096, 4097, 262'144, 262'145, 12'345'678, 64});
+    const std::uint64_t bytes = 0 + 1 + 4096 + 4097 + 262'144 + 262'145 + 12'345'678 + 64;
+    EXPECT_EQ(model.put(cluster), bytes);
+    EXPECT_EQ(model.put(cluster), bytes);  // again
+    EXPECT_THAT(running.store->verify(), testing::IsEmpty());
+    const std::vector<View> found = views(cluster, "m");
+    ASSERT_EQ(found.size(), model.tensors.size());
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        EXPECT_TRUE(same(found[i].bytes, model.tensors[i])) << i;
+    }
+    EXPECT_EQ(running.store->stats().bytes_read, bytes);
+}
+
+TEST(SameHost, ManyTensorsOfOddSizesGoThroughStaging) {
+    Running running;
+    Cluster cluster = running.connect();
+    std::mt19937_64 random(7);
+    for (int round = 0; round < 3; ++round) {
+        std::vector<std::size_t> sizes;
+        for (int i = 0; i < 200; ++i) sizes.push_back(random() % 60'000);
+        const Model model("m" + std::to_string(round), sizes, static_cast<std::uint64_t>(round));
+        model.put(cluster);
+        const std::vector<View> found = views(cluster, model.request.model);
+        for (std::size_t i = 0; i < sizes.size(); ++i) {
+            ASSERT_TRUE(same(found[i].bytes, model.tensors[i])) << round << " " << i;
+        }
+    }
+    EXPECT_THAT(running.store->verify(), testing::IsEmpty());
+}
+
+TEST(SameHost, PinsWhatIsRetired) {
+    Running running;
+    Cluster cluster = running.connect();
+    const Model model("m", {100'000});
+    model.put(cluster);
+    std::vector<View> first = views(cluster, "m");
+    std::vector<View> second = views(cluster, "m");
+    cluster.retire("m");
+    EXPECT_EQ(running.store->stats().memory.used, 100'032u);
+    first.clear();
+    cluster.ping(0);  // tells the server
+    EXPECT_TRUE(same(second.at(0).bytes, model.tensors[0]));
+    EXPECT_EQ(running.store->stats().memory.used, 100'032u);
+    second.clear();
+    cluster.ping(0);
+    EXPECT_EQ(running.store->stats().memory.used, 0u);
+}
+
+TEST(SameHost, TellsOfManyOrLargePinsAtOnce) {
+    Running running;
+    Cluster cluster = running.connect();
+    Model("large", {std::size_t{2} << 20}).put(cluster);
+    Model("many", std::vector<std::size_t>(70, 5000)).put(cluster);
+    std::vector<View> large = views(cluster, "large");
+    std::vector<View> many = views(cluster, "many");
+    cluster.retire("large");
+    cluster.retire("many");
+    large.clear();
+    EXPECT_TRUE(running.has_used(70 * 5056));
+    many.clear();  // the first 64 of them
+    EXPECT_TRUE(running.has_used(6 * 5056));
+}
+
+TEST(SameHost, ViewsOutliveTheClientAndTheServer) {
+    const Model model("m", {100'000});
+    std::vector<View> found;
+    {
+        Running running;
+        {
+            Cluster cluster = running.connect();
+            model.put(cluster);
+            found = views(cluster, "m");
+            cluster.retire("m");
+        }
+        EXPECT_EQ(running.store->stats().memory.used, 100'032u);
+        EXPECT_TRUE(same(found.at(0).bytes, model.tensors[0]));
+    }
+    EXPECT_EQ(found.at(0).bytes.size(), 100'000u);
+}
+
+TEST(SameHost, GetsRegionsAsTheArenaGrowsAndForgetsThemAsItShrinks) {
+    Running running;  // regions of 16 MiB
+    Cluster cluster = running.connect();
+    for (int round = 0; round < 4; ++round) {
+        std::vector<View> kept;
+        std::vector<Model> models;
+        for (int i = 0; i < 4; ++i) {
+            models.emplace_back("m" + std::to_string(i), std::vector<std::size_t>{10 << 20},
+                                static_cast<std::uint64_t>(round * 10 + i));
+            models.back().put(cluster);
+            kept.push_back(views(cluster, models.back().request.model).at(0));
+        }
+        for (int i = 0; i < 4; ++i) {
+            EXPECT_TRUE(same(kept[static_cast<std::size_t>(i)].bytes,
+                             models[static_cast<std::size_t>(i)].tensors[0]));
+            cluster.retire("m" + std::to_string(i));
+        }
+        kept.clear();
+        EXPECT_TRUE(running.has_used(0));
+        // The arena gives back all regions but one.
+        for (int i = 0; i < 1000 && running.store->stats().memory.mapped > (16u << 20); ++i) {
+            std::this_thread::sleep_for(5ms);
+        }
+    }
+}
+
+TEST(SameHost, CannotWriteToTheArena) {
+    Running running;
+    Cluster cluster = running.connect();
+    Model("m", {100'000}).put(cluster);
+    const std::vector<View> found = views(cluster, "m");
+    auto* const page = reinterpret_cast<void*>(
+        reinterpret_cast<std::uintptr_t>(found.at(0).bytes.data()) / 4096 * 4096);
+    EXPECT_NE(mprotect(page, 4096, PROT_READ | PROT_WRITE), 0);
+    EXPECT_EQ(errno, EACCES);
+    const pid_t child = fork();
+    if (child == 0) {
+        std::signal(SIGSEGV, SIG_DFL);
+        const_cast<std::byte*>(found[0].bytes.data())[0] = std::byte{1};
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT_TRUE(WIFSIGNALED(status) || WEXITSTATUS(status) != 0);  // sanitizers exit
+    EXPECT_THAT(running.store->verify(), testing::IsEmpty());
+}
+
+TEST(SameHost, SaysWhenTheStoreIsFull) {
+    Running running({}, 1 << 20);
+    Cluster cluster = running.connect();
+    Model("m", {700'000}).put(cluster);
+    std::string message;
+    EXPECT_EQ(code_of([&] { Model("n", {700'000}).put(cluster); }, &message), Errc::out_of_memory);
+    EXPECT_THAT(message, HasSubstr("limit 1048576"));
+    EXPECT_EQ(views(cluster, "m").size(), 1u);
+    cluster.retire("m");
+    Model("n", {700'000}).put(cluster);
+}
+
+TEST(SameHost, WantsTheKeyOfTheServer) {
+    Running running("secret");
+    std::string message;
+    EXPECT_EQ(code_of([&] { (void)running.connect(); }, &message), Errc::invalid_argument);
+    EXPECT_THAT(message, HasSubstr("wants a key"));
+    Cluster cluster({.servers = {running.server->address()}, .timeout = 30s, .key = "secret"});
+    EXPECT_THAT(cluster.transports(), testing::ElementsAre("shm"));
+}
+
+TEST(SameHost, NamesAServerThatIsGoneAndConnectsAgain) {
+    auto running = std::make_unique<Running>();
+    const std::string address = running->server->address();
+    Cluster cluster = running->connect();
+    running.reset();
+    std::string message;
+    EXPECT_EQ(code_of([&] { cluster.ping(0); }, &message), Errc::connection);
+    EXPECT_THAT(message, HasSubstr(address));
+    Server::Options options;
+    options.address = address;
+    Server again(std::make_shared<Store>(Store::Options{}), options);
+    cluster.ping(0);
+    EXPECT_THAT(cluster.transports(), testing::ElementsAre("shm"));
+}
+
+TEST(SameHost, ServesThreadsOfOneClientAtOnce) {
+    Running running;
+    Cluster cluster = running.connect();
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+        threads.emplace_back([&cluster, t] {
+            for (int i = 0; i < 20; ++i) {
+                const Model model("m" + std::to_string(t) + "_" + std::to_string(i),
+                                  {100, 300'000, 9'000}, static_cast<std::uint64_t>(t * 100 + i));
+                model.put(cluster);
+                const std::vector<View> found = views(cluster, model.request.model);
+                for (std::size_t j = 0; j < found.size(); ++j) {
+                    EXPECT_TRUE(same(found[j].bytes, model.tensors[j]));
+                }
+                cluster.retire(model.request.model);
+                EXPECT_TRUE(same(found[1].bytes, model.tensors[1]));
+            }
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    cluster.ping(0);
+    EXPECT_TRUE(running.has_used(0));
+}
+
+TEST(SameHost, AForkConnectsForItselfAndReleasesNothing) {
+    Running running;
+    Cluster cluster = running.connect();
+    const Model model("m", {100'000});
+    model.put(cluster);
+    std::vector<View> found = views(cluster, "m");
+    cluster.retire("m");
+    Model("n", {50'000}).put(cluster);
+    const pid_t child = fork();
+    if (child == 0) {
+        bool right = same(found.at(0).bytes, model.tensors[0]);
+        found.clear();
+        try {
+            right = right && views(cluster, "n").size() == 1;
+        } catch (const Error&) {
+            right = false;
+        }
+        _exit(right ? 0 : 1);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    cluster.ping(0);
+    EXPECT_TRUE(same(found.at(0).bytes, model.tensors[0]));
+    EXPECT_EQ(running.store->stats().memory.used, 100'032u + 50'048u);
+}
+
+}  // namespace
+}  // namespace cpp_store
