@@ -23,7 +23,7 @@ import simpy
 
 Process = Generator[simpy.Event, Any, None]
 
-# As in transfer_nas/search/mpi.py and ranks.py.
+# As in transfer_nas/search/mpi.py, managing.py and ranks.py.
 SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
 IN_ADVANCE, MOST_IN_ADVANCE = 20e-3, 16
 REPORT_AFTER = 5e-3
@@ -286,5 +286,5 @@ class _Worker:
         return 1 + int(IN_ADVANCE / max(self._seconds, IN_ADVANCE / MOST_IN_ADVANCE))
 
     def took(self, seconds: float) -> None:
-        known = math.isfinite(self._seconds)
-        self._seconds = self._seconds + (seconds - self._seconds) / 4 if known else seconds
+        mean = self._seconds + (seconds - self._seconds) / 4
+        self._seconds = max(seconds, mean) if math.isfinite(self._seconds) else seconds

@@ -291,6 +291,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write event files for TensorBoard to DIR/tensorboard",
     )
+    add(
+        "--trace",
+        metavar="FILE",
+        help="record what each rank does when, for ui.perfetto.dev or chrome://tracing",
+    )
     add("--json", action="store_true", help="print the summary at the end as JSON")
     return parser
 

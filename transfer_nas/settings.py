@@ -31,6 +31,7 @@ _ONLY_TRAINING = (
     "threads_per_rank",
     "log_validation",
     "tensorboard",
+    "trace",
     "resume",
 )
 _POSITIVE = (
@@ -54,6 +55,7 @@ _MAY_CHANGE = (
     "threads_per_rank",
     "log_validation",
     "tensorboard",
+    "trace",
     "output_dir",
     "resume",
     "json",
@@ -86,6 +88,7 @@ class Settings:
     threads_per_rank: int | None = None
     log_validation: bool = False
     tensorboard: bool = False
+    trace: str | None = None
     output_dir: str | None = None
     initial_population_dir: str | None = None
     evolve_count: int = 0

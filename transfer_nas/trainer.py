@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas import training
+from transfer_nas import tracing, training
 from transfer_nas.applications import Application, as_tuple
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable, near_misses
@@ -370,6 +370,7 @@ def _timed(measures: dict[str, Measure], name: str) -> Iterator[None]:
     """Add the seconds that the block takes, to what there is already."""
     begin = time.perf_counter()
     try:
-        yield
+        with tracing.span(name.removesuffix("_seconds")):
+            yield
     finally:
         measures[name] = float(measures.get(name, 0.0)) + time.perf_counter() - begin

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from transfer_nas import tracing
 from transfer_nas.job import Evaluation, Job
 
 Evaluate = Callable[[Job, float], Evaluation]
@@ -68,7 +69,8 @@ class InProcess:
                 self._log(f"job {job.id}: objective {evaluation.objective}")
                 return Evaluation.failure(job, "nan", evaluation.measures)
             if evaluation.done and evaluation.objective > best_objective:
-                self._evaluator.save_model(candidate_path(self._directory, job))
+                with tracing.span("save model"):
+                    self._evaluator.save_model(candidate_path(self._directory, job))
             return evaluation
         except Exception as error:  # whatever a user's application raises must not end the search
             self._log(f"job {job.id} failed:\n{traceback.format_exc()}")

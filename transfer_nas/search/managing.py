@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from mpi4py import MPI
 
+from transfer_nas import tracing
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.ranks import BackOff
 from transfer_nas.search.interruption import Interruption
@@ -108,13 +109,17 @@ class Managing:
                 self._give_up_silent()
                 continue
             back_off.reset()
-            for rank, report in reports:
-                self._take(rank, report)
-            orders = {rank: self._order(rank) for rank in dict(reports)}
-            self._manager.commit()
-            for rank, order in orders.items():
-                if order is not None:
-                    self._send(rank, order)
+            with tracing.span("tell", reports=len(reports)):
+                for rank, report in reports:
+                    self._take(rank, report)
+            with tracing.span("next jobs"):
+                orders = {rank: self._order(rank) for rank in dict(reports)}
+            with tracing.span("commit"):
+                self._manager.commit()
+            with tracing.span("send"):
+                for rank, order in orders.items():
+                    if order is not None:
+                        self._send(rank, order)
 
     @contextmanager
     def beside(self) -> Iterator[None]:

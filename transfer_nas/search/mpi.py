@@ -25,6 +25,7 @@ from contextlib import contextmanager
 
 from mpi4py import MPI
 
+from transfer_nas import tracing
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.search.evaluation import Evaluate
 from transfer_nas.search.interruption import Interrupted, Interruption
@@ -105,14 +106,15 @@ def _work(manager: _Remote | Local, evaluate: Evaluate, interruption: Interrupti
     manager.send(Report())
     reported = time.monotonic()
     while True:
-        while (order := manager.receive(wait=not jobs)) is not None:
-            if order.end:
-                return
-            jobs += order.jobs
-            best = order.best
+        with tracing.span("ask"):
+            while (order := manager.receive(wait=not jobs)) is not None:
+                if order.end:
+                    return
+                jobs += order.jobs
+                best = order.best
         job = jobs.popleft()
         try:
-            with interruption.evaluating():
+            with interruption.evaluating(), tracing.span("evaluate", job=job.id):
                 results.append(evaluate(job, best))
         except Interrupted:
             manager.send(Report(results, [job, *jobs], last=True))

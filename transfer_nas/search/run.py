@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from transfer_nas import exit_codes, tensorboard
+from transfer_nas import exit_codes, tensorboard, tracing
 from transfer_nas.applications import Application
 from transfer_nas.job import Evaluation
 from transfer_nas.ranks import MPIRanks, Ranks, together
@@ -65,6 +65,9 @@ def run(settings: Settings, ranks: Ranks) -> int:
     application, space = together(ranks, lambda: worker.resolve(settings))
     if settings.tensorboard:
         together(ranks, tensorboard.check)  # before anything is written
+    if settings.trace is not None:
+        trace = settings.trace
+        together(ranks, lambda: tracing.start(trace, ranks.rank))
     provenance = _provenance(ranks, gpu)
     with contextlib.ExitStack() as stack:
         # Servers first: if they do not answer, nothing shall have been written.
@@ -112,7 +115,10 @@ def run(settings: Settings, ranks: Ranks) -> int:
             if lost:
                 # They would never come to the end of the search, where all ranks meet.
                 ranks.abort(_exit_code(manager, interruption))
+        tracing.stop()
         codes: list[int] = ranks.share(_exit_code(manager, interruption))
+    if settings.trace is not None and ranks.rank == 0:
+        tracing.merge(settings.trace, range(ranks.size))
     return max(codes)
 
 

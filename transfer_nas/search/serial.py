@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from transfer_nas import tracing
 from transfer_nas.search.evaluation import Evaluate
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager
@@ -20,16 +21,18 @@ def run(manager: Manager, evaluate: Evaluate, interruption: Interruption) -> Non
         Entered by the caller, so that a timeout covers what the caller wants it to cover.
     """
     while interruption.reason is None:
-        jobs = manager.next_jobs(1)
-        manager.commit()
+        with tracing.span("ask"):
+            jobs = manager.next_jobs(1)
+            manager.commit()
         if not jobs:
             return
         (job,) = jobs
         try:
-            with interruption.evaluating():
+            with interruption.evaluating(), tracing.span("evaluate", job=job.id):
                 evaluation = evaluate(job, manager.best_objective)
         except Interrupted:
             manager.abandoned(job)
             return
-        manager.finished(evaluation, rank=0)
+        with tracing.span("tell"):
+            manager.finished(evaluation, rank=0)
     manager.commit()
