@@ -100,8 +100,9 @@ def main() -> int:
         resume = options.get("resume") and (path / "run.json").exists()
         begin = RunDirectory.resume if resume else RunDirectory.create
         directory = begin(path, SPACE, {}, {})
+        population = options.get("population", 8)
         manager = Manager(
-            AgingEvolution(SPACE, options.get("population", 8), 3, seed=5),
+            AgingEvolution(SPACE, population, min(3, population), seed=5),
             directory,
             max_evals=options.get("max_evals"),
             retire=retire,

@@ -85,6 +85,27 @@ def test_nobody_waits_for_a_slow_evaluation_and_waiting_costs_no_core(
     assert max(result["cpu"]) < 1.2  # seconds, start of Python included
 
 
+def waits(path: Path) -> list[float]:
+    """Return how long jobs lay about before somebody evaluated them, in seconds."""
+    return sorted(
+        float(row["m:timestamp_start"]) - float(row["m:timestamp_submit"]) for row in rows(path)
+    )
+
+
+def test_only_short_evaluations_are_handed_out_in_advance(mpiexec: Any, tmp_path: Path) -> None:
+    long = {"max_evals": 10, "seconds": 0.3, "population": 100}
+    outcome(mpiexec(2, FAKE, tmp_path / "long", json.dumps(long)))
+    assert waits(tmp_path / "long")[-3] < 0.2  # they are asked when somebody has time for them
+    short = {"max_evals": 600, "seconds": 0.002, "population": 100}
+    result = outcome(mpiexec(2, FAKE, tmp_path / "short", json.dumps(short)))
+    assert waits(tmp_path / "short")[300] > 0.004  # behind two others at least
+    few = {"max_evals": 600, "seconds": 0.002, "population": 2}
+    outcome(mpiexec(2, FAKE, tmp_path / "few", json.dumps(few)))
+    # Of a population of two, none is asked before all results are known.
+    assert waits(tmp_path / "few")[300] < waits(tmp_path / "short")[300] / 2
+    assert result["evaluations"] == 600
+
+
 @pytest.mark.parametrize("ranks", RANKS)
 def test_a_timeout_ends_it_with_what_was_finished(mpiexec: Any, tmp_path: Path, ranks: int) -> None:
     result = outcome(mpiexec(ranks, FAKE, tmp_path, json.dumps({"timeout": 1.0, "seconds": 0.2})))

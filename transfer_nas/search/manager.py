@@ -148,6 +148,15 @@ class Manager:
         return self._algorithm.useful_in_flight
 
     @property
+    def left(self) -> float:
+        """How many jobs there are still to be handed out; may be infinite."""
+        if self._stopped:
+            return 0
+        if self._max_evals is None:
+            return math.inf
+        return self._max_evals - self._evaluations - len(self._submitted)
+
+    @property
     def best_objective(self) -> float:
         """The best objective so far; minus infinity while there is none."""
         return -math.inf if self._best is None else self._best.objective
@@ -175,11 +184,7 @@ class Manager:
 
     def next_jobs(self, count: int) -> list[Job]:
         """Return up to `count` jobs, which may leave after `commit`; fewer: there are no more."""
-        if self._stopped:
-            return []
-        if self._max_evals is not None:
-            count = min(count, self._max_evals - self._evaluations - len(self._submitted))
-        jobs = self._algorithm.ask(count)
+        jobs = self._algorithm.ask(int(min(count, self.left)))
         if jobs:
             submitted = self._now(), self.best_objective
             for job in jobs:

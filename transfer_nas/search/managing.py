@@ -21,7 +21,9 @@ from transfer_nas.search.manager import Manager
 from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Report, receive
 
 _LONGEST = 1e-3  # seconds between two looks for messages when nothing happens
-_IN_ADVANCE = 20e-3  # seconds for which a worker may have jobs at most
+# A worker whose evaluations take no longer than the first has one job in advance, or as many as
+# take as long as the second together.
+_ONE_IN_ADVANCE, _IN_ADVANCE = 0.2, 20e-3  # seconds
 _MOST_IN_ADVANCE = 16  # jobs
 _SWITCH_INTERVAL = 2e-4  # seconds; 5 ms, as it is, would hold up the manager in every MPI call
 
@@ -67,8 +69,10 @@ class Worker:
 
     def depth(self, limit: int) -> int:
         """Return how many jobs it shall have at once, at most `limit`."""
+        if self.seconds > _ONE_IN_ADVANCE:
+            return 1
         in_advance = _IN_ADVANCE / max(self.seconds, _IN_ADVANCE / _MOST_IN_ADVANCE)
-        return min(1 + int(in_advance), limit)
+        return min(1 + max(1, int(in_advance)), limit)
 
     def took(self, seconds: float) -> None:
         """Take note of how long an evaluation took: at once if it was long."""
@@ -186,7 +190,10 @@ class Managing:
         if worker is None:
             # Who said its last word waits for nothing; who was given up shall end.
             return Order(end=True) if rank in self.lost else None
-        jobs = self._manager.next_jobs(worker.depth(self._depth) - len(worker.jobs))
+        # Towards the end nothing in advance: who has nothing left shall not wait for who has two.
+        left = self._manager.left
+        depth = 1 if left < 2 * len(self._workers) else worker.depth(self._depth)
+        jobs = self._manager.next_jobs(depth - len(worker.jobs))
         worker.jobs |= {job.id: job for job in jobs}
         if not worker.jobs:
             del self._workers[rank]

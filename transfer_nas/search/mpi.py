@@ -6,9 +6,8 @@ evaluate, and nobody notices a rank that is gone. Asynchronous: a worker reports
 new jobs in the reply; nobody waits for anybody else.
 
 A worker has one job at a time, as long as evaluations take their time: a job is asked with all
-results known, and a slow evaluation keeps none waiting. Where they are short against the
-milliseconds that a message takes, it gets some in advance (`managing.Worker.depth`), and reports
-when it has done half of them.
+results known, and a slow evaluation keeps none waiting. Where the milliseconds that an answer takes
+count, it gets some in advance (`managing.Worker.depth`), and reports when it has done half of them.
 
 A worker that evaluates shows a sign of life now and then. Without any for `LOST_AFTER` seconds a
 rank counts as lost: its jobs fail with ``F_lost`` and the search goes on without it.

@@ -94,7 +94,9 @@ def isolated_trainer(
     Without servers that answer it goes without transfer: the rank that started this process has
     reached them, so they are gone.
     """
-    import keras  # noqa: F401 - seconds that no evaluation shall be charged with
+    # Seconds that no evaluation shall be charged with; the best models are saved with it, whatever
+    # trains them.
+    import keras  # noqa: F401
 
     chosen = Settings(**settings)
     servers = Servers()
