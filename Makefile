@@ -1,9 +1,10 @@
-# Three commands for people; each sets up what it needs on a fresh Debian 12 with Python 3.11, and is quick when
+# Commands for people; each sets up what it needs on a fresh Debian 12 with Python 3.11, and is quick when
 # nothing is left to do.
 #
 #   make search   an MPI search on handwritten digits, every candidate starting from stored weights
 #   make test     every test: C++ under sanitizers, the fuzz targets for 20 s each, Python, MPI, end to end
 #   make setup    what both stand on: Debian packages, .venv, the project installed in it
+#   make docs     the documentation as a site, in site/
 #
 # For developers: `make check` (formatting, lint, types), `make format`, `make release` (what is published, in
 # dist/), `make clean`.
@@ -11,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup search test test-cpp test-fuzz test-python test-wheel release check format clean debian-build debian-test
+.PHONY: setup search docs test test-cpp test-fuzz test-python test-wheel release check format clean debian-build debian-test
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -33,6 +34,11 @@ search: setup
 	run=runs/first; [ ! -e $$run ] || run=runs/$$(date +%Y%m%d-%H%M%S); \
 	$(BIN)/mpiexec -np 2 $(BIN)/python -m transfer_nas.evolve --application digits --population_size 16 \
 	    --sample_size 4 --max_evals 64 --seed 1 --output_dir $$run
+
+# Fails on a link that leads nowhere, in the pages and from them to sources.
+docs: setup
+	$(BIN)/mkdocs build --quiet
+	@echo "open site/index.html"
 
 test: test-cpp test-fuzz test-python test-wheel
 

@@ -1,0 +1,154 @@
+"""Every block of Python and shell in README.md and docs/ runs, page by page, from top to bottom.
+
+A page is one shell script, in a directory of its own: ``bash`` blocks are part of it, ``python``
+blocks are files that it runs, and a block with ``title="FILE"`` is written to FILE instead. A
+block that cannot run here says why in a comment before it, ``<!-- not run: … -->``. Blocks of
+other languages are no code. Searches are cut short by tests/docs/stand-ins.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+STAND_INS = Path(__file__).parent / "stand-ins"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SERVER = shutil.which("cpp-store-server") or ROOT / "build/dev/cpp_store/cpp-store-server"
+# What a page takes for granted: runs that its reader has, the file of the tutorial.
+GIVEN = {
+    "report": """
+from pathlib import Path
+from transfer_nas.testing import write_run
+for number, name in enumerate(["first", "transfer-1", "transfer-2", "scratch-1", "scratch-2"]):
+    write_run(Path("runs", name), 40, seed=number, transfer=not name.startswith("scratch"))
+""",
+    "logs": """
+from transfer_nas.evolve import main
+main("--application digits --max_evals 3 --epochs 1 --seed 1 --output_dir runs/first".split())
+""",
+}
+FILES_OF = {"README": ROOT / "docs/tutorial.md"}
+SHORTER = {"max_evals=64": "max_evals=4"}  # in Python; in shell, the stand-ins do it
+NOT_CODE = {"text", "toml", "json", "console"}
+_BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<language>\w*)(?P<rest>[^\n]*)\n"
+    r"(?P<code>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    line: int
+    language: str
+    title: str
+    code: str
+    why_not: str
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text()
+    found = []
+    for match in _BLOCK.finditer(text):
+        title = re.search(r'title="([^"]+)"', match["rest"])
+        found.append(
+            Block(
+                text.count("\n", 0, match.start("language")) + 1,
+                match["language"],
+                title[1] if title else "",
+                match["code"],
+                match["why"] or "",
+            )
+        )
+    return found
+
+
+def script_of(blocks: list[Block], folder: Path) -> str:
+    """Write the page's files; return what runs it."""
+    lines = ["set -euo pipefail"]
+    for block in blocks:
+        code = block.code
+        for long, short in SHORTER.items():
+            code = code.replace(long, short)
+        if block.why_not or block.language in NOT_CODE:
+            continue
+        if block.title:
+            (folder / block.title).write_text(block.code)
+        elif block.language == "python":
+            name = f"line_{block.line}.py"
+            (folder / name).write_text(code)
+            lines.append(f"echo '--- line {block.line}' >&2\npython {name}")
+        else:
+            lines.append(f"echo '--- line {block.line}' >&2\n{block.code}")
+    # Servers that a page starts in the background end with it.
+    return "trap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n" + "\n".join(lines) + "\n"
+
+
+def runs(page: Path) -> bool:
+    return any(
+        block.language in {"python", "bash"} and not block.why_not for block in blocks_of(page)
+    )
+
+
+@pytest.mark.parametrize(
+    "page", list(filter(runs, PAGES)), ids=lambda page: str(page.relative_to(ROOT).with_suffix(""))
+)
+def test_blocks_run(page: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "cpp-store-server").symlink_to(SERVER)
+    place = tmp_path / "place"
+    place.mkdir()
+    if page.stem in FILES_OF:
+        script_of([block for block in blocks_of(FILES_OF[page.stem]) if block.title], place)
+    if page.stem in GIVEN:
+        subprocess.run([sys.executable, "-c", GIVEN[page.stem]], cwd=place, check=True)
+    done = subprocess.run(
+        ["bash", "-c", script_of(blocks_of(page), place)],
+        cwd=place,
+        env=os.environ
+        | {
+            "PATH": f"{STAND_INS}:{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            # The directory of a script comes first anyway; this is for what -m runs, too.
+            "PYTHONPATH": f"{place}:{os.environ.get('PYTHONPATH', '')}",
+            "DOCS_PYTHON": sys.executable,
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, f"{page.name}, after the last line below:\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_says_what_it_is(page: Path) -> None:
+    for block in blocks_of(page):
+        where = f"{page.name}:{block.line}"
+        assert block.language in {"python", "bash"} | NOT_CODE, (
+            f"{where}: bash and python blocks run; what is no code is text, not {block.language!r}"
+        )
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    """Paths in the text and in its picture; in the picture, the second of a line lies beside it."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    paths = re.findall(r"`((?:transfer_nas|graph_meta|cpp_store|tests)/[\w./-]*)`", text)
+    picture = (ROOT / "docs/images/architecture.svg").read_text()
+    for line in re.findall(r'class="path"[^>]*>([^<]+)<', picture):
+        folder = ""
+        for word in line.split():
+            if "/" in word:
+                paths.append(word)
+                folder = word.rpartition("/")[0]
+            elif word.endswith(".py"):
+                paths.append(f"{folder}/{word}")
+    assert len(paths) > 25
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert not missing, missing
