@@ -7,12 +7,12 @@
 #   make docs     the documentation as a site, in site/
 #
 # For developers: `make check` (formatting, lint, types), `make format`, `make release` (what is published, in
-# dist/), `make clean`.
+# dist/), `make baseline` (benchmarks/baseline.json), `make clean`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup search docs test test-cpp test-fuzz test-python test-wheel release check format clean debian-build debian-test
+.PHONY: setup search baseline docs test test-cpp test-fuzz test-python test-wheel release check format clean debian-build debian-test
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -34,6 +34,11 @@ search: setup
 	run=runs/first; [ ! -e $$run ] || run=runs/$$(date +%Y%m%d-%H%M%S); \
 	$(BIN)/mpiexec -np 2 $(BIN)/python -m transfer_nas.evolve --application digits --population_size 16 \
 	    --sample_size 4 --max_evals 64 --seed 1 --output_dir $$run
+
+# Of this machine, with nothing else running; commit the file with the checkout that it measured.
+baseline: setup
+	$(BIN)/python -m benchmarks run --quick --repeat 3 --output runs/baseline
+	cp runs/baseline/results.json benchmarks/baseline.json
 
 # Fails on a link that leads nowhere, in the pages and from them to sources.
 docs: setup

@@ -23,7 +23,7 @@ MIB = 1 << 20
 QUESTION = figures.Question(
     compares="puts and reads in process with NumPy's copy of the same bytes",
     seconds=120,
-    quick_seconds=20,
+    quick_seconds=5,
 )
 TARGETS: figures.Targets = {
     "embedded_write_over_memcpy": ("at least", 0.7),
