@@ -105,13 +105,15 @@ def test_failures_are_rows_and_the_search_goes_on(tmp_path: Path) -> None:
     def unlucky(job: Job) -> Evaluation:
         if job.id % 3 == 0:
             raise ValueError("shape (3,) does not fit")
-        return Evaluation(job, DONE, math.nan if job.id % 3 == 1 else 1.0, {"layers": 5})
+        measures = {"layers": 5, "bytes_whole_copy": 10}
+        return Evaluation(job, DONE, math.nan if job.id % 3 == 1 else 1.0, measures)
 
     search = Search(tmp_path, 9)
     search.run(unlucky)
     statuses = [row.split(",")[6] for row in (tmp_path / "results.csv").read_text().splitlines()]
     assert statuses == ["job_status", *["F_ValueError", "F_nan", "DONE"] * 3]
     assert search.reports[-1].failures == 6
+    assert search.reports[-1].bytes_whole_copies == 3 * 10
     assert any("shape (3,) does not fit" in text and "Traceback" in text for text in search.log)
 
 

@@ -14,8 +14,8 @@ from transfer_nas.search.algorithm import Algorithm
 from transfer_nas.search.evaluation import candidate_path, checkpoints_path
 from transfer_nas.search.run_directory import RunDirectory
 
-_SUMS_OF_ALL = ("bytes_transferred", "bytes_stored", "bytes_whole_copy")
-_SUMS = (*_SUMS_OF_ALL, "layers", "layers_transferred")  # the others: of children only
+_SUMS_OF_ALL = ("bytes_transferred", "bytes_stored")
+_SUMS_OF_CHILDREN = (*_SUMS_OF_ALL, "layers", "layers_transferred")
 
 STORED_PERHAPS = ("F_timeout", "F_lost")
 """How evaluations fail that may have stored their model before."""
@@ -125,7 +125,7 @@ class Manager:
         self._evaluations = 0
         self._failures = 0
         self._best: Evaluation | None = None
-        self._sums = dict.fromkeys(_SUMS, 0)
+        self._sums = dict.fromkeys((*_SUMS_OF_CHILDREN, "bytes_whole_copy"), 0)
         self._begun = time.monotonic()
         algorithm.restore(directory.jobs, directory.evaluations)
         for evaluation in directory.evaluations:
@@ -258,11 +258,12 @@ class Manager:
         """Add an evaluation to the sums; return whether it is the best so far."""
         self._evaluations += 1
         measures = evaluation.measures
-        for name in _SUMS if evaluation.job.parent is not None else _SUMS_OF_ALL:
+        for name in _SUMS_OF_ALL if evaluation.job.parent is None else _SUMS_OF_CHILDREN:
             self._sums[name] += int(measures.get(name, 0))
         if not evaluation.done:
             self._failures += 1
             return False
+        self._sums["bytes_whole_copy"] += int(measures.get("bytes_whole_copy", 0))
         if evaluation.objective <= self.best_objective:
             return False
         self._best = evaluation

@@ -20,7 +20,9 @@ from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.manager import Manager
 from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Report, receive
 
-_LONGEST = 1e-3  # seconds between two looks for messages when nothing happens
+# Between two looks for messages when nothing happens: a share of what evaluations take, within
+# limits.
+_LOOK_SHARE, _LOOK_SHORTEST, _LOOK_LONGEST = 2e-3, 1e-3, 10e-3  # -, seconds, seconds
 # A worker whose evaluations take no longer than the first has one job in advance, or as many as
 # take as long as the second together.
 _ONE_IN_ADVANCE, _IN_ADVANCE = 0.2, 20e-3  # seconds
@@ -105,14 +107,14 @@ class Managing:
 
     def run(self) -> None:
         """Serve."""
-        back_off = BackOff(_LONGEST)
+        back_off = BackOff(_LOOK_SHORTEST)
         while self._workers:
             reports = list(self._arrived())
             if not reports:
                 self._rest(back_off.next())
                 self._give_up_silent()
                 continue
-            back_off.reset()
+            back_off = BackOff(self._longest_rest())
             with tracing.span("tell", reports=len(reports)):
                 for rank, report in reports:
                     self._take(rank, report)
@@ -205,6 +207,11 @@ class Managing:
             self._local.orders.put(order)
         else:
             self._comm.Send(order.encode(), dest=rank, tag=TO_WORKER)
+
+    def _longest_rest(self) -> float:
+        """Return for how long nobody minds that the manager does not look for messages."""
+        shortest = min((worker.seconds for worker in self._workers.values()), default=0.0)
+        return min(max(_LOOK_SHARE * shortest, _LOOK_SHORTEST), _LOOK_LONGEST)
 
     def _rest(self, seconds: float) -> None:
         """Sleep, but not longer than until rank 0's own worker reports."""
