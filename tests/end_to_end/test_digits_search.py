@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from transfer_nas import logs, runs
+from transfer_nas.report import page, storage
+from transfer_nas.report.best import Architectures
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     *("--application", "digits", "--space", "feed_forward", "--epochs", "4"),
@@ -68,6 +72,7 @@ def test_two_ranks_find_a_good_network(mpiexec: Any, tmp_path: Path, method: str
     if method == "store":
         check_best_model(path, result["best_objective"])
         assert stored == whole - result["bytes_transferred"] < whole
+    check_what_readers_find(path, found, shares=method == "store")
     # The terminal shows progress and nothing else; the noise is in the logs.
     assert all("evaluations" in line for line in done.stderr.splitlines()), done.stderr
     assert (path / "logs" / "rank-1.log").stat().st_size > 0
@@ -76,6 +81,18 @@ def test_two_ranks_find_a_good_network(mpiexec: Any, tmp_path: Path, method: str
     assert [rank["rank"] for rank in description["ranks"]] == [0, 1]
     assert (path / "best.keras").exists()
     assert processes_of(path) == []
+
+
+def check_what_readers_find(path: Path, found: list[dict[str, str]], *, shares: bool) -> None:
+    """Logs hold what the results say, and a report can be made of both."""
+    told = logs.frame(path, "evaluation/*/objective").set_index("evaluation").objective
+    assert told.to_dict() == {int(row["job_id"]): float(row["objective"]) for row in found}
+    epochs = logs.frame(path, "evaluation/*/epoch/*/loss")
+    assert len(epochs) == 40 and epochs.loss.notna().all()
+    run = runs.read(path)
+    assert run.state == runs.FINISHED and len(run) == 10
+    assert (storage.kept(run, Architectures.of(run)) is not None) == shares
+    assert "data-chart" in page.render(page.content([run]))
 
 
 def check_best_model(path: Path, objective: float) -> None:

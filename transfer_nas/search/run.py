@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -309,4 +310,6 @@ def _tell(summary: dict[str, Any], as_json: bool) -> None:
         f"{summary['share_transferred']:.0%} of the children's layers transferred; stored "
         f"{summary['bytes_stored']:,} bytes, whole copies take {summary['bytes_whole_copies']:,}"
     )
-    print(f"everything is in {summary['output_dir']}", flush=True)
+    directory = summary["output_dir"]
+    look = shlex.join(["python", "-m", "transfer_nas.report", directory])
+    print(f"everything is in {directory}; to see it: {look}", flush=True)
