@@ -28,8 +28,6 @@ SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
 IN_ADVANCE, MOST_IN_ADVANCE = 20e-3, 16
 REPORT_AFTER = 5e-3
 
-STEADY = 0.9  # share of the evaluations until which the rate is taken; then workers run out of jobs
-
 
 @dataclass(frozen=True)
 class Costs:
@@ -83,15 +81,19 @@ class Outcome:
     seconds
         That it took.
     rate
-        Evaluations per second, while there were jobs.
+        Evaluations per second, while there were jobs to hand out.
+    training
+        How many workers were training on average in that time: neither waiting for jobs nor busy
+        with anything else.
     manager_busy
-        Share of that time in which the manager was at work.
+        Share of all the time in which the manager was at work.
     waiting
-        Share of the workers' time that went into waiting for jobs.
+        Share of all the workers' time that went into waiting for jobs.
     """
 
     seconds: float
     rate: float
+    training: float
     manager_busy: float
     waiting: float
 
@@ -145,7 +147,8 @@ class _Search:
         self._duration = duration
         self._evaluations = evaluations
         self._given = 0
-        self._ends: list[float] = []
+        self._last_given_at = 0.0
+        self._trainings: list[tuple[float, float]] = []  # begin, end
         self._manager_busy = 0.0
         self._waited = 0.0
         self._inbox: deque[tuple[int, int]] = deque()  # worker, number of results
@@ -161,12 +164,12 @@ class _Search:
 
     def outcome(self) -> Outcome:
         """Return what happened until most jobs were done."""
-        ends = sorted(self._ends)
-        steady = ends[int(STEADY * len(ends)) - 1]
-        total = self.world.now
+        total, steady = self.world.now, self._last_given_at
+        trained = sum(max(0.0, min(end, steady) - begin) for begin, end in self._trainings)
         return Outcome(
             seconds=total,
-            rate=int(STEADY * len(ends)) / steady,
+            rate=sum(end <= steady for _, end in self._trainings) / steady,
+            training=trained / steady,
             manager_busy=self._manager_busy / total,
             waiting=self._waited / total / len(self._workers),
         )
@@ -197,6 +200,7 @@ class _Search:
             self._manager_busy += seconds
             for number, jobs in orders:
                 if jobs:
+                    self._last_given_at = self.world.now
                     self.world.process(self._deliver(number, jobs))
             idle_since = self.world.now
 
@@ -234,8 +238,7 @@ class _Search:
             begin = self.world.now
             yield from self._evaluate(job)
             worker.took(self.world.now - begin)
-            self._ends.append(self.world.now)
-            if len(self._ends) == self._evaluations:
+            if len(self._trainings) == self._evaluations:
                 self.over.succeed()
             results += 1
             if results >= len(worker.jobs) or self.world.now - reported > REPORT_AFTER:
@@ -251,7 +254,9 @@ class _Search:
             yield from self._serve(self._matches, costs.match)
             holder = self._servers[self._rng.integers(len(self._servers))]
             yield from self._serve(holder, costs.read)
+        begin = self.world.now
         yield self.world.timeout(self._duration(job))
+        self._trainings.append((begin, self.world.now))
         if self._servers:
             holder = self._servers[self._rng.integers(len(self._servers))]
             yield from self._serve(holder, costs.put)
