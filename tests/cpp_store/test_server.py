@@ -185,6 +185,31 @@ def test_a_stopped_server_is_named_within_seconds() -> None:
         process.communicate(timeout=10)
 
 
+def test_a_signal_ends_a_call_that_waits() -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    process, address = servers.start()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        store = cpp_store.connect(address)
+        process.send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Interrupted):
+            store.list()
+        assert time.monotonic() - start < 4  # else, the silence of the server would end it
+        process.send_signal(signal.SIGCONT)
+        assert store.list() == []
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        process.kill()
+        process.communicate(timeout=10)
+
+
 def put_for_ever(address: str, ready: "multiprocessing.synchronize.Event") -> None:
     store = cpp_store.connect(address)
     tensors = arrays(4, 8 << 20)

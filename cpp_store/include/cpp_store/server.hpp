@@ -1,6 +1,7 @@
 // A store behind an address: what other processes and hosts talk to.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -22,6 +23,9 @@ class Server {
         std::string address = "ofi+tcp://127.0.0.1:0";  // port 0: a free one
         unsigned threads = 2;
         std::string key;  // clients must know it; empty: anybody may connect
+        // Of a client that has begun a message or waits for its bytes to move, until it is dropped.
+        // One that asks for nothing is looked for every three times as long.
+        std::chrono::milliseconds silence{20'000};
         LogLevel log_level = LogLevel::info;
         // Called by the server's threads, one line without its end at a time; null: stderr.
         std::function<void(LogLevel, std::string_view)> log;

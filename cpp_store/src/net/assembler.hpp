@@ -25,6 +25,8 @@ class Assembler {
     [[nodiscard]] std::optional<std::vector<std::byte>> add(const wire::Frame& frame,
                                                             std::span<const std::byte> part);
     void forget(std::uint64_t call);
+    // Nothing is unfinished.
+    [[nodiscard]] bool empty() const noexcept { return unfinished_.empty(); }
 
   private:
     struct Unfinished {

@@ -51,24 +51,6 @@ std::vector<std::string> provider_names(const std::string& asked) {
     throw Error(code, address.text() + ": " + error_text(error) + " (" + what + ")");
 }
 
-std::string available_providers() {
-    const Libfabric& library = libfabric();
-    fi_info* hints = library.dupinfo(nullptr);
-    hints->ep_attr->type = FI_EP_RDM;
-    hints->caps = FI_MSG | FI_RMA;
-    fi_info* found = nullptr;
-    library.getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, hints, &found);
-    std::set<std::string> names;
-    for (const fi_info* info = found; info != nullptr; info = info->next) {
-        names.insert(info->fabric_attr->prov_name);
-    }
-    library.freeinfo(hints);
-    if (found != nullptr) library.freeinfo(found);
-    std::string list;
-    for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
-    return list;
-}
-
 void check_host(const Address& address) {
     addrinfo* found = nullptr;
     const int error = getaddrinfo(address.host.c_str(), nullptr, nullptr, &found);
@@ -106,7 +88,29 @@ std::uint64_t random_key() {
     return key;
 }
 
+std::string join(const std::set<std::string>& names) {
+    std::string list;
+    for (const std::string& name : names) list += (list.empty() ? "" : ", ") + name;
+    return list;
+}
+
 }  // namespace
+
+std::set<std::string> available_providers() {
+    const Libfabric& library = libfabric();
+    fi_info* hints = library.dupinfo(nullptr);
+    hints->ep_attr->type = FI_EP_RDM;
+    hints->caps = FI_MSG | FI_RMA;
+    fi_info* found = nullptr;
+    library.getinfo(FI_VERSION(1, 17), nullptr, nullptr, 0, hints, &found);
+    std::set<std::string> names;
+    for (const fi_info* info = found; info != nullptr; info = info->next) {
+        names.insert(info->fabric_attr->prov_name);
+    }
+    library.freeinfo(hints);
+    if (found != nullptr) library.freeinfo(found);
+    return names;
+}
 
 struct Endpoint::MessageBuffer : Operation {
     MessageBuffer(Kind operation_kind, std::byte* bytes, void* desc)
@@ -125,8 +129,9 @@ void Endpoint::FreeInfo::operator()(fi_info* info) const noexcept {
     libfabric().freeinfo(info);
 }
 
-Endpoint::Endpoint(const Address& address, Role role, Listener& listener)
-    : listener_(listener), address_(address), info_(find(address, role)) {
+Endpoint::Endpoint(const Address& address, Role role, Listener& listener,
+                   std::chrono::milliseconds patience)
+    : listener_(listener), patience_(patience), address_(address), info_(find(address, role)) {
     open();
     learn_name(address);
     const bool layered = provider_.find("ofi_rxm") != std::string::npos;
@@ -179,11 +184,11 @@ Endpoint::Info Endpoint::find(const Address& address, Role role) {
             }
         }
     }
-    throw Error(Errc::invalid_argument, address.text() + ": no provider '" + address.provider +
-                                            "' for it in libfabric " +
-                                            std::to_string(FI_MAJOR(library.version)) + "." +
-                                            std::to_string(FI_MINOR(library.version)) + " (" +
-                                            library.path + "); it has: " + available_providers());
+    throw Error(Errc::invalid_argument,
+                address.text() + ": no provider '" + address.provider + "' for it in libfabric " +
+                    std::to_string(FI_MAJOR(library.version)) + "." +
+                    std::to_string(FI_MINOR(library.version)) + " (" + library.path +
+                    "); it has: " + join(available_providers()));
 }
 
 void Endpoint::open() {
@@ -455,7 +460,7 @@ std::size_t Endpoint::post_queued() {
             ssize_t error = try_post(*operation);
             if (error == -FI_EAGAIN) {
                 // A provider may try to connect for ever.
-                if (now - moved < patience || operation->kind == Operation::Kind::receive) break;
+                if (now - moved < patience_ || operation->kind == Operation::Kind::receive) break;
                 error = -FI_ETIMEDOUT;
             }
             operations.pop_front();

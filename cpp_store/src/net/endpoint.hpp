@@ -12,6 +12,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,6 +22,9 @@
 namespace cpp_store::net {
 
 using Peer = fi_addr_t;
+
+// What the address of a server may name, here: providers with connectionless endpoints and RMA.
+[[nodiscard]] std::set<std::string> available_providers();
 
 // Memory that peers may read or write (or that is only registered because the provider wants local
 // buffers registered). Closing it revokes the right.
@@ -84,11 +88,11 @@ class Endpoint {
         virtual void send_failed(Peer peer, int error) = 0;
     };
 
-    static constexpr std::chrono::seconds patience{10};
-
-    // A server listens at `address`; a client is ready to talk to it.
+    // A server listens at `address`; a client is ready to talk to it. A peer that cannot be reached
+    // for `patience` is gone.
     // Throws Errc::invalid_argument (unknown provider or host, port taken) or Errc::connection.
-    Endpoint(const Address& address, Role role, Listener& listener);
+    Endpoint(const Address& address, Role role, Listener& listener,
+             std::chrono::milliseconds patience = std::chrono::seconds(10));
     ~Endpoint();
     Endpoint(const Endpoint&) = delete;
     Endpoint& operator=(const Endpoint&) = delete;
@@ -112,8 +116,7 @@ class Endpoint {
     void remove(Peer peer);
 
     // Sends head and body as one message of at most max_message(); copies them. Order to one peer
-    // is kept. Failures are reported to the listener, among them that a peer could not be reached
-    // for patience.
+    // is kept. Failures are reported to the listener, among them that a peer is gone.
     void send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body);
     // Starts an RMA; it may stay queued until progress() can post it.
     void start(Rma& rma);
@@ -169,6 +172,7 @@ class Endpoint {
     std::size_t report_error();
 
     Listener& listener_;
+    const std::chrono::milliseconds patience_;
     Address address_;
     std::string provider_;
     std::vector<std::byte> name_;

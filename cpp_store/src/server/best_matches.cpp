@@ -18,7 +18,10 @@ void best_matches(Call& call) {
     wire::Writer out;
     const auto matches = call.store().best_matches(*request.table, request.query, lease);
     out.count(matches.size());
-    for (const LeasedMatch& match : matches) wire::encode(out, match);
+    for (const LeasedMatch& match : matches) {
+        wire::encode(out, match);
+        if (match.lease != 0) call.session()->add_lease(match.lease);
+    }
     call.reply(std::move(out));
 }
 
@@ -26,6 +29,7 @@ void end_lease(Call& call) {
     wire::Reader in = call.body();
     const std::uint64_t lease = in.u64();
     in.end();
+    call.session()->remove_lease(lease);
     wire::Writer out;
     wire::encode(out, call.store().end_lease(lease));
     call.reply(std::move(out));

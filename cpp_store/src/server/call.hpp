@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpp_store/store.hpp"
@@ -16,13 +19,42 @@
 
 namespace cpp_store::server {
 
-// A client that said hello. Belongs to the progress thread, but for what is const.
+// A client that said hello. Belongs to the progress thread, but for what is const and the leases.
 struct Session {
-    const std::uint64_t id = 0;
-    const net::Peer peer = FI_ADDR_UNSPEC;
-    const std::string client;  // "host/pid", for the log
+    using Clock = std::chrono::steady_clock;
+
+    Session(std::uint64_t session_id, net::Peer client_peer, std::string client_name)
+        : id(session_id), peer(client_peer), client(std::move(client_name)) {}
+
+    const std::uint64_t id;
+    const net::Peer peer;
+    const std::string client;  // "host/pid"
     net::Assembler requests;
-    std::chrono::steady_clock::time_point moved{};  // when its last transfer began or ended
+    Clock::time_point heard = Clock::now();  // its last message
+    Clock::time_point moved{};               // the last step of a transfer of it
+    Clock::time_point probed{};
+    unsigned probes = 0;  // sent since it was heard
+
+    // What it may still use: ended with it.
+    void add_lease(std::uint64_t lease) {
+        const std::scoped_lock lock(leases_mutex_);
+        leases_.insert(lease);
+        // Numbers ascend: of so many, the first have expired.
+        if (leases_.size() > most_leases) leases_.erase(leases_.begin());
+    }
+    void remove_lease(std::uint64_t lease) {
+        const std::scoped_lock lock(leases_mutex_);
+        leases_.erase(lease);
+    }
+    [[nodiscard]] std::set<std::uint64_t> take_leases() {
+        const std::scoped_lock lock(leases_mutex_);
+        return std::exchange(leases_, {});
+    }
+
+  private:
+    static constexpr std::size_t most_leases = 65536;
+    std::mutex leases_mutex_;
+    std::set<std::uint64_t> leases_;
 };
 
 class Call;

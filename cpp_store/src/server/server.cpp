@@ -1,5 +1,6 @@
 #include "cpp_store/server.hpp"
 
+#include <rdma/fi_errno.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include <cstdio>
 #include <ctime>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <unordered_map>
 
@@ -41,6 +43,15 @@ constexpr std::chrono::seconds habit{1};
 // The longest that a call is expected to take on the progress thread.
 constexpr std::chrono::microseconds brief{100};
 constexpr std::chrono::milliseconds lease_check{10'000};
+
+// Clients die without a word. One that a transfer waits for is alive as long as it sends probes or
+// its bytes move, for a while; one that asks for nothing is sent a message now and then, which
+// fails if nobody is there. That one reads nothing meanwhile, so there is an end to what its socket
+// is filled with. All in units of Options::silence.
+constexpr int sweeps = 4;
+constexpr int standstill = 6;  // of a transfer, whatever its client says
+constexpr int probe_interval = 3;
+constexpr unsigned most_probes = 500;
 constexpr std::size_t max_sessions = 65536;
 
 constexpr std::array<void (*)(Call&), wire::operation_count> handlers = {
@@ -120,7 +131,8 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         : store_(std::move(served)),
           options(checked(std::move(given))),
           endpoint(std::make_unique<net::Endpoint>(net::Address::parse(options.address),
-                                                   net::Endpoint::Role::server, *this)),
+                                                   net::Endpoint::Role::server, *this,
+                                                   options.silence / 2)),
           address(endpoint->address().text()) {
         workers = std::make_unique<Workers>(options.threads);
         progress_thread = std::thread([this] { run(); });
@@ -141,6 +153,9 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         if (options.threads == 0 || options.threads > 1024) {
             throw Error(Errc::invalid_argument, "a server of " + std::to_string(options.threads) +
                                                     " threads; 1 to 1024 are possible");
+        }
+        if (options.silence.count() <= 0) {
+            throw Error(Errc::invalid_argument, "no time for clients to be silent in");
         }
         if (!options.log) options.log = log_to_stderr;
         return options;
@@ -173,6 +188,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
             if (handled > 0) {
                 if (looking && heard) spin.found();
                 looking = false;
+                sweep();
                 continue;
             }
             const auto now = Clock::now();
@@ -181,7 +197,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
             spin.missed();
             looking = false;
             sleep();
-            expire_leases();
+            sweep();
         }
     }
 
@@ -190,7 +206,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         // What was posted before `asleep` was set woke nobody.
         if (!has_posted() && !stopping) {
             const auto limit =
-                std::min<std::chrono::nanoseconds>(endpoint->may_sleep(), lease_check);
+                std::min<std::chrono::nanoseconds>(endpoint->may_sleep(), options.silence / sweeps);
             std::array<pollfd, 2> waiting{pollfd{wake.fd(), POLLIN, 0},
                                           pollfd{endpoint->wait_fd(), POLLIN, 0}};
             net::sleep(waiting, limit);
@@ -199,11 +215,39 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         asleep = false;
     }
 
-    void expire_leases() {
+    // What has to be done now and then.
+    void sweep() {
         const auto now = Clock::now();
-        if (now - last_expiry < lease_check) return;
-        last_expiry = now;
-        workers->light([this] { store_->expire_leases(); });
+        if (now - last_expiry >= lease_check) {
+            last_expiry = now;
+            workers->light([this] { store_->expire_leases(); });
+        }
+        if (now - last_sweep < options.silence / sweeps) return;
+        last_sweep = now;
+        // Not when they went: what they were told last should reach them.
+        for (const net::Peer peer : std::exchange(gone, {})) endpoint->remove(peer);
+        std::set<std::uint64_t> moving;
+        for (const auto& [id, transfer] : transfers) moving.insert(transfer.session);
+        for (auto entry = sessions.begin(); entry != sessions.end();) {
+            const std::shared_ptr<Session> session = (entry++)->second;
+            look_after(*session, moving.contains(session->id), now);
+        }
+    }
+
+    void look_after(Session& session, bool moving, Clock::time_point now) {
+        const auto quiet = now - std::max(session.heard, session.moved);
+        if (moving &&
+            (quiet >= options.silence || now - session.moved >= options.silence * standstill)) {
+            drop(session, "its bytes do not move any more");
+        } else if (!session.requests.empty() && quiet >= options.silence) {
+            drop(session, "a message that it began has no end");
+        } else if (const auto interval = options.silence * probe_interval;
+                   quiet >= interval && now - session.probed >= interval &&
+                   session.probes < most_probes) {
+            session.probed = now;
+            ++session.probes;
+            send(session.peer, {.kind = wire::Kind::echo, .session = session.id}, {});
+        }
     }
 
     // Runs something on the progress thread, from any thread. It must not throw.
@@ -252,6 +296,8 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
             // A client that was dropped goes on until it notices; it will connect again.
             if (found == sessions.end()) return;
             const std::shared_ptr<Session> session = found->second;
+            session->heard = Clock::now();
+            session->probes = 0;
             switch (frame.kind) {
                 case wire::Kind::request:
                     request(session, frame, part);
@@ -334,9 +380,10 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     }
 
     // What a client's own small calls, which stand before its transfers, do not slow down.
-    Pace pace_for(const Session& session) const {
+    Pace pace_for(Session& session) const {
+        session.moved = Clock::now();
         const auto waiting = small_caller == session.id ? other_small_call : last_small_call;
-        Pace pace = Clock::now() - waiting < habit ? beside_small_calls : alone;
+        Pace pace = session.moved - waiting < habit ? beside_small_calls : alone;
         pace.window =
             std::max(pace.chunk, pace.window / std::max<std::size_t>(1, transfers.size()));
         return pace;
@@ -362,7 +409,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         if (sessions.size() >= max_sessions) throw Error(Errc::protocol, "too many clients");
         const net::Peer peer = endpoint->insert(hello.address);
         const std::uint64_t id = random_session();
-        auto session = std::make_shared<Session>(Session{id, peer, hello.client, {}});
+        auto session = std::make_shared<Session>(id, peer, hello.client);
         Call call(*this, session, wire::Operation::hello, frame.call, {});
         wire::Writer out;
         std::uint16_t code = 0;
@@ -451,15 +498,16 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         post([this, call = std::move(call), direction, pieces = std::move(pieces),
               then = std::move(then)]() mutable {
             const net::Peer peer = call->session()->peer;
+            if (!sessions.contains(call->session()->id)) return;
             const std::uint64_t id = ++last_transfer;
-            call->session()->moved = Clock::now();
             try {
-                auto& transfer = transfers[id] = std::make_unique<Transfer>(
+                const auto& transfer = transfers[id].transfer = std::make_unique<Transfer>(
                     *endpoint, peer, direction, std::move(pieces),
                     [this, session = call->session()] { return pace_for(*session); },
                     [this, call, then = std::move(then), id](int error) mutable {
                         finished(call, std::move(then), id, error);
                     });
+                transfers[id].session = call->session()->id;
                 transfer->start();
             } catch (const std::exception& error) {  // memory that cannot be registered
                 transfers.erase(id);
@@ -502,7 +550,34 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         forget(session);
     }
 
-    void forget(const Session& session) { sessions.erase(session.id); }
+    // The memory that a transfer of it fills stays taken until the provider has done with it: when
+    // the client's process has ended, or the kernel has given its host up.
+    void forget(const Session& session) {
+        const auto found = sessions.find(session.id);
+        if (found == sessions.end()) return;
+        const std::shared_ptr<Session> kept = found->second;
+        sessions.erase(found);
+        for (auto& [id, moving] : transfers) {
+            if (moving.session == kept->id) moving.transfer->cancel(FI_ECANCELED);
+        }
+        gone.push_back(kept->peer);
+        pass_on(kept->take_leases(), kept->client);
+    }
+
+    // The leases of a session: to another one of the same process, which has connected anew, or to
+    // nobody.
+    void pass_on(std::set<std::uint64_t> leases, const std::string& client) {
+        if (leases.empty()) return;
+        for (const auto& [id, session] : sessions) {
+            if (session->client != client) continue;
+            for (const std::uint64_t lease : leases) session->add_lease(lease);
+            return;
+        }
+        workers->light([this, leases = std::move(leases)] {
+            // Foreign references that they were the last to keep are left to the scrub.
+            for (const std::uint64_t lease : leases) (void)store_->end_lease(lease);
+        });
+    }
 
     // At most a line a second: whoever sends garbage shall not fill the log.
     void complain(const std::string& what) {
@@ -543,7 +618,11 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
 
     // Of the progress thread.
     std::unordered_map<std::uint64_t, std::shared_ptr<Session>> sessions;
-    std::unordered_map<std::uint64_t, std::unique_ptr<Transfer>> transfers;
+    struct Moving {
+        std::unique_ptr<Transfer> transfer;
+        std::uint64_t session = 0;
+    };
+    std::unordered_map<std::uint64_t, Moving> transfers;
     std::uint64_t last_transfer = 0;
     // Of clients that move no bulk: the last one, and the last of another one.
     std::uint64_t small_caller = 0;
@@ -552,7 +631,9 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     bool may_work = false;                                       // in this round
     bool heard = false;                                          // in this round
     std::array<Clock::duration, wire::operation_count> costs{};  // by operation, decaying
+    std::vector<net::Peer> gone;  // to be removed from the endpoint at the next sweep
     Clock::time_point last_expiry = Clock::now();
+    Clock::time_point last_sweep = Clock::now();
     Clock::time_point last_complaint{};
     unsigned complaints_held_back = 0;
     std::unique_ptr<net::Endpoint> endpoint;

@@ -38,6 +38,8 @@ class Transfer {
     Transfer(net::Endpoint& endpoint, net::Peer peer, Direction direction,
              std::vector<Piece> pieces, std::function<Pace()> pace, Done done);
     void start();
+    // Starts no more; ends with this error when what is in flight has ended.
+    void cancel(int error) noexcept { error_ = error; }
 
   private:
     struct Chunk : net::Rma {
