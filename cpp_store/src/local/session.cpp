@@ -146,8 +146,7 @@ void Session::hello(server::Call& call) {
         stopping_ = true;
         throw Error(Errc::invalid_argument, refusal);
     }
-    client_ = std::make_shared<server::Session>(
-        server::Session{.id = 0, .client = std::move(hello.client), .requests = {}});
+    client_ = std::make_shared<server::Session>(0, FI_ADDR_UNSPEC, std::move(hello.client));
     host_.log(LogLevel::debug, client_->client + " connected from this host");
     wire::Writer out;
     wire::encode(out, wire::Welcome{.session = 0, .memory_limit = store().arena().stats().limit});
