@@ -263,11 +263,14 @@ def test_crashes_and_hangs_are_recorded_and_the_search_goes_on(tmp_path: Path) -
     source = "import os, time\n" + APPLICATION.format(fails=crash, rate=1e-3)
     (tmp_path / "own.py").write_text(source)
     own = ["--application", tmp_path / "own.py:application", "--evaluation_timeout", "6"]
+    own += ["--threads_per_rank", "1"]
     result = summary(evolve(*own, *FEW, "--json", "--output_dir", tmp_path / "run"))
     found = rows(tmp_path / "run")
     statuses = {row["job_status"] for row in found}
     assert statuses == {"DONE", "F_timeout", "F_lost"} and result["evaluations"] == 6
     assert result["layers_transferred"] > 0  # children reach the store of the rank
+    description = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [rank["threads"] for rank in description["ranks"]] == [1]
     assert processes_of(tmp_path / "run") == []
 
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 import pytest
 
 from transfer_nas.errors import InputError
+from transfer_nas.evolve import parse
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search.algorithm import Algorithm, Draws
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.random_search import RandomSearch
+from transfer_nas.search.run import _algorithm
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=3)
@@ -189,6 +191,23 @@ def test_halving_of_a_single_epoch_is_random_search() -> None:
     search = SuccessiveHalving(SPACE, 1, seed=7)
     assert search.rungs == (1,)
     assert {(job.parent, job.epochs) for job in run(search, 30)} == {(None, 1)}
+
+
+def test_the_command_line_chooses() -> None:
+    def chosen(*flags: str) -> Algorithm:
+        settings = parse(["--application", "digits", "--seed", "5", *flags])
+        return _algorithm(settings, SPACE, 18)
+
+    sizes = ["--population_size", "40", "--sample_size", "7"]
+    evolution = chosen(*sizes, "--beta", "-1.5")
+    assert isinstance(evolution, AgingEvolution) and evolution.seed == 5
+    assert (evolution.population_size, evolution.sample_size) == (40, 7)
+    same = AgingEvolution(SPACE, 40, 7, 5, beta=-1.5)
+    other = AgingEvolution(SPACE, 40, 7, 5)
+    assert run(evolution, 200) == run(same, 200) != run(other, 200)
+    assert run(chosen("--search", "random"), 9) == run(RandomSearch(SPACE, 32, 5), 9)
+    halving = chosen("--search", "halving")
+    assert isinstance(halving, SuccessiveHalving) and halving.rungs == (2, 6, 18)
 
 
 def test_refuses_what_makes_no_sense() -> None:
