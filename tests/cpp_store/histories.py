@@ -93,7 +93,7 @@ def run_threads(
 
 
 def run_processes(
-    addresses: Sequence[str], scripts: Sequence[Script], processes: int = 2
+    addresses: Sequence[str], scripts: Sequence[Script], *, same_host: bool, processes: int = 2
 ) -> dict[str, list[Call]]:
     """Let threads of several processes, each with a connection of its own, follow the scripts."""
     context = multiprocessing.get_context("forkserver")
@@ -105,7 +105,7 @@ def run_processes(
         here, there = context.Pipe()
         callers = range(number, CALLERS, processes)
         process = context.Process(
-            target=_be_process, args=(there, list(addresses), scripts, callers, barrier)
+            target=_be_process, args=(there, list(addresses), same_host, scripts, callers, barrier)
         )
         process.start()
         there.close()
@@ -130,24 +130,29 @@ def run_processes(
 def _be_process(
     connection: Connection,
     addresses: list[str],
+    same_host: bool,
     scripts: Sequence[Script],
     callers: Sequence[int],
     barrier: Any,
 ) -> None:
     try:
-        with cpp_store.connect(addresses) as store:
+        with cpp_store.connect(addresses, same_host=same_host) as store:
             connection.send(_follow(store, scripts, callers, barrier))
     except BaseException as error:
         connection.send(error)
 
 
-def run_with_a_kill(addresses: Sequence[str], script: Script, after: int) -> list[Call]:
+def run_with_a_kill(
+    addresses: Sequence[str], script: Script, after: int, *, same_host: bool
+) -> list[Call]:
     """Let half of the callers be a process that is killed when so many of its calls have begun."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     here, there = context.Pipe()
     doomed, survivors = range(CALLERS // 2), range(CALLERS // 2, CALLERS)
-    process = context.Process(target=_be_doomed, args=(there, list(addresses), script, doomed))
+    process = context.Process(
+        target=_be_doomed, args=(there, list(addresses), same_host, script, doomed)
+    )
     process.start()
     there.close()
     assert here.recv() == "connected"
@@ -164,7 +169,7 @@ def run_with_a_kill(addresses: Sequence[str], script: Script, after: int) -> lis
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    with cpp_store.connect(addresses) as store:
+    with cpp_store.connect(addresses, same_host=same_host) as store:
         recorded = _follow(store, [script], survivors, threading.Barrier(len(survivors)))
     watcher.join()
     process.join()
@@ -172,9 +177,13 @@ def run_with_a_kill(addresses: Sequence[str], script: Script, after: int) -> lis
 
 
 def _be_doomed(
-    connection: Connection, addresses: list[str], script: Script, callers: Sequence[int]
+    connection: Connection,
+    addresses: list[str],
+    same_host: bool,
+    script: Script,
+    callers: Sequence[int],
 ) -> None:
-    with cpp_store.connect(addresses) as store:
+    with cpp_store.connect(addresses, same_host=same_host) as store:
         connection.send("connected")
         assert connection.recv() == "go"
         sending = threading.Lock()

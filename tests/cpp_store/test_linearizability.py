@@ -194,7 +194,7 @@ def test_agrees_with_trying_every_order(history: list[Call]) -> None:
 
 # --- the store -----------------------------------------------------------------------------------
 
-HISTORIES = 75
+HISTORIES = 60
 SEED = 20_240
 
 
@@ -218,33 +218,40 @@ def test_threads_on_a_store_in_process() -> None:
         assert store.verify() == []
 
 
-def test_threads_with_one_connection(pool: Pool) -> None:
+@pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
+def test_threads_with_one_connection(pool: Pool, same_host: bool) -> None:
     group = pool.take(1)
-    with cpp_store.connect(group.addresses) as store:
+    with cpp_store.connect(group.addresses, same_host=same_host) as store:
         check(histories.run_threads(lambda: store, scripts("models", "matches", "lineage")))
     pool.give_back(1, group)
 
 
-def test_processes(pool: Pool) -> None:
+@pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
+def test_processes(pool: Pool, same_host: bool) -> None:
     group = pool.take(1)
-    check(histories.run_processes(group.addresses, scripts("models", "matches", "lineage")))
+    written = scripts("models", "matches", "lineage")
+    check(histories.run_processes(group.addresses, written, same_host=same_host))
     pool.give_back(1, group)
 
 
-def test_processes_on_two_servers(pool: Pool) -> None:
+@pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
+def test_processes_on_two_servers(pool: Pool, same_host: bool) -> None:
     """A question of all models is several questions there, one a server, and not linearizable."""
     group = pool.take(2)
-    check(histories.run_processes(group.addresses, scripts("models", "descent")))
+    written = scripts("models", "descent")
+    check(histories.run_processes(group.addresses, written, same_host=same_host))
     pool.give_back(2, group)
 
 
-def test_calls_of_a_killed_process_happen_whole_or_not_at_all(pool: Pool) -> None:
+@pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
+def test_calls_of_a_killed_process_happen_whole_or_not_at_all(pool: Pool, same_host: bool) -> None:
     rng = random.Random(SEED)
     group = pool.take(1)
     unknown = 0
-    for number in range(6):
+    for number in range(4):
         script = histories.write(f"k{number}", "models", rng, asks_each=(20, 30))
-        history = histories.run_with_a_kill(group.addresses, script, after=rng.randint(1, 30))
+        after = rng.randint(1, 30)
+        history = histories.run_with_a_kill(group.addresses, script, after, same_host=same_host)
         unknown += sum(call.result == UNKNOWN for call in history)
         for part in independent(history):
             assert find_order(part, EMPTY, store_step) is not None, describe(part)
