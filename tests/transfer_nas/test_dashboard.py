@@ -182,6 +182,7 @@ def test_an_open_page_follows_the_run(run: GrowingRun, serve: Callable[[], Serve
         page.check("input[value='over evaluations']")
         page.focus(chart)
         page.evaluate("element => { element.seenBefore = true; }", page.query_selector(chart))
+        page.keyboard.press("+")
         run.grow(40)
         page.wait_for_selector(".notice:has-text('40 evaluations so far')")
         # The reader's choices, the focus and the charts stay where they were.
@@ -189,6 +190,8 @@ def test_an_open_page_follows_the_run(run: GrowingRun, serve: Callable[[], Serve
         assert page.is_checked("input[value='over evaluations']")
         drawn = "echarts.getInstanceByDom(document.activeElement).getOption().series[1].data.length"
         assert page.evaluate(drawn) == 40
+        zoom = "echarts.getInstanceByDom(document.activeElement).getOption().dataZoom[0]"
+        assert page.evaluate(f"{zoom}.end - {zoom}.start") == 50
         run.finish()
         page.wait_for_selector("#live:has-text('the run has ended')")
         page.wait_for_selector(".tiles:has-text('60')")

@@ -81,7 +81,7 @@ def facts(groups: Sequence[Group]) -> View:
                     name,
                     run.state,
                     *(_text(run.settings.get(key)) for key in ("application", "transfer", "seed")),
-                    str(len(run.description.get("ranks", []) or "–")),
+                    _ranks(run),
                     f"{len(run):,}",
                     f"{int((~run.done).sum()):,}",
                     f"{best:.4f}" if np.isfinite(best) else "–",
@@ -136,6 +136,11 @@ def settings(run: Run) -> View:
     if isinstance(again, list) and again:
         rows.append(["resumed", f"{len(again)} times"])
     return View("settings", "Settings", tables=[Table("Settings", ["setting", "value"], rows)])
+
+
+def _ranks(run: Run) -> str:
+    ranks = run.description.get("ranks")
+    return str(len(ranks)) if isinstance(ranks, list) else "–"
 
 
 def _text(value: object) -> str:

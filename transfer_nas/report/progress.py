@@ -205,6 +205,8 @@ def several(
             start = max(float(x[0]) for x, _ in lines)
             grid = np.linspace(start, max(float(x[-1]) for x, _ in lines), _GRID)
             values = np.array([_at(grid, x, y, hold) for x, y in lines])
+            seen = np.isfinite(values).any(axis=0)
+            grid, values = grid[seen], values[:, seen]
             series += [
                 charts.band(
                     f"{group.name}: all runs",

@@ -245,8 +245,11 @@ def _description(path: Path) -> dict[str, Any]:
     if not (
         {"id", "settings", "started"} <= description.keys()
         and isinstance(description["settings"], dict)
+        and isinstance(description["started"], int | float)
+        and 0 <= description["started"] < 1e11  # seconds since the epoch
         and isinstance(space, dict)
         and isinstance(space.get("genes"), dict)
+        and all(isinstance(v, list) and v for v in space["genes"].values())
     ):
         raise RunDirectoryError(f"{file}: not a search's run.json")
     assert isinstance(description, dict)

@@ -62,7 +62,7 @@ globalThis.drawings = (() => {
   });
   const room = (theme, extra = {}) =>
     ({ left: 8, right: 18, top: 62, bottom: 34, containLabel: true, ...extra });
-  const inside = { type: "inside", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, filterMode: "none" };
+  const inside = () => ({ type: "inside", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, filterMode: "none" });
 
   function band(theme, name, x, low, high, colour, opacity) {
     const rows = x.map((value, i) => [value, low[i], high[i]]).filter((row) => row[1] !== null && row[2] !== null);
@@ -134,7 +134,7 @@ globalThis.drawings = (() => {
       xAxis: below(theme, chart.x, chart.x_format, whole(theme, chart.x_format, chart.x_zero)),
       yAxis: beside(theme, chart.y, chart.y_format,
         { scale: !chart.y_zero, min: chart.y_min ?? (chart.y_zero ? 0 : null), max: chart.y_max ?? null }),
-      dataZoom: [inside],
+      dataZoom: [inside()],
       series,
     } };
   }
@@ -189,7 +189,7 @@ globalThis.drawings = (() => {
       xAxis: below(theme, chart.x, "number", whole(theme, "number", false)),
       yAxis: { type: "category", data: chart.ranks, inverse: true, axisLabel: { color: theme.ink },
         axisLine: { lineStyle: { color: theme.muted } }, axisTick: { show: false } },
-      dataZoom: [inside, slider(theme)],
+      dataZoom: [inside(), slider(theme)],
       series,
     } };
   }
@@ -242,7 +242,7 @@ globalThis.drawings = (() => {
       xAxis: below(theme, chart.x, "number", { minInterval: 1, min: -0.3, max: Math.max(...chart.generation) + 0.3,
         axisLabel: { color: theme.ink2, formatter: (value) => Number.isInteger(value) ? value : "" } }),
       yAxis: beside(theme, chart.y, "number", { scale: true }),
-      dataZoom: [inside],
+      dataZoom: [inside()],
       series: [{ type: "graph", coordinateSystem: "cartesian2d", data: nodes, links, clip: true,
         edgeSymbol: ["none", chart.line < 60 ? "arrow" : "none"], edgeSymbolSize: 7,
         emphasis: { focus: "adjacency" } }],

@@ -25,6 +25,7 @@
   function draw(element) {
     const data = chosen(element);
     const made = drawings[data.kind](data, theme(element));
+    keep(drawn.get(element), element, made.option);
     if (made.height) element.style.height = `${made.height}px`;
     element.style.minWidth = made.width ? `${made.width}px` : "";
     let entry = drawn.get(element);
@@ -41,6 +42,19 @@
     element.dataset.drawn = data.kind;
     element.removeAttribute("aria-busy");
     if (performance.getEntriesByName("first-chart").length === 0) performance.mark("first-chart");
+  }
+
+  /* Keeps what the reader has zoomed to and which series are off, if it is the same chart. */
+  function keep(entry, element, option) {
+    const variant = element.closest("figure").querySelector("input:checked")?.value;
+    const before = entry && element.dataset.variant === String(variant) ? entry.chart.getOption() : undefined;
+    element.dataset.variant = String(variant);
+    if (!before) return;
+    (option.dataZoom || []).forEach((zoom, i) => {
+      const { start, end } = before.dataZoom?.[i] ?? {};
+      if (start !== undefined && (start > 0 || end < 100)) Object.assign(zoom, { start, end });
+    });
+    if (option.legend && before.legend?.[0]?.selected) option.legend.selected = before.legend[0].selected;
   }
 
   const sizes = new ResizeObserver((entries) => {
