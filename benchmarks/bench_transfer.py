@@ -25,7 +25,7 @@ from pathlib import Path
 
 import figures
 import numpy as np
-from methods import MIB, Places, opened_places
+from methods import MIB, Places, in_shared_memory, opened_places
 from mpi4py import MPI
 
 import cpp_store
@@ -72,6 +72,7 @@ def main() -> int:
     results: dict[str, float] = {"ranks": world.size, "children_per_rank": children}
     memory = 4 * world.size * max(sizes) * MIB
     with opened_places(world, given.directory, redis_flags=["--save", ""], memory=memory) as places:
+        results["store_in_shared_memory"] = in_shared_memory(places)
         for size in sizes:
             for share in SHARES:
                 results |= measure(size, share, children, places, world)

@@ -20,7 +20,17 @@ from pathlib import Path
 
 import figures
 import numpy as np
-from methods import MIB, Method, Tensors, available, chain, empty_like, opened_places, store_views
+from methods import (
+    MIB,
+    Method,
+    Tensors,
+    available,
+    chain,
+    empty_like,
+    in_shared_memory,
+    opened_places,
+    store_views,
+)
 from mpi4py import MPI
 
 QUESTION = figures.Question(
@@ -57,6 +67,7 @@ def main() -> int:
         world, given.directory, redis_flags=redis, memory=2 * world.size * size
     ) as places:
         methods = [method(places) for method in available(places)]
+        results["store_in_shared_memory"] = in_shared_memory(places)
         tensors = chain(size, LAYERS, world.rank)
         for method in methods:
             method.write(f"rank{world.rank}", tensors)

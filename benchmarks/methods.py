@@ -323,6 +323,12 @@ def opened_places(
         world.Barrier()
 
 
+def in_shared_memory(places: Places) -> int:
+    """Return 1 if this rank reaches all servers of the store through shared memory, else 0."""
+    with cpp_store.connect(places.store) as store:
+        return int(set(store.transport) == {"shm"})
+
+
 @contextlib.contextmanager
 def store_server(memory: int) -> Iterator[str]:
     """Run a server of the store in a process of its own; yield its address when it is warm."""

@@ -21,7 +21,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import figures
-from methods import Method, Tensors, available, empty_like, of_shapes, opened_places, total
+from methods import (
+    Method,
+    Tensors,
+    available,
+    empty_like,
+    in_shared_memory,
+    of_shapes,
+    opened_places,
+    total,
+)
 from mpi4py import MPI
 
 QUESTION = figures.Question(
@@ -61,6 +70,7 @@ def main() -> int:
     results: dict[str, float] = {"ranks": world.size}
     with opened_places(world, given.directory, redis_flags=redis, memory=memory) as places:
         methods = [method(places, sync=True) for method in available(places)]
+        results["store_in_shared_memory"] = in_shared_memory(places)
         for name, tensors in weights.items():
             results |= alternate(name, tensors, methods, 1 if given.quick else 5, world)
         for method in methods:

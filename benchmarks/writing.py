@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import figures
-from methods import MIB, Method, Places, Tensors, available, chain, opened_places
+from methods import MIB, Method, Places, Tensors, available, chain, in_shared_memory, opened_places
 from mpi4py import MPI
 
 LAYERS = 50
@@ -64,6 +64,7 @@ def main(experiment: Experiment, description: str, targets: figures.Targets) -> 
         world, given.directory, redis_flags=experiment.redis_flags, memory=memory
     ) as places:
         methods = available(places)
+        results["store_in_shared_memory"] = in_shared_memory(places)
         for size in sizes:
             tensors = chain(size * MIB, LAYERS, world.rank)
             taken = alternate(experiment, methods, places, tensors, tasks, repetitions, world)
