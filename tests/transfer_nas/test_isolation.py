@@ -91,17 +91,17 @@ def test_a_crash_costs_the_child_and_the_next_job_gets_a_new_one(
 
 
 def test_a_child_that_takes_too_long_is_ended(start: Callable[..., InChild]) -> None:
-    with start(timeout=0.3) as evaluate:
+    with start(timeout=1.0) as evaluate:
         pid = evaluate(Job(0, ()), 0.0).measures["parameters"]
         begin = time.monotonic()
         assert evaluate(Job(3, ()), 0.0).status == "F_timeout"
-        assert 0.3 <= time.monotonic() - begin < 5
+        assert 1.0 <= time.monotonic() - begin < 20
         assert not Path(f"/proc/{pid}").exists()
         assert evaluate(Job(5, ()), 0.0).done
 
 
 def test_an_interruption_ends_the_child(start: Callable[..., InChild]) -> None:
-    with start() as evaluate, Interruption(0.5) as interruption:
+    with start() as evaluate, Interruption(1.5) as interruption:
         pid = evaluate(Job(0, ()), 0.0).measures["parameters"]
         with pytest.raises(Interrupted), interruption.evaluating():
             evaluate(Job(3, ()), 0.0)
