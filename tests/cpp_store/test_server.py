@@ -220,6 +220,32 @@ def put_for_ever(address: str, ready: "multiprocessing.synchronize.Event") -> No
         store.retire(f"m{i}")
 
 
+def hold_a_lease(address: str, ready: "multiprocessing.synchronize.Event") -> None:
+    store = cpp_store.connect(address)
+    match = store.best_match(cpp_store.LayerTable(["layer_0"]), lease=3600)
+    assert match is not None
+    ready.set()
+    signal.pause()
+
+
+def test_the_leases_of_a_killed_client_end() -> None:
+    context = multiprocessing.get_context("spawn")
+    with servers.running() as [address]:
+        store = cpp_store.connect(address)
+        store.put("m", arrays(1, 100), table=cpp_store.LayerTable(["layer_0"]))
+        ready = context.Event()
+        client = context.Process(target=hold_a_lease, args=(address, ready))
+        client.start()
+        assert ready.wait(60)
+        assert store.stats()["leases"] == 1
+        client.kill()
+        client.join()
+        deadline = time.monotonic() + 20
+        while store.stats()["leases"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert store.stats()["leases"] == 0
+
+
 def test_a_client_killed_in_a_put_leaves_nothing_half() -> None:
     context = multiprocessing.get_context("spawn")
     with servers.running(1, "--memory", "512MiB") as [address]:

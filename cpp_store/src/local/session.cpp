@@ -48,6 +48,11 @@ void Session::run() {
                   std::string("a client of this host is dropped: ") + error.what());
     }
     pins_.clear();
+    if (client_) {
+        for (const std::uint64_t lease : client_->take_leases()) {
+            (void)host_.store().end_lease(lease);
+        }
+    }
     staging_.reset();
     socket_.shut_down();
     over_ = true;

@@ -185,6 +185,8 @@ class Endpoint {
     Fid<fid_fabric> fabric_;
     Fid<fid_domain> domain_;
     Fid<fid_av> av_;
+    // One queue for messages and RMA: a queue of its own for bulk would be read just as often, for
+    // another system call each time with tcp, and holds only a few entries ahead of a message.
     Fid<fid_cq> cq_;
     std::vector<std::unique_ptr<std::byte[]>> slabs_;
     std::vector<MemoryRegion> slab_regions_;

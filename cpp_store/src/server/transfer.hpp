@@ -54,7 +54,12 @@ class Transfer {
 
     net::Endpoint& endpoint_;
     std::vector<Piece> pieces_;
-    std::vector<net::MemoryRegion> regions_;  // one a piece, where the provider wants them
+    // One a piece, where the provider wants them. Not cached: the arena gives pages back to the
+    // kernel and takes new ones at the same address, which a registration that outlived the
+    // transfer would not notice. Clients register for each call for the same reason: nobody tells
+    // us when NumPy frees. (libfabric's verbs provider has a cache of its own that watches for
+    // both.)
+    std::vector<net::MemoryRegion> regions_;
     std::function<Pace()> pace_;
     Done done_;
     std::array<Chunk, most_chunks> chunks_;
