@@ -25,6 +25,7 @@ Process = Generator[simpy.Event, Any, None]
 
 # As in transfer_nas/search/mpi.py, managing.py and ranks.py.
 SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
+MANAGER_SLEEP_SHARE, MANAGER_LONGEST_SLEEP = 2e-3, 10e-3  # share of the shortest evaluations
 IN_ADVANCE, MOST_IN_ADVANCE = 20e-3, 16
 REPORT_AFTER = 5e-3
 
@@ -176,11 +177,18 @@ class _Search:
 
     def _manage(self) -> Process:
         costs, idle_since = self._costs, self.world.now
+        longest, groups = LONGEST_SLEEP, 0
         while True:
             if not self._inbox:
                 local = yield self._arrival
                 if not local:  # rank 0's own worker wakes the manager; others are looked for
-                    yield self.world.timeout(self._until_look(self.world.now - idle_since))
+                    idle = self.world.now - idle_since
+                    yield self.world.timeout(self._until_look(idle, longest))
+            groups += 1
+            if groups < 100 or groups % 100 == 0:  # it hardly changes, and has a cost here
+                shortest = min(worker.seconds for worker in self._workers)
+                longest = MANAGER_SLEEP_SHARE * shortest
+                longest = min(max(longest, LONGEST_SLEEP), MANAGER_LONGEST_SLEEP)
             reports = list(self._inbox)
             self._inbox.clear()
             seconds = costs.group
@@ -266,14 +274,14 @@ class _Search:
             yield turn
             yield self.world.timeout(seconds)
 
-    def _until_look(self, idle: float) -> float:
+    def _until_look(self, idle: float, longest: float = LONGEST_SLEEP) -> float:
         """Return the seconds from something's arrival until who polls for it looks again."""
         sleep, looked = SHORTEST_SLEEP, 0.0
         while looked < idle:
             looked += sleep + self._costs.oversleep
-            sleep = min(2 * sleep, LONGEST_SLEEP)
-            if sleep == LONGEST_SLEEP and idle - looked > LONGEST_SLEEP:
-                period = LONGEST_SLEEP + self._costs.oversleep
+            sleep = min(2 * sleep, longest)
+            if sleep == longest and idle - looked > longest:
+                period = longest + self._costs.oversleep
                 looked += period * math.floor((idle - looked) / period)
         return looked - idle
 
@@ -283,13 +291,13 @@ class _Worker:
         self.jobs: deque[int] = deque()
         self.in_flight = 0
         self.ordered = world.event()
-        self._seconds = math.inf
+        self.seconds = math.inf
 
     @property
     def depth(self) -> int:
         """How many jobs the manager lets it have at once."""
-        return 1 + int(IN_ADVANCE / max(self._seconds, IN_ADVANCE / MOST_IN_ADVANCE))
+        return 1 + int(IN_ADVANCE / max(self.seconds, IN_ADVANCE / MOST_IN_ADVANCE))
 
     def took(self, seconds: float) -> None:
-        mean = self._seconds + (seconds - self._seconds) / 4
-        self._seconds = max(seconds, mean) if math.isfinite(self._seconds) else seconds
+        mean = self.seconds + (seconds - self.seconds) / 4
+        self.seconds = max(seconds, mean) if math.isfinite(self.seconds) else seconds
