@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -29,6 +30,10 @@ from transfer_nas.deephyper import (
     problem_of,
 )
 from transfer_nas.errors import InputError, SpaceError
+from transfer_nas.job import DONE, Evaluation
+from transfer_nas.search import evolution
+from transfer_nas.search.manager import Manager
+from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)
@@ -66,6 +71,27 @@ def test_the_search_runs_under_an_evaluator(tmp_path: Path, method: str) -> None
     # Evolution has found what random genomes hardly ever are.
     assert read["objective"].max() > read["objective"][:8].max()
     assert read["m:layers"].between(2, 6).all()
+
+
+def test_results_of_our_own_engine_open_in_its_analysis(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, SPACE, {}, {}) as directory:
+        manager = Manager(
+            evolution.AgingEvolution(SPACE, 4, 2, seed=1),
+            directory,
+            max_evals=20,
+            retire=lambda jobs: None,
+            report=lambda status: None,
+            warn=print,
+        )
+        for job in manager.next_jobs(20):
+            objective = math.nan if job.id == 3 else float(sum(job.genome))
+            status = "F_nan" if job.id == 3 else DONE
+            manager.finished(Evaluation(job, status, objective, {"layers": 4}), rank=0)
+        manager.commit()
+    read, _ = filter_failed_objectives(read_results_from_csv(str(tmp_path / "results.csv")))
+    assert len(read) == 19
+    best = parameters_from_row(read.loc[read["objective"].idxmax()])
+    assert sum(genome_of(SPACE, best)) == read["objective"].max()
 
 
 def test_children_differ_from_a_member_in_one_gene() -> None:

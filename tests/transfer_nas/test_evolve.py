@@ -190,6 +190,8 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
         (["--application", "digts"], "did you mean 'digits'"),
         (["--application", "digits", "--space", "dense_skp"], "did you mean 'dense_skip'"),
         (["--application", "no.such:thing"], "cannot import no.such: ModuleNotFoundError"),
+        (["--application", "nt3", "--data", "nowhere"], "--data nowhere: no such directory"),
+        (["--application", "uno", "--space", "nt3"], "application uno-synthetic: space nt3: expec"),
     ],
 )
 def test_all_ranks_end_with_one_line(
