@@ -210,6 +210,11 @@ def bytes_text(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many there are, in words: ``1 run``, ``2,000 runs``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def seconds_text(seconds: float) -> str:
     """Return a duration for people."""
     unit = time_unit(seconds)

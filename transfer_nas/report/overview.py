@@ -52,16 +52,18 @@ def states(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     sentences = []
     for run, name in zip(runs, names, strict=True):
         if run.damaged:
-            sentences.append(f"{run.damaged:,} damaged lines of {name}/results.csv are left out.")
+            sentences.append(
+                f"Left out: {charts.counted(run.damaged, 'damaged line')} of {name}/results.csv."
+            )
         if run.state == FINISHED:
             continue
         waiting = max(0, run.asked - len(run))
-        how_far = f"{len(run):,} evaluations so far, {waiting:,} under way"
+        how_far = f"{charts.counted(len(run), 'evaluation')} so far, {waiting:,} under way"
         if run.state == IN_PROGRESS:
             sentences.append(f"{name} is still in progress: {how_far}.")
         else:
             sentences.append(
-                f"{name} stopped before its end, with {len(run):,} evaluations; "
+                f"{name} stopped before its end, with {charts.counted(len(run), 'evaluation')}; "
                 "evolve --resume continues it."
             )
     return sentences
@@ -134,7 +136,7 @@ def settings(run: Run) -> View:
         rows.append(["ranks", ", ".join(f"{count} on {host}" for host, count in hosts.items())])
     again = run.description.get("resumed")
     if isinstance(again, list) and again:
-        rows.append(["resumed", f"{len(again)} times"])
+        rows.append(["resumed", charts.counted(len(again), "time")])
     return View("settings", "Settings", tables=[Table("Settings", ["setting", "value"], rows)])
 
 

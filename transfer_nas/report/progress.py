@@ -41,7 +41,8 @@ def objective(groups: Sequence[Group]) -> View:
         label = "No evaluation has worked yet."
         if best is not None:
             label = (
-                f"{int(run.done.sum()):,} objectives; the best rises {improved} times, last to "
+                f"{charts.counted(int(run.done.sum()), 'objective')}; the best rises "
+                f"{charts.counted(improved, 'time')}, last to "
                 f"{run.objective[best]:.4g} after {charts.seconds_text(float(run.seconds[best]))}."
             )
         drawn = len(_drawn(run))
@@ -69,7 +70,7 @@ def objective(groups: Sequence[Group]) -> View:
         )
     floor, below = _floor(runs) if len(runs) == 1 else (None, 0)
     if below:
-        caption += f" {below:,} evaluations lie below what is shown."
+        caption += f" Below what is shown: {charts.counted(below, 'evaluation')}."
     figure = Figure(
         "objective-over-time",
         "Objective",

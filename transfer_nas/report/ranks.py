@@ -83,7 +83,7 @@ def view(run: Run) -> View:
     total = sum(spans.values())
     busy = 1 - spans["ask"] / total if total else 0.0
     label = (
-        f"{len(np.unique(times.rank))} ranks evaluated, {busy:.0%} of the time; "
+        f"{charts.counted(len(np.unique(times.rank)), 'rank')} evaluated, {busy:.0%} of the time; "
         + ", ".join(f"{name} {spans[name] / total:.1%}" for name in ("ask", *present, "other"))
         + "."
         if total
@@ -111,7 +111,7 @@ def _gantt(run: Run, times: Timeline) -> Figure:
     position = np.searchsorted(ranks, times.rank[at])
     bounds = _bounds(times)[at]
     label = (
-        f"When each of {len(ranks)} ranks worked on which evaluation, "
+        f"When {charts.counted(len(ranks), 'rank')} worked on which evaluation, "
         f"from {bounds.min():.1f} to {bounds.max():.1f} seconds."
     )
     caption = (
