@@ -1,5 +1,6 @@
 """What a report says: its numbers against the run's files, its statistics against SciPy's."""
 
+import hashlib
 import json
 import math
 import re
@@ -236,6 +237,12 @@ def test_the_interval_of_delta_covers_it_as_often_as_it_says() -> None:
 def test_samples_apart_have_an_interval_within_bounds() -> None:
     delta, low, high = comparison.cliffs_delta(np.array([2.0, 3.0]), np.array([0.0, 1.0]))
     assert delta == high == 1 and -1 < low < 1
+
+
+def test_the_library_is_the_one_that_the_readme_names() -> None:
+    static = Path(page.__file__).parent / "static"
+    digest = hashlib.sha256((static / "echarts.min.js").read_bytes()).hexdigest()
+    assert digest in (static / "README.md").read_text()
 
 
 def test_moving_means_skip_what_is_no_number() -> None:

@@ -17,7 +17,7 @@ _DENSITY = 4_000  # values that a density is estimated from at most
 
 
 @dataclass(frozen=True)
-class Test:
+class Difference:
     """How two samples differ.
 
     Attributes
@@ -55,7 +55,7 @@ class Test:
     difference_high: float
 
 
-def compare(a: Floats, b: Floats, seed: int = 0) -> Test:
+def compare(a: Floats, b: Floats, seed: int = 0) -> Difference:
     """Test whether two samples differ.
 
     Parameters
@@ -75,7 +75,7 @@ def compare(a: Floats, b: Floats, seed: int = 0) -> Test:
         freedom = parts.sum() ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
         reach = float(stats.t.ppf(0.975, freedom) * math.sqrt(parts.sum()))
     p, permutations, exact = permutation_test(a, b, seed)
-    return Test(
+    return Difference(
         sizes=(len(a), len(b)),
         means=(float(a.mean()), float(b.mean())),
         medians=(float(np.median(a)), float(np.median(b))),
@@ -190,7 +190,7 @@ def view(groups: Sequence[Group]) -> View:
     return View("comparison", "Comparison", text, [figure], [table], notes=notes)
 
 
-def _verdict(first: Group, second: Group, what: str, test: Test) -> str:
+def _verdict(first: Group, second: Group, what: str, test: Difference) -> str:
     interval = (
         f"(Cliff's delta {test.delta:+.2f}, 95 % interval {test.delta_low:+.2f} to "
         f"{test.delta_high:+.2f}, Mann-Whitney p = {_p(test.p_mann_whitney)})"
@@ -204,7 +204,7 @@ def _verdict(first: Group, second: Group, what: str, test: Test) -> str:
     return f"By the {what}, “{high.name}” is better than “{low.name}” {interval}."
 
 
-def _row(name: str, test: Test) -> list[str]:
+def _row(name: str, test: Difference) -> list[str]:
     deals = "all" if test.exact else f"{test.permutations:,}"
     return [
         name,

@@ -102,8 +102,8 @@ def content(
     ]
     each = [
         Part(f"run{i}", name, _views(run, drawn[run.path]))
-        for i, (run, name) in enumerate(zip(everything, called, strict=True))
-    ][:_DETAILED]
+        for i, (run, name) in enumerate(zip(everything[:_DETAILED], called, strict=False))
+    ]
     notices = overview.states(everything, called)
     if len({(str(run.settings.get("namespace")), str(run.genes)) for run in everything}) > 1:
         notices.append("These runs are not of the same data and space.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,6 +199,3 @@ def _overlap(begin: Floats, end: Floats, edges: Floats) -> Floats:
 
 def _or_else(values: Floats, others: Floats) -> Floats:
     return np.where(np.isfinite(values), values, others)
-
-
-__all__: Sequence[str] = ("PHASES", "Timeline", "timeline", "view")
