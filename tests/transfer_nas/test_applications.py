@@ -100,7 +100,7 @@ def test_the_digest_tells_data_apart() -> None:
 
 def test_the_example_of_the_documentation_works(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "own_application.md").read_text()
-    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    example = re.search(r"```python[^\n]*\n(.*?)```", text, re.DOTALL)
     assert example is not None
     assert len(example[1].splitlines()) <= 25
     (tmp_path / "cancer.py").write_text(example[1])
@@ -109,6 +109,18 @@ def test_the_example_of_the_documentation_works(tmp_path: Path) -> None:
     assert np.asarray(found.data.x_train).shape == (400, 30)
     space = found.space()
     assert isinstance(space, DenseSkip) and space.input_shapes == ((30,),)
+
+
+def test_ones_own_arrays_take_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "own_application.md").read_text()
+    example = re.findall(r"```python[^\n]*\n(.*?)```", text, re.DOTALL)[1]
+    assert len([line for line in example.splitlines() if line]) <= 10
+    (tmp_path / "mine.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    mine = data(width=30)
+    np.savez("mine.npz", **{name: getattr(mine, name) for name in vars(mine)})
+    found = applications.resolve("mine.py:application")
+    assert found.data.digest == mine.digest and found.space().input_shapes == ((30,),)
 
 
 def test_ones_own_application_is_found_by_module(
