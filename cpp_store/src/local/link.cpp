@@ -1,6 +1,7 @@
 #include "local/link.hpp"
 
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -250,7 +251,7 @@ Call::~Call() {
         link_->give_back(*channel_);
     } else {
         channel_->broken = true;
-        channel_->socket.shut_down();
+        channel_->socket.shut_down(SHUT_RDWR);
     }
 }
 

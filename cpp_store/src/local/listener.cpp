@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <mutex>
 
 #include "local/session.hpp"
 
@@ -48,8 +49,27 @@ Listener::Listener(Host& host, const std::string& name)
 Listener::~Listener() {
     ::shutdown(socket_.get(), SHUT_RDWR);  // ends accept()
     thread_.join();
-    for (Thread& one : sessions_) one.session->end();
-    for (Thread& one : sessions_) one.thread.join();
+    for (Thread& one : sessions_) {
+        if (one.session->end()) {
+            one.thread.join();
+        } else {
+            outlive(std::move(one));
+        }
+    }
+}
+
+// Sessions whose clients have views of a server's memory when it ends: what they see must not
+// change, so it stays pinned until they let go of it or are gone, or this process is.
+void Listener::outlive(Thread session) {
+    struct Kept {
+        std::mutex mutex;
+        std::list<Thread> sessions;
+    };
+    // Never destroyed: their threads may sleep until the process ends.
+    static Kept& kept = *std::make_unique<Kept>().release();
+    const std::scoped_lock lock(kept.mutex);
+    join_finished(kept.sessions);
+    kept.sessions.push_back(std::move(session));
 }
 
 void Listener::run() {
@@ -57,7 +77,7 @@ void Listener::run() {
         Descriptor connection(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
         const int error = errno;
         if (!connection && error == EINVAL) return;  // shut down
-        join_finished();
+        join_finished(sessions_);
         if (!connection) {
             if (error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS) {
                 // They wait in the queue meanwhile.
@@ -86,8 +106,8 @@ void Listener::run() {
     }
 }
 
-void Listener::join_finished() {
-    std::erase_if(sessions_, [](Thread& one) {
+void Listener::join_finished(std::list<Thread>& sessions) {
+    std::erase_if(sessions, [](Thread& one) {
         if (!one.session->is_over()) return false;
         one.thread.join();
         return true;

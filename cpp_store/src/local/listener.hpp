@@ -45,7 +45,8 @@ class Listener {
     static constexpr std::size_t max_sessions = 4096;
 
     void run();
-    void join_finished();
+    static void join_finished(std::list<Thread>& sessions);
+    static void outlive(Thread session);
 
     Host& host_;
     Instance instance_;

@@ -1,6 +1,7 @@
 #include "local/session.hpp"
 
 #include <fcntl.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <cstring>
@@ -29,8 +30,13 @@ Session::Session(local::Host& host, const Instance& instance, Socket socket)
     socket_.set_patience(std::chrono::milliseconds(0), silence);
 }
 
-void Session::end() noexcept {
-    socket_.shut_down();
+bool Session::end() noexcept {
+    ended_ = true;  // a put that waits for its bytes sees it
+    socket_.shut_down(SHUT_WR);
+    const std::scoped_lock lock(mutex_);
+    if (!pins_.empty()) return false;
+    socket_.shut_down(SHUT_RDWR);
+    return true;
 }
 
 void Session::run() {
@@ -39,37 +45,52 @@ void Session::run() {
     } catch (const Error& error) {
         const std::string client = client_ ? client_->client : "a client of this host";
         if (error.code() == Errc::connection) {
-            host_.log(LogLevel::debug, client + " is gone: " + error.what());
+            log(LogLevel::debug, client + " is gone: " + error.what());
         } else {
-            host_.log(LogLevel::warning, client + " is dropped: " + error.what());
+            log(LogLevel::warning, client + " is dropped: " + error.what());
         }
     } catch (const std::exception& error) {
-        host_.log(LogLevel::error,
-                  std::string("a client of this host is dropped: ") + error.what());
+        log(LogLevel::error, std::string("a client of this host is dropped: ") + error.what());
     }
-    pins_.clear();
-    if (client_) {
-        for (const std::uint64_t lease : client_->take_leases()) {
-            (void)host_.store().end_lease(lease);
+    {
+        const std::scoped_lock lock(mutex_);
+        pins_.clear();
+        staging_.reset();
+        if (client_ && !ended_) {
+            for (const std::uint64_t lease : client_->take_leases()) {
+                (void)host_.store().end_lease(lease);
+            }
         }
     }
-    staging_.reset();
-    socket_.shut_down();
+    socket_.shut_down(SHUT_RDWR);
     over_ = true;
+}
+
+void Session::log(LogLevel level, const std::string& line) {
+    const std::scoped_lock lock(mutex_);
+    if (!ended_) host_.log(level, line);
 }
 
 void Session::serve() {
     while (!stopping_) {
         if (const auto message = socket_.receive()) handle(*message);
+        if (ended_ && !has_pins()) return;
     }
 }
 
+bool Session::has_pins() {
+    const std::scoped_lock lock(mutex_);
+    return !pins_.empty();
+}
+
 void Session::handle(const Message& message) {
+    const std::scoped_lock lock(mutex_);
     const wire::Frame& frame = message.frame;
     if (frame.kind == wire::Kind::unpin && frame.total == message.part.size()) {
         unpin(message.part);
         return;
     }
+    if (ended_) throw Error(Errc::connection, "the server has ended");
     if (frame.kind != wire::Kind::request) {
         throw Error(Errc::protocol, "it sent what only servers send");
     }
@@ -203,7 +224,9 @@ void Session::stage(const server::Call& call, PendingPut& pending,
             moved = Clock::now();
         },
         [&] {
-            if (socket_.is_over()) throw Error(Errc::connection, "it went during a put");
+            if (socket_.is_over() || ended_) {
+                throw Error(Errc::connection, "it went during a put");
+            }
             if (Clock::now() - moved > silence) {
                 throw Error(Errc::connection, "it sent no bytes of a put for " +
                                                   std::to_string(silence.count()) + " s");

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <span>
 #include <string>
@@ -24,8 +25,10 @@ class Session final : public server::Host {
   public:
     Session(local::Host& host, const Instance& instance, Socket socket);
 
-    void run();           // until the client or the server ends it
-    void end() noexcept;  // from any thread
+    void run();  // until the client or the server ends it
+    // From any thread, when the server ends: after this, nothing of it is touched. Returns false if
+    // the client has views: run() then goes on until it has let go of them, or is gone.
+    [[nodiscard]] bool end() noexcept;
     [[nodiscard]] bool is_over() const noexcept { return over_; }
 
   private:
@@ -39,6 +42,8 @@ class Session final : public server::Host {
 
     void serve();
     void handle(const Message& message);
+    [[nodiscard]] bool has_pins();
+    void log(LogLevel level, const std::string& line);
     void request(wire::Operation operation, std::uint64_t id, std::vector<std::byte> body);
     void hello(server::Call& call);
     void put(server::Call& call);
@@ -57,7 +62,10 @@ class Session final : public server::Host {
     const Instance instance_;
     Socket socket_;
     std::atomic<bool> over_ = false;
-    bool stopping_ = false;  // after this call
+    std::atomic<bool> ended_ = false;  // by the server
+    bool stopping_ = false;            // after this call
+
+    std::mutex mutex_;  // held while a message is handled; guards the rest and what `ended_` says
 
     std::shared_ptr<server::Session> client_;  // null before hello
     net::Assembler requests_;

@@ -144,8 +144,8 @@ bool Socket::is_over() const noexcept {
     return found == 0 || (found < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
 }
 
-void Socket::shut_down() noexcept {
-    ::shutdown(fd(), SHUT_RDWR);
+void Socket::shut_down(int how) noexcept {
+    ::shutdown(fd(), how);
 }
 
 }  // namespace cpp_store::local

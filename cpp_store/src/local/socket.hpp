@@ -73,8 +73,8 @@ class Socket {
     // Whether the other end has closed it.
     [[nodiscard]] bool is_over() const noexcept;
 
-    // Ends the waiting of other threads, and all that comes after.
-    void shut_down() noexcept;
+    // As shutdown(2): SHUT_RDWR ends the waiting of other threads, and all that comes after.
+    void shut_down(int how) noexcept;
 
   private:
     bool send_packet(const wire::Frame& frame, std::span<const std::byte> part, int passed,

@@ -3,13 +3,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstring>
-#include <fstream>
 #include <random>
 #include <thread>
 
@@ -253,7 +254,171 @@ TEST(SameHost, ViewsOutliveTheClientAndTheServer) {
         EXPECT_EQ(running.store->stats().memory.used, 100'032u);
         EXPECT_TRUE(same(found.at(0).bytes, model.tensors[0]));
     }
-    EXPECT_EQ(found.at(0).bytes.size(), 100'000u);
+    EXPECT_TRUE(same(found.at(0).bytes, model.tensors[0]));
+}
+
+TEST(SameHost, ViewsStayAsTheyAreWhenTheStoreGoesOnWithoutItsServer) {
+    Running running;
+    const Model model("m", {100'000});
+    std::vector<View> found;
+    {
+        Cluster cluster = running.connect();
+        model.put(cluster);
+        found = views(cluster, "m");
+    }
+    running.server->stop();
+    running.store->retire("m");
+    EXPECT_EQ(running.store->stats().memory.used, 100'032u);
+    EXPECT_TRUE(same(found.at(0).bytes, model.tensors[0]));
+    found.clear();
+    EXPECT_TRUE(running.has_used(0));
+}
+
+// What a client of another program could send.
+wire::Frame request(wire::Operation operation) {
+    return {.kind = wire::Kind::request, .code = static_cast<std::uint16_t>(operation), .call = 1};
+}
+
+std::vector<std::byte> hello() {
+    wire::Writer out;
+    wire::encode(out, wire::Hello{.address = {}, .client = "hostile", .key = {}, .servers = {}});
+    return out.take();
+}
+
+local::Socket introduced(const Running& running) {
+    local::Socket socket = running.knock();
+    socket.set_patience(10s, 10s);
+    socket.send_body(request(wire::Operation::hello), hello());
+    const auto welcome = socket.receive();
+    EXPECT_TRUE(welcome && welcome->frame.code == 0);
+    return socket;
+}
+
+bool is_dropped(local::Socket& socket) {
+    try {
+        while (socket.receive()) {
+        }
+    } catch (const Error& error) {
+        return error.code() == Errc::connection;
+    }
+    return false;
+}
+
+TEST(SameHost, DropsClientsThatBreakTheRules) {
+    Running running;
+    Cluster cluster = running.connect();
+    const auto breaks = [&](const wire::Frame& frame, const std::vector<std::byte>& body) {
+        local::Socket socket = introduced(running);
+        wire::Frame whole = frame;
+        whole.total = static_cast<std::uint32_t>(body.size());
+        socket.send(whole, body);
+        EXPECT_TRUE(is_dropped(socket)) << static_cast<int>(frame.kind) << " " << frame.code;
+    };
+    const std::vector<std::byte> nonsense(100, std::byte{0xab});
+    breaks({.kind = wire::Kind::response}, {});
+    breaks({.kind = wire::Kind::staging}, {});
+    breaks({.kind = wire::Kind::unpin}, nonsense);
+    breaks(request(wire::Operation::hello), hello());
+    breaks(request(wire::Operation::put), nonsense);
+    breaks(request(wire::Operation::read), nonsense);
+    breaks(request(wire::Operation::fetch), nonsense);
+    breaks(request(wire::Operation::lookup), {});
+    local::Socket silent = running.knock();
+    silent.set_patience(10s, 10s);
+    silent.send(request(wire::Operation::ping), {});
+    EXPECT_TRUE(is_dropped(silent));
+    local::Socket garbage = running.knock();
+    garbage.set_patience(10s, 10s);
+    ::send(garbage.fd(), nonsense.data(), nonsense.size(), 0);
+    EXPECT_TRUE(is_dropped(garbage));
+    EXPECT_TRUE(running.has_logged("hostile is dropped"));
+    cluster.ping(0);
+}
+
+TEST(SameHost, UnpinsOfWhatIsNotPinnedAreNoHarm) {
+    Running running;
+    local::Socket socket = introduced(running);
+    wire::Writer out;
+    out.count(3);
+    for (const std::uint64_t pin : {std::uint64_t{0}, std::uint64_t{7}, ~std::uint64_t{0}}) {
+        out.u64(pin);
+    }
+    socket.send_body({.kind = wire::Kind::unpin}, out.data());
+    socket.send(request(wire::Operation::ping), {});
+    const auto answer = socket.receive();
+    EXPECT_TRUE(answer && answer->frame.kind == wire::Kind::response);
+}
+
+std::vector<std::byte> put_request(const Model& model) {
+    wire::Put put;
+    put.request = model.request;
+    for (const Bytes& tensor : model.tensors) {
+        wire::Payload& payload = put.tensors.emplace_back();
+        payload.spec = {DType::uint8, {tensor.size()}};
+        payload.nbytes = tensor.size();
+        payload.remote = wire::Remote{};
+    }
+    wire::Writer out;
+    wire::encode(out, put);
+    return out.take();
+}
+
+TEST(SameHost, AClientThatGoesDuringAPutLeavesNothing) {
+    Running running;
+    for (const std::uint64_t announced : {0, 1, 8}) {  // chunks that it has filled
+        EXPECT_TRUE(running.has_used(0));
+        local::Socket socket = introduced(running);
+        socket.send_body(request(wire::Operation::put), put_request(Model("m", {4 << 20})));
+        auto go = socket.receive();
+        ASSERT_TRUE(go && go->frame.kind == wire::Kind::staging && go->passed);
+        local::Staging staging(std::move(go->passed));
+        const std::uint64_t bytes = announced * local::Staging::slot_size;
+        staging.fill(
+            std::span(&bytes, 1), [](std::size_t, std::uint64_t, std::span<std::byte>) {}, [] {});
+        EXPECT_EQ(running.store->stats().memory.used, std::uint64_t{4} << 20);
+    }
+    EXPECT_TRUE(running.has_used(0));
+    EXPECT_FALSE(running.store->contains("m"));
+}
+
+TEST(SameHost, AStagingFileCannotBeResized) {
+    Running running;
+    local::Socket socket = introduced(running);
+    socket.send_body(request(wire::Operation::put), put_request(Model("m", {1 << 20})));
+    const auto go = socket.receive();
+    ASSERT_TRUE(go && go->passed);
+    EXPECT_NE(ftruncate(go->passed.get(), 0), 0);
+    EXPECT_EQ(errno, EPERM);
+}
+
+TEST(SameHost, AClientThatWritesToStagingMeanwhileHarmsOnlyItself) {
+    Running running;
+    local::Socket socket = introduced(running);
+    socket.send_body(request(wire::Operation::put), put_request(Model("m", {8 << 20})));
+    auto go = socket.receive();
+    ASSERT_TRUE(go && go->passed);
+    void* const memory = mmap(nullptr, 8 * local::Staging::slot_size, PROT_READ | PROT_WRITE,
+                              MAP_SHARED, go->passed.get(), 4096);
+    ASSERT_NE(memory, MAP_FAILED);
+    std::atomic<bool> done = false;
+    std::thread scribbler([&] {
+        auto* const words = static_cast<volatile std::uint64_t*>(memory);
+        for (std::uint64_t i = 0; !done; ++i) {
+            words[i * 1031 % (local::Staging::slot_size)] = i;
+        }
+    });
+    local::Staging staging(std::move(go->passed));
+    const std::uint64_t bytes = 8 << 20;
+    staging.fill(
+        std::span(&bytes, 1), [](std::size_t, std::uint64_t, std::span<std::byte>) {}, [] {});
+    const auto answer = socket.receive();
+    done = true;
+    scribbler.join();
+    munmap(memory, 8 * local::Staging::slot_size);
+    EXPECT_TRUE(answer && answer->frame.kind == wire::Kind::response && answer->frame.code == 0);
+    // What was summed is what is stored, whatever it is.
+    EXPECT_TRUE(running.store->contains("m"));
+    EXPECT_THAT(running.store->verify(), testing::IsEmpty());
 }
 
 TEST(SameHost, GetsRegionsAsTheArenaGrowsAndForgetsThemAsItShrinks) {
