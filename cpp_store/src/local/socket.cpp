@@ -14,7 +14,7 @@ namespace cpp_store::local {
 namespace {
 
 [[noreturn]] void gone(int error) {
-    throw Error(Errc::connection, error == 0 ? "it has closed the connection"
+    throw Error(Errc::connection, error == 0 ? "the other end has closed the connection"
                                              : std::generic_category().message(error));
 }
 
