@@ -39,6 +39,8 @@ def main() -> int:
     wheel = Path(sys.argv[1]).resolve()
     begin = time.perf_counter()
     names = zipfile.ZipFile(wheel).namelist()
+    missing = sorted(files_of_packages() - set(names))
+    assert not missing, f"{wheel.name} lacks {missing}"
     bundled = [name for name in names if ".libs/" in name]
     assert not bundled, (
         f"{wheel.name} carries libraries: {bundled}; libfabric is opened at run time"
@@ -56,6 +58,17 @@ def main() -> int:
         use(environment / "bin", place)
     print(f"{wheel.name} works in an environment of its own ({time.perf_counter() - begin:.0f} s)")
     return 0
+
+
+def files_of_packages() -> set[str]:
+    """Return what a wheel has to hold of the Python packages, as paths in it."""
+    root = Path(__file__).resolve().parent.parent
+    return {
+        file.relative_to(root).as_posix()
+        for package in ("transfer_nas", "graph_meta")
+        for file in (root / package).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
 
 
 def use(programs: Path, place: str) -> None:
