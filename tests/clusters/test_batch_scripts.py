@@ -15,7 +15,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 STAND_INS = Path(__file__).parent / "stand-ins"
-SERVER = shutil.which("cpp-store-server") or ROOT / "build/dev/cpp_store/cpp-store-server"
+SERVERS = [  # the installed one, or that of a build folder
+    Path(sys.executable).with_name("cpp-store-server"),
+    ROOT / "build/dev/cpp_store/cpp-store-server",
+]
+SERVER = next(path for path in SERVERS if path.exists())
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ other languages are no code. Searches are cut short by tests/docs/stand-ins.
 
 import os
 import re
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,11 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 STAND_INS = Path(__file__).parent / "stand-ins"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SERVER = shutil.which("cpp-store-server") or ROOT / "build/dev/cpp_store/cpp-store-server"
+SERVERS = [  # the installed one, or that of a build folder
+    Path(sys.executable).with_name("cpp-store-server"),
+    ROOT / "build/dev/cpp_store/cpp-store-server",
+]
+SERVER = next(path for path in SERVERS if path.exists())
 # What a page takes for granted: runs that its reader has, the file of the tutorial.
 GIVEN = {
     "report": """
@@ -96,20 +101,16 @@ def runs(page: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize(
-    "page", list(filter(runs, PAGES)), ids=lambda page: str(page.relative_to(ROOT).with_suffix(""))
-)
-def test_blocks_run(page: Path, tmp_path: Path) -> None:
-    programs = tmp_path / "programs"
+def run(page: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    programs, place = folder / "programs", folder / "place"
     programs.mkdir()
-    (programs / "cpp-store-server").symlink_to(SERVER)
-    place = tmp_path / "place"
     place.mkdir()
+    (programs / "cpp-store-server").symlink_to(SERVER)
     if page.stem in FILES_OF:
         script_of([block for block in blocks_of(FILES_OF[page.stem]) if block.title], place)
     if page.stem in GIVEN:
         subprocess.run([sys.executable, "-c", GIVEN[page.stem]], cwd=place, check=True)
-    done = subprocess.run(
+    return subprocess.run(
         ["bash", "-c", script_of(blocks_of(page), place)],
         cwd=place,
         env=os.environ
@@ -124,6 +125,26 @@ def test_blocks_run(page: Path, tmp_path: Path) -> None:
         text=True,
         timeout=280,
     )
+
+
+@pytest.fixture(scope="module")
+def started(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[Path, "Future[subprocess.CompletedProcess[str]]"]]:
+    """The selected pages, run on all cores: most of their time is importing TensorFlow."""
+    tests = [item for item in request.session.items if item.name.startswith("test_blocks_run[")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {
+            page: pool.submit(run, page, tmp_path_factory.mktemp(page.stem))
+            for page in (test.callspec.params["page"] for test in tests)
+        }
+
+
+@pytest.mark.parametrize(
+    "page", list(filter(runs, PAGES)), ids=lambda page: str(page.relative_to(ROOT).with_suffix(""))
+)
+def test_blocks_run(page: Path, started: dict) -> None:
+    done = started[page].result()
     assert done.returncode == 0, f"{page.name}, after the last line below:\n{done.stderr[-4000:]}"
 
 
