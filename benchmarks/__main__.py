@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import subprocess
 import sys
 import time
@@ -123,7 +124,10 @@ def _answer(script: Script, directory: Path, quick: bool, repeat: int) -> dict[s
                 answer["error"] = f"took over {LONGEST} s"
                 break
             if done.returncode or not file.exists():
-                answer["error"] = f"ended with {done.returncode}: {_last_line(Path(log.name))}"
+                said = _last_line(Path(log.name))
+                answer["error"] = f"ended with {done.returncode}: {said}"
+                if module := re.search(r"No module named '(\w+)", said):
+                    answer["missing"][module[1]] = f"pip install {module[1]}"
                 break
             found = json.loads(file.read_text())
             file.unlink()

@@ -46,7 +46,7 @@ QUESTION = figures.Question(
     compares="the prefix index with breadth-first scans in C++ and in networkx, in process, over "
     "libfabric and over MPI",
     seconds=1200,
-    quick_seconds=35,
+    quick_seconds=25,
     plots={
         "microseconds a query against stored models": r"(?P<series>best_match_p50_us|"
         r"best_match_p99_us|scan_us|count_common_layers_us)_(?P<x>\d+)",

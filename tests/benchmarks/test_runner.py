@@ -35,6 +35,11 @@ import figures
 QUESTION = figures.Question(compares="nothing", seconds=1, quick_seconds=1)
 raise SystemExit("ran out of patience")
 '''
+LACKING = '''"""With whom?"""
+import figures
+QUESTION = figures.Question(compares="a peer", seconds=1, quick_seconds=1)
+import a_peer_that_nobody_has
+'''
 
 
 def command(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -57,6 +62,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
         (scripts / name).write_text((ROOT / "benchmarks" / name).read_text())
     (scripts / "bench_good.py").write_text(GOOD)
     (scripts / "bench_bad.py").write_text(BAD)
+    (scripts / "bench_lacking.py").write_text(LACKING)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "run", "--quick", "--repeat", "2", "--output", "out"],
         cwd=root,
@@ -94,6 +100,7 @@ def test_a_failure_is_a_line_and_the_rest_goes_on(finished: tuple[str, Path]) ->
 def test_a_missing_peer_is_a_line_that_says_what_to_install(finished: tuple[str, Path]) -> None:
     output, directory = finished
     assert "without redis: apt-get install redis-server" in output
+    assert "without a_peer_that_nobody_has: pip install a_peer_that_nobody_has" in output
     html = (directory / "report.html").read_text()
     assert "Without redis: apt-get install redis-server" in html
 
