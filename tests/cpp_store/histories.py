@@ -44,10 +44,10 @@ def write(name: str, mix: str, rng: random.Random, asks_each: tuple[int, int] = 
     name
         Prefix of its models, and their namespace.
     mix
-        "models": few models, put, read and retired over and over, each time with the same layers
-        and other numbers in them. "matches": many models, best matches and lists. "lineage": best
-        matches whose layers are read and inherited under a lease, beside retirements. "descent":
-        the same, but what the best match is is not part of the history.
+        "models": few models, put, read and retired over and over, with different contents.
+        "matches": many models, best matches and lists. "lineage": best matches whose layers are
+        read and inherited under a lease, beside retirements. "descent": the same, but what the
+        best match is is not part of the history.
     asks_each
         At least and at most as many for each caller.
     """
@@ -55,8 +55,8 @@ def write(name: str, mix: str, rng: random.Random, asks_each: tuple[int, int] = 
 
     def put(model: str) -> tuple[Any, ...]:
         value = next(made)
-        depth = rng.randint(1, len(TRUNK)) if mix != "models" else 2
-        size = rng.choice([4, 1_000, 30_000]) if mix != "models" else 30_000
+        depth = rng.randint(1, len(TRUNK))
+        size = rng.choice([4, 1_000, 30_000])
         return ("put", model, (*TRUNK[:depth], f"own-{model}"), value, size)
 
     def ask(caller: int) -> tuple[Any, ...]:

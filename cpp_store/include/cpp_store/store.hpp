@@ -56,6 +56,7 @@ struct StoredLayer {
     };
     std::string owner;
     LayerKey key;
+    std::uint64_t serial = 0;  // no other layer that this store ever held has the same
     std::vector<Tensor> tensors;
 };
 using StoredLayerPtr = std::shared_ptr<const StoredLayer>;

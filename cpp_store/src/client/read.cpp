@@ -16,6 +16,7 @@ struct Source {
     LayerKey key;
     std::size_t server = 0;
     bool described = false;
+    std::uint64_t serial = 0;
     std::vector<TensorSpec> specs;
     std::vector<std::span<const std::byte>> data;  // where it is already; empty: to be fetched
     std::shared_ptr<const void> pin;  // of data in the server's memory; null: it is in an answer
@@ -25,6 +26,7 @@ struct Source {
 
 void describe(Source& source, local::SharedLayer layer) {
     source.described = true;
+    source.serial = layer.description.serial;
     source.specs = std::move(layer.description.specs);
     source.data = std::move(layer.description.data);
     source.pin = std::move(layer.pin);
@@ -122,6 +124,7 @@ void deliver(const std::vector<std::shared_ptr<Connection>>& connections,
     for (const auto& [server, wanted] : groups) {
         wire::Fetch fetch = fetch_request(wanted);
         fetch.deliver = true;
+        for (const Source* source : wanted) fetch.serials.push_back(source->serial);
         std::vector<client::Exposure> exposures;
         wire::InlineBudget budget;
         auto& small = inlined.emplace_back();

@@ -206,6 +206,7 @@ void PendingPut::Impl::reserve(const std::vector<Own>& layers) {
         auto stored = std::make_shared<LayerInArena>();
         stored->owner = model->id;
         stored->key = model->table->key(layer.layer);
+        stored->serial = ++store->last_serial;
         stored->tensors.reserve(layer.tensors.size());
         for (const TensorSpec& spec : layer.tensors) {
             const std::uint64_t bytes = padded(spec.nbytes());

@@ -122,6 +122,7 @@ struct Store::Impl {
     std::uint64_t last_sequence = 0;
     StoreStats counts;  // but for `memory`, `index`, and the two below
 
+    std::atomic<std::uint64_t> last_serial = 0;
     std::atomic<std::uint64_t> reads = 0;
     std::atomic<std::uint64_t> bytes_read = 0;
 

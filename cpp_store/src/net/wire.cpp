@@ -404,6 +404,7 @@ void encode(Writer& out, const Layer& layer) {
     out.key(layer.key);
     out.u8(layer.here ? 1 : 0);
     if (!layer.here) return;
+    out.u64(layer.serial);
     out.count(layer.specs.size());
     out.u8(layer.data.empty() ? 0 : 1);
     for (std::size_t i = 0; i < layer.specs.size(); ++i) {
@@ -419,6 +420,7 @@ Layer decode_layer(Reader& in) {
     layer.key = in.key();
     layer.here = decode_flag(in, "here") == 1;
     if (!layer.here) return layer;
+    layer.serial = in.u64();
     const std::uint32_t tensors = in.count(2);
     const bool data = decode_flag(in, "data") == 1;
     layer.specs.reserve(tensors);
@@ -437,6 +439,8 @@ void encode(Writer& out, const Fetch& fetch) {
     }
     out.u8(fetch.deliver ? 1 : 0);
     if (!fetch.deliver) return;
+    out.count(fetch.serials.size());
+    for (const std::uint64_t serial : fetch.serials) out.u64(serial);
     out.count(fetch.destinations.size());
     for (const Fetch::Destination& destination : fetch.destinations) {
         out.u64(destination.remote.address);
@@ -457,6 +461,8 @@ Fetch decode_fetch(Reader& in) {
     }
     fetch.deliver = decode_flag(in, "deliver") == 1;
     if (!fetch.deliver) return fetch;
+    fetch.serials.resize(in.count(8));
+    for (std::uint64_t& serial : fetch.serials) serial = in.u64();
     fetch.destinations.resize(in.count(24));
     for (Fetch::Destination& destination : fetch.destinations) {
         destination.remote.address = in.u64();

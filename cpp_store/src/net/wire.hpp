@@ -204,6 +204,7 @@ struct Layer {
     std::string owner;
     LayerKey key;
     bool here = false;
+    std::uint64_t serial = 0;  // StoredLayer::serial
     std::vector<TensorSpec> specs;
     std::vector<std::span<const std::byte>> data;  // inline, one a tensor; empty: not sent
 };
@@ -215,6 +216,7 @@ struct Fetch {
     };
     std::vector<Group> groups;
     bool deliver = false;  // into `destinations`; else describe (and inline, if small)
+    std::vector<std::uint64_t> serials;  // to deliver: one a key, as the layers were described
     struct Destination {
         Remote remote;
         std::uint64_t nbytes = 0;

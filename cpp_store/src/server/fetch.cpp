@@ -35,6 +35,21 @@ std::vector<Transfer::Piece> pair_up(const std::vector<StoredLayerPtr>& stored,
     return pieces;
 }
 
+// Between the description of layers and their delivery, their owner may have been retired and
+// another model been put under its id: what the client is about to read is then gone.
+void check_serials(const std::vector<StoredLayerPtr>& stored,
+                   const std::vector<std::uint64_t>& serials) {
+    if (serials.size() != stored.size()) {
+        throw Error(Errc::protocol, std::to_string(serials.size()) + " serial numbers for " +
+                                        std::to_string(stored.size()) + " layers");
+    }
+    for (std::size_t i = 0; i < stored.size(); ++i) {
+        if (stored[i]->serial == serials[i]) continue;
+        throw Error(Errc::not_found,
+                    "there is no model '" + stored[i]->owner + "' any more: it was retired");
+    }
+}
+
 }  // namespace
 
 Described describe_layers(Store& store, const wire::Fetch& request) {
@@ -59,6 +74,7 @@ void fetch(Call& call) {
 
     auto [layers, stored] = describe_layers(call.store(), request);
     wire::Writer out;
+    if (request.deliver) check_serials(stored, request.serials);
     const bool with_data = total_bytes(stored) <= wire::described_with_data;
     if (request.deliver || with_data) call.store().count_read(stored);
     if (!request.deliver) {

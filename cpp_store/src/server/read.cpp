@@ -19,6 +19,7 @@ void encode_layers(wire::Writer& out, std::vector<wire::Layer> layers,
     for (std::size_t i = 0; i < layers.size(); ++i) {
         layers[i].here = stored[i] != nullptr;
         if (stored[i]) {
+            layers[i].serial = stored[i]->serial;
             for (const auto& tensor : stored[i]->tensors) {
                 layers[i].specs.push_back(tensor.spec);
                 if (with_data)

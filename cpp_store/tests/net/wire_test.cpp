@@ -82,6 +82,7 @@ TEST(Wire, OtherMessagesRoundTrip) {
     layer.owner = "o";
     layer.key = {1, 2};
     layer.here = true;
+    layer.serial = 77;
     layer.specs = {spec};
     layer.data = {data};
     LeasedMatch match;
@@ -91,6 +92,7 @@ TEST(Wire, OtherMessagesRoundTrip) {
     Fetch fetch;
     fetch.groups = {{"o", {{1, 2}, {3, 4}}}};
     fetch.deliver = true;
+    fetch.serials = {8, 9};
     fetch.destinations = {{{5, 6}, 7}};
     StoreStats stats;
     stats.memory.limit = 1;
@@ -107,6 +109,7 @@ TEST(Wire, OtherMessagesRoundTrip) {
 
     const Layer layer2 = decode_layer(in);
     EXPECT_EQ(layer2.key, layer.key);
+    EXPECT_EQ(layer2.serial, 77u);
     EXPECT_EQ(layer2.specs, layer.specs);
     ASSERT_EQ(layer2.data.size(), 1u);
     EXPECT_THAT(layer2.data[0], testing::ElementsAreArray(data));
@@ -118,6 +121,7 @@ TEST(Wire, OtherMessagesRoundTrip) {
     EXPECT_EQ(match2.layers[0].owner, "o");
     const Fetch fetch2 = decode_fetch(in);
     EXPECT_EQ(fetch2.groups[0].keys, fetch.groups[0].keys);
+    EXPECT_EQ(fetch2.serials, fetch.serials);
     EXPECT_EQ(fetch2.destinations[0].nbytes, 7u);
     const StoreStats stats2 = decode_stats(in);
     EXPECT_EQ(stats2.memory.limit, 1u);
