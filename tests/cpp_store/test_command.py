@@ -109,7 +109,7 @@ def test_stat_of_a_server_and_of_a_model(server: tuple[str, Store], run: Run) ->
 
     code, out, _ = run("stat", address)
     assert code == 0
-    assert f"server     {address}" in out
+    assert f"server     {address}, reached by shm" in out
     assert "models     2 of 3 layers" in out
     assert "of 64 MiB used" in out
     assert json.loads(run("stat", address, "--json")[1])["models"] == 2

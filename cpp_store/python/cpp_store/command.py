@@ -92,7 +92,10 @@ def show(store: Store, given: argparse.Namespace) -> int:
         return OK
     copies = stats["bytes_referenced"]
     saved = f", {copies / stats['bytes_stored']:.3g} times that as copies" if copies else ""
-    rows = [("server", _printable(address)) for address in stats["servers"]]
+    rows = [
+        ("server", f"{_printable(address)}, reached by {transport}")
+        for address, transport in zip(stats["servers"], store.transport, strict=True)
+    ]
     rows += [
         ("models", f"{stats['models']:,} of {stats['layers']:,} layers"),
         ("stored", f"{_size(stats['bytes_stored'])} in {stats['tensors']:,} tensors{saved}"),
