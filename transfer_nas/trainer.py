@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,14 @@ from transfer_nas.errors import InputError, TransferError, TransferUnavailable, 
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.logs import Log
 from transfer_nas.spaces import Space
-from transfer_nas.training import ENGINES, Candidate, Engine
+from transfer_nas.training import ENGINES, Candidate, Engine, growth
 from transfer_nas.training.policy import POLICIES, Phase, Policy
 from transfer_nas.training.resumption import SAVE_EVERY, Resumption
 from transfer_nas.transfer import Inheritance, NoTransfer, Tensors, TransferMethod
 
 __all__ = ["POLICIES", "TransferTrainer"]
+
+_Weights = dict[str, Sequence[npt.NDArray[Any]]]
 
 _log = logging.getLogger(__name__)
 
@@ -124,10 +127,10 @@ class TransferTrainer:
             ``parameters``, ``bytes_transferred``, ``bytes_stored``, ``bytes_whole_copy`` (what the
             model takes without sharing), ``match_seconds``, ``build_seconds``, ``load_seconds``
             (reading and setting weights), ``train_seconds`` (with judging), ``store_seconds``,
-            ``epochs``, ``engine``, and ``transfer_error`` where the transfer method failed (the
-            candidate then goes without it). ``F_nan`` if objective or loss is not a
-            finite number; ``F_`` and the exception's name for whatever building or training
-            raised. Nothing but what is no `Exception` is raised.
+            ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and ``transfer_error``
+            where the transfer method failed (the candidate then goes without it). ``F_nan`` if
+            objective or loss is not a finite number; ``F_`` and the exception's name for whatever
+            building or training raised. Nothing but what is no `Exception` is raised.
         """
         evaluation = self._try(job)
         self._log.section("evaluation", job.id).set(
@@ -197,18 +200,21 @@ class TransferTrainer:
                 candidate = engine.candidate(graph, job.seed)
                 measures["engine"] = engine.name
             resumption = self._resumption(job, engine)
-            loaded: Tensors = {}
+            loaded: _Weights = {}
             if resumption.task is not None:
-                phases, loaded, earlier = resumption.task
+                phases, inherited, earlier = resumption.task
+                loaded = dict(inherited)
                 candidate.load(loaded)
                 measures |= earlier
                 if inheritance is not None and inheritance.ancestor != earlier.get("ancestor"):
                     inheritance = None  # there is nothing to share with this one
             else:
-                if inheritance is not None:
-                    with _timed(measures, "load_seconds"):
-                        loaded = self._load(candidate, inheritance, measures)
-                phases = self._phases(job, graph, loaded)
+                with _timed(measures, "load_seconds"):
+                    if inheritance is not None:
+                        loaded = self._read(inheritance, measures)
+                    grown = self._grown(job, graph, measures)
+                    phases = self._phases(job, graph, loaded, grown)
+                    candidate.load(self._starts(candidate, loaded, grown, phases[0].frozen))
                 measures["epochs"] = sum(phase.epochs for phase in phases)
             resumption.begin(phases, loaded, measures)
             log = self._log.section("evaluation", job.id, anew=resumption.task is None)
@@ -234,22 +240,59 @@ class TransferTrainer:
             self._without_transfer(error, measures)
             return None
 
-    def _load(
-        self, candidate: Candidate, inheritance: Inheritance, measures: dict[str, Measure]
-    ) -> Tensors:
-        """Give the candidate the prefix's weights; return them, none if they cannot be read."""
+    def _read(self, inheritance: Inheritance, measures: dict[str, Measure]) -> _Weights:
+        """Return the prefix's weights, none if they cannot be read."""
         try:
-            tensors = inheritance.read()
+            tensors = dict(inheritance.read())
         except TransferError as error:
             self._without_transfer(error, measures)
             return {}
-        candidate.load(tensors)
         measures["ancestor"] = inheritance.ancestor
         measures["layers_transferred"] = len(inheritance.layers)
         measures["bytes_transferred"] = inheritance.nbytes
         return tensors
 
-    def _phases(self, job: Job, graph: LayerGraph, loaded: Tensors) -> list[Phase]:
+    def _grown(self, job: Job, graph: LayerGraph, measures: dict[str, Measure]) -> _Weights:
+        """Return what the layers of a candidate start from according to its parent.
+
+        The best match has the longest prefix, and the policy decides whether that is kept as it
+        is. What trains starts from the parent, all of it, since weights of two models do not go
+        together; and the parent is the one that differs in a single gene.
+        """
+        if not self.policy.grow or job.parent is None:
+            return {}
+        try:
+            parent = self._transfer.whole(self._model_id(job.parent))
+        except TransferError as error:
+            self._without_transfer(error, measures)
+            return {}
+        if parent is None:
+            return {}
+        known, tensors = parent
+        rng = np.random.default_rng(job.seed).spawn(1)[0]
+        shared = {name: tensors[name] for name in graph.names if name in tensors}
+        grown = {**growth.grow(graph, known, tensors, rng), **shared}
+        measures["layers_grown"] = len(grown)
+        return grown
+
+    def _starts(
+        self, candidate: Candidate, loaded: _Weights, grown: _Weights, frozen: Collection[str]
+    ) -> _Weights:
+        """Return what the candidate starts from; new weights mixed into those that train."""
+        starts = loaded | {name: arrays for name, arrays in grown.items() if name not in frozen}
+        part = np.float32(self.policy.shrink_perturb)
+        if part:
+            for name in starts.keys() - frozen:
+                fresh: Sequence[npt.NDArray[Any]] = candidate.tensors([name])[name]
+                starts[name] = [  # biases and statistics stay as they are
+                    old if old.ndim < 2 else (old + part * (new - old)).astype(old.dtype)
+                    for old, new in zip(starts[name], fresh, strict=True)
+                ]
+        return starts
+
+    def _phases(
+        self, job: Job, graph: LayerGraph, loaded: Collection[str], grown: Collection[str]
+    ) -> list[Phase]:
         epochs = self.epochs if job.epochs is None else job.epochs
         if job.trained and all(
             name in loaded
@@ -258,7 +301,7 @@ class TransferTrainer:
         ):
             # It goes on with what it was: nothing is frozen.
             return [Phase(frozenset(), epochs - job.trained)]
-        return self.policy.phases(graph, loaded, epochs)
+        return self.policy.phases(graph, loaded, epochs, grown=grown)
 
     def _resumption(self, job: Job, engine: Engine) -> Resumption:
         section = self._checkpoint and self._checkpoint.section(str(job.id))

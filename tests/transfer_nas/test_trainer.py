@@ -245,6 +245,38 @@ def test_the_top_trains_again(engine: str, store: cpp_store.Store, tmp_path: Pat
     assert not same(trained[normalization], before[normalization])
 
 
+def test_a_child_grows_from_its_parent(transfer: TransferMethod) -> None:
+    """Also behind the prefix; untrained, it judges as its parent does."""
+    trains = trainer(transfer, policy=Policy("finetune", grow=True, child_epochs=1), epochs=8)
+    parent = trains.evaluate(Job(0, PARENT, None, seed=1))
+    wider = trains.evaluate(Job(1, CHILD, parent=0, seed=2))
+    assert wider.measures["layers_grown"] == 4 and wider.measures["epochs"] == 1
+    assert wider.objective > parent.objective - 0.1
+    # Whose parent is gone grows from nothing.
+    trains.retire([0])
+    orphan = trains.evaluate(Job(2, CHILD, parent=0, seed=2))
+    assert "layers_grown" not in orphan.measures and orphan.measures["layers_transferred"]
+
+
+@pytest.mark.parametrize("policy", ["freeze", "finetune"])
+def test_only_what_trains_is_shrunk_and_perturbed(policy: str, store: cpp_store.Store) -> None:
+    transfer = StoreTransfer("clusters", store)
+    trains = trainer(transfer, policy=Policy(policy, shrink_perturb=0.5), epochs=1)
+    trains.evaluate(Job(0, PARENT, None, seed=1))
+    before = stored(transfer, PARENT)
+    hardly = trainer(transfer, policy=Policy(policy, shrink_perturb=0.5), learning_rate=1e-9)
+    hardly.evaluate(Job(1, CHILD, parent=0, seed=2))
+    after = stored(transfer, CHILD)
+    (dense,) = (name for name in SHARED if name.startswith("Dense"))
+    kernel, bias = before[dense]
+    if policy == "freeze":
+        assert same(after[dense], before[dense])
+    else:
+        np.testing.assert_allclose(after[dense][1], bias, atol=1e-5)
+        assert np.corrcoef(after[dense][0].reshape(-1), kernel.reshape(-1))[0, 1] < 0.99
+        assert np.abs(after[dense][0]).mean() < np.abs(kernel).mean()
+
+
 def test_heirs_train_for_less_the_more_they_inherit(store: cpp_store.Store) -> None:
     trains = trainer(StoreTransfer("clusters", store), epochs=9, policy=Policy(child_epochs=1))
     assert trains.evaluate(Job(0, PARENT, None, seed=1)).measures["epochs"] == 9
@@ -450,6 +482,7 @@ def test_a_search_goes_on_without_transfer_and_says_so_once(
         ({"schedule": "cosin"}, r"'cosin'.*did you mean 'cosine'"),
         ({"unfreeze_top": -1}, "unfreeze_top must not be negative: -1"),
         ({"child_epochs": 0}, "child_epochs must be at least 1, not 0"),
+        ({"shrink_perturb": 1.0}, r"shrink_perturb must be in \[0, 1\), not 1.0"),
     ],
 )
 def test_a_wrong_policy_is_named(option: dict[str, object], message: str) -> None:

@@ -103,6 +103,22 @@ def test_an_empty_place_matches_nothing(method: TransferMethod) -> None:
     assert method.best_match(chain(3, 5)) is None
 
 
+def test_a_whole_model_is_to_be_had_until_it_is_retired(method: TransferMethod) -> None:
+    graph, heir = chain(3, 5, 7), chain(3, 5, 8)
+    method.put("a", graph, tensors_of(graph, 1.5), score=0.5)
+    put_child(method, "b", heir, 2.5)
+
+    found = method.whole("b")
+
+    assert found is not None
+    assert found[0] == heir
+    shared = tensors_of(heir, 1.5, graph.names)
+    assert_equal(found[1], {**tensors_of(heir, 2.5), **shared})
+    method.retire(["b"])
+    assert method.whole("b") is None
+    assert method.whole("never") is None
+
+
 def test_a_match_says_what_is_shared_and_reads_it(method: TransferMethod) -> None:
     stored, asked = chain(3, 5, 7), chain(3, 5, 8)
     method.put("a", stored, tensors_of(stored, 1.5), score=0.5)

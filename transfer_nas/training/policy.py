@@ -49,6 +49,12 @@ class Policy:
     schedule
         Of the learning rate over the epochs of a phase: ``constant``; ``cosine``: from the
         application's down to a tenth of it, by half a cosine wave.
+    grow
+        Start the layers behind the prefix, too, from those of the parent (`training.growth`).
+    shrink_perturb
+        What part of the inherited weights that train gives way to new ones: a weight starts as
+        ``(1 - part) * inherited + part * new``. Zheng et al., *PBT-NAS* (2023), after Ash and
+        Adams, *On warm-starting neural network training*, NeurIPS'20.
 
     Raises
     ------
@@ -60,6 +66,8 @@ class Policy:
     unfreeze_top: int = 0
     child_epochs: int | None = None
     schedule: str = "constant"
+    grow: bool = False
+    shrink_perturb: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in POLICIES:
@@ -68,12 +76,21 @@ class Policy:
             raise InputError(
                 f"unknown schedule {self.schedule!r}; {near_misses(self.schedule, SCHEDULES)}"
             )
+        if not 0 <= self.shrink_perturb < 1:
+            raise InputError(f"shrink_perturb must be in [0, 1), not {self.shrink_perturb}")
         if self.unfreeze_top < 0:
             raise InputError(f"unfreeze_top must not be negative: {self.unfreeze_top}")
         if self.child_epochs is not None and self.child_epochs < 1:
             raise InputError(f"child_epochs must be at least 1, not {self.child_epochs}")
 
-    def phases(self, graph: LayerGraph, inherited: Collection[str], epochs: int) -> list[Phase]:
+    def phases(
+        self,
+        graph: LayerGraph,
+        inherited: Collection[str],
+        epochs: int,
+        *,
+        grown: Collection[str] = (),
+    ) -> list[Phase]:
         """Return how a candidate trains.
 
         Parameters
@@ -84,8 +101,10 @@ class Policy:
             Stable names of those that have an ancestor's weights.
         epochs
             Epochs of a candidate that inherits nothing.
+        grown
+            Stable names of those that start from an ancestor's weights in another form.
         """
-        epochs = self._epochs(graph, inherited, epochs)
+        epochs = self._epochs(graph, {*inherited, *grown}, epochs)
         nothing: frozenset[str] = frozenset()
         if not inherited or self.name == "finetune":
             return [Phase(nothing, epochs)]

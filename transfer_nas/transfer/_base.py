@@ -129,6 +129,13 @@ class TransferMethod(ABC):
             None if no model shares a layer with tensors.
         """
 
+    def whole(self, model: str) -> tuple[LayerGraph, Tensors] | None:
+        """Return a stored model with all its tensors; None if it is gone, or is not to be had so.
+
+        The tensors may be read as those of `Inheritance.read`.
+        """
+        return None
+
     @abstractmethod
     def put(
         self,

@@ -90,6 +90,19 @@ class HDF5Transfer(TransferMethod):
                 layers = tuple(graph.names[position] for position in match.positions)
                 return HDF5Inheritance(manifest, match, layers, file)
 
+    def whole(self, model: str) -> tuple[LayerGraph, Tensors] | None:
+        """Read the files of a model."""
+        for name in self._names(model):
+            try:
+                with _failures(f"cannot read {name}", vanished=_Vanished):
+                    manifest = json.loads((self.directory / f"{name}.json").read_text())
+                    with h5py.File(self.directory / f"{name}.h5", "r", locking=False) as file:
+                        tensors = {layer: _read_tensors(file[layer]) for layer in file}
+                return LayerGraph.from_json(json.dumps(manifest["graph"])), tensors
+            except _Vanished:
+                continue
+        return None
+
     def put(
         self,
         model: str,

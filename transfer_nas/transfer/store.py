@@ -56,6 +56,15 @@ class StoreTransfer(TransferMethod):
             return None
         return inheritance
 
+    def whole(self, model: str) -> tuple[LayerGraph, Tensors] | None:
+        """Read a model that is not retired; while it is read it may be, then it is gone."""
+        with _failures(f"cannot read model {model!r}"):
+            try:
+                graph = LayerGraph.from_json(self._store.lookup(model).graph)
+                return graph, self._store.read(model)
+            except cpp_store.NotFound:
+                return None
+
     def put(
         self,
         model: str,
