@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from transfer_nas.errors import InputError
 from transfer_nas.exit_codes import BAD_INPUT, FAILED
 from transfer_nas.ranks import Ranks, expected_rank, join
-from transfer_nas.settings import POLICIES, SEARCHES, TRANSFERS, Settings
+from transfer_nas.settings import BEHIND_PREFIX, POLICIES, SCHEDULES, SEARCHES, TRANSFERS, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -236,7 +236,41 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--policy",
         metavar="POLICY",
-        help=f"what happens to transferred layers: {', '.join(POLICIES)} (default: freeze)",
+        help=f"what happens to transferred layers: {', '.join(POLICIES)} (default: freeze). With "
+        "freeze the store holds each of them once; with finetune searches are the quickest",
+    )
+    add(
+        "--behind_prefix",
+        metavar="START",
+        help=f"how layers behind the shared prefix start, {' or '.join(BEHIND_PREFIX)}: from the "
+        "parent's, widened or cut where the mutation asks for it, or from new weights "
+        "(default: grow)",
+    )
+    add(
+        "--unfreeze_top",
+        type=int,
+        metavar="K",
+        help="train the last K transferred layers again though the others are frozen (default: 0)",
+    )
+    add(
+        "--child_epochs",
+        type=int,
+        metavar="N",
+        help="epochs of a candidate all of whose parameters come from others; with a share of "
+        "them, as many between N and --epochs (default: a fifth of the epochs if layers grow, "
+        "else all)",
+    )
+    add(
+        "--schedule",
+        metavar="NAME",
+        help=f"learning rate over the epochs of a candidate: {', '.join(SCHEDULES)} "
+        "(default: constant)",
+    )
+    add(
+        "--shrink_perturb",
+        type=float,
+        metavar="PART",
+        help="mix so much of new weights into transferred ones that train, in [0, 1) (default: 0)",
     )
     add(
         "--evaluation_timeout",

@@ -14,6 +14,8 @@ from transfer_nas.errors import InputError
 TRANSFERS = ("store", "hdf5", "noop")
 SEARCHES = ("evolution", "random", "halving")
 POLICIES = ("freeze", "finetune", "freeze_then_finetune")
+BEHIND_PREFIX = ("grow", "new")
+SCHEDULES = ("constant", "cosine")
 
 _ONLY_TRAINING = (
     "data",
@@ -26,6 +28,11 @@ _ONLY_TRAINING = (
     "batch_size",
     "transfer",
     "policy",
+    "behind_prefix",
+    "unfreeze_top",
+    "child_epochs",
+    "schedule",
+    "shrink_perturb",
     "evaluation_timeout",
     "isolate",
     "threads_per_rank",
@@ -40,6 +47,7 @@ _POSITIVE = (
     "max_evals",
     "epochs",
     "batch_size",
+    "child_epochs",
     "threads_per_rank",
 )
 _ONLY_GENERATION = ("initial_population_dir", "evolve_count")
@@ -83,6 +91,11 @@ class Settings:
     batch_size: int | None = None
     transfer: str = "store"
     policy: str = "freeze"
+    behind_prefix: str = "grow"
+    unfreeze_top: int = 0
+    child_epochs: int | None = None
+    schedule: str = "constant"
+    shrink_perturb: float = 0.0
     evaluation_timeout: float | None = None
     isolate: bool = False
     threads_per_rank: int | None = None
@@ -108,7 +121,7 @@ class Settings:
         settings = cls(**given)
         for name in _POSITIVE:
             _at_least(name, getattr(settings, name), 1)
-        for name in ("evolve_count", "seed"):
+        for name in ("evolve_count", "seed", "unfreeze_top"):
             _at_least(name, getattr(settings, name), 0)
         for name in ("timeout", "max_wait", "evaluation_timeout"):
             seconds = getattr(settings, name)
@@ -119,6 +132,10 @@ class Settings:
         _one_of("search", settings.search, SEARCHES)
         _one_of("transfer", settings.transfer, TRANSFERS)
         _one_of("policy", settings.policy, POLICIES)
+        _one_of("behind_prefix", settings.behind_prefix, BEHIND_PREFIX)
+        _one_of("schedule", settings.schedule, SCHEDULES)
+        if not 0 <= settings.shrink_perturb < 1:
+            raise InputError(f"--shrink_perturb must be in [0, 1), not {settings.shrink_perturb:g}")
         settings._check_company(given)
         sample = None
         if settings.search == "evolution":

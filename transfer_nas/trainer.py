@@ -208,6 +208,8 @@ class TransferTrainer:
                 measures |= earlier
                 if inheritance is not None and inheritance.ancestor != earlier.get("ancestor"):
                     inheritance = None  # there is nothing to share with this one
+            elif inheritance is None and job.parent is None:
+                phases = self._phases(job, graph, (), ())
             else:
                 with _timed(measures, "load_seconds"):
                     if inheritance is not None:
@@ -216,6 +218,7 @@ class TransferTrainer:
                     phases = self._phases(job, graph, loaded, grown)
                     candidate.load(self._starts(candidate, loaded, grown, phases[0].frozen))
                 measures["epochs"] = sum(phase.epochs for phase in phases)
+            measures["epochs"] = sum(phase.epochs for phase in phases)
             resumption.begin(phases, loaded, measures)
             log = self._log.section("evaluation", job.id, anew=resumption.task is None)
             with _timed(measures, "train_seconds"):

@@ -278,7 +278,9 @@ def test_only_what_trains_is_shrunk_and_perturbed(policy: str, store: cpp_store.
 
 
 def test_heirs_train_for_less_the_more_they_inherit(store: cpp_store.Store) -> None:
-    trains = trainer(StoreTransfer("clusters", store), epochs=9, policy=Policy(child_epochs=1))
+    trains = trainer(
+        StoreTransfer("clusters", store), epochs=9, policy=Policy(child_epochs=1, grow=False)
+    )
     assert trains.evaluate(Job(0, PARENT, None, seed=1)).measures["epochs"] == 9
     child = trains.evaluate(Job(1, CHILD, parent=0, seed=2)).measures
     share = child["bytes_transferred"] / child["bytes_whole_copy"]

@@ -23,6 +23,7 @@ from transfer_nas.search.evaluation import checkpoints_path
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
+from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import TransferMethod
 
 _CONNECT_TIMEOUT = 10.0  # seconds
@@ -76,7 +77,14 @@ def trainer(
         application,
         space,
         method,
-        policy=settings.policy,
+        policy=Policy(
+            settings.policy,
+            grow=settings.behind_prefix == "grow",
+            unfreeze_top=settings.unfreeze_top,
+            child_epochs=settings.child_epochs,
+            schedule=settings.schedule,
+            shrink_perturb=settings.shrink_perturb,
+        ),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         run=run,

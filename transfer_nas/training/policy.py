@@ -45,7 +45,8 @@ class Policy:
         trains at least the last one.
     child_epochs
         Epochs of a candidate that inherits all its parameters; one that inherits a share of them
-        trains as many between these and the epochs of one that inherits none. None: as many.
+        trains as many between these and the epochs of one that inherits none. None: a fifth of
+        them with `grow`, as many without.
     schedule
         Of the learning rate over the epochs of a phase: ``constant``; ``cosine``: from the
         application's down to a tenth of it, by half a cosine wave.
@@ -66,7 +67,7 @@ class Policy:
     unfreeze_top: int = 0
     child_epochs: int | None = None
     schedule: str = "constant"
-    grow: bool = False
+    grow: bool = True
     shrink_perturb: float = 0.0
 
     def __post_init__(self) -> None:
@@ -120,12 +121,16 @@ class Policy:
         return base * (0.55 + 0.45 * math.cos(math.pi * epoch / epochs))
 
     def _epochs(self, graph: LayerGraph, inherited: Collection[str], epochs: int) -> int:
-        if self.child_epochs is None or not inherited:
+        if not inherited:
             return epochs
+        least = self.child_epochs
+        if least is None:
+            least = max(1, epochs // 5) if self.grow else epochs
         layers = zip(graph.names, graph.layers, strict=True)
         parameters = sum(layer.spec.parameters for name, layer in layers if name in inherited)
         share = parameters / graph.parameters
-        return max(1, round(epochs + share * (min(self.child_epochs, epochs) - epochs)))
+        found = round(epochs + share * (min(least, epochs) - epochs))
+        return max(found, min(epochs, 1 + (self.name == "freeze_then_finetune")))  # for each phase
 
     def _frozen(self, graph: LayerGraph, inherited: Collection[str]) -> frozenset[str]:
         trainable = [
