@@ -37,6 +37,7 @@ MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
     "ancestor": str,
     "layers": int,
     "layers_transferred": int,
+    "layers_grown": int,
     "bytes_transferred": int,
     "bytes_stored": int,
     "bytes_whole_copy": int,

@@ -16,6 +16,7 @@ from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.spaces import Gene, Space
 from transfer_nas.trainer import POLICIES, TransferTrainer
+from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import NoTransfer, StoreTransfer, Tensors, TransferMethod
 
 EPOCHS = 6
@@ -81,7 +82,7 @@ class Process:
             Small([(6,)], 3, "softmax"),
             transfer or NoTransfer(),
             checkpoint=Checkpoint(path, self.warnings.append),
-            **{"save_every": 0.0, **options},
+            **{"save_every": 0.0, "policy": Policy(child_epochs=EPOCHS), **options},
         )
         self._patch = patch
 
@@ -140,7 +141,7 @@ def test_killed_twice_it_ends_as_if_it_had_not_been(
 ) -> None:
     memory = "16MiB"
     with cpp_store.embedded(memory=memory) as store, cpp_store.embedded(memory=memory) as other:
-        options = {"engine": engine, "policy": policy}
+        options = {"engine": engine, "policy": Policy(policy, child_epochs=EPOCHS)}
         straight = Process(tmp_path / "a", monkeypatch, StoreTransfer("clusters", store), **options)
         straight.evaluate(PARENT)
         expected = straight.evaluate(CHILD)
