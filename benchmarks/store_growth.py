@@ -34,8 +34,7 @@ def growth(models: int, transport: str) -> dict[str, float]:
         store = connect(process.address, transport)
         assert store is not None
         _put_and_retire(store, tensors, 200)
-        wait_until(lambda: store.stats()["memory_used"] == 0)
-        start = process.resident_bytes()
+        start = _settled(process)
         rates = []
         for first in range(0, models, batch):
             ids = [f"model{i}" for i in range(first, first + batch)]
@@ -44,9 +43,8 @@ def growth(models: int, transport: str) -> dict[str, float]:
             )
         full = process.resident_bytes()
         retired = seconds(lambda: [store.retire(each) for each in store.list()])
-        # What is given back to Linux is given back in the background.
         wait_until(lambda: process.resident_bytes() <= 1.05 * start)
-        end = process.resident_bytes()
+        end = _settled(process)
         used = store.stats()["memory_used"]
     tenth = max(1, len(rates) // 10)
     return {
@@ -57,6 +55,19 @@ def growth(models: int, transport: str) -> dict[str, float]:
         "memory_after_retire_over_start": end / start,
         "bytes_used_after_retiring_all": used,
     }
+
+
+def _settled(process: ServerProcess) -> int:
+    """Return what it occupies when it has stopped touching pages ahead and giving them back."""
+    seen = [process.resident_bytes()]
+
+    def settles() -> bool:
+        time.sleep(0.5)
+        seen.append(process.resident_bytes())
+        return abs(seen[-1] - seen[-2]) < MIB
+
+    wait_until(settles)
+    return seen[-1]
 
 
 def small_puts(store: cpp_store.Store, repetitions: int, puts: int) -> float:
