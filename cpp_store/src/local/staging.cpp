@@ -69,25 +69,23 @@ void Staging::map() {
 
 void Staging::Counter::increment() noexcept {
     value.fetch_add(1);
-    if (sleepers.load() != 0) futex(value, FUTEX_WAKE, INT_MAX);
+    if (sleepers.load() != 0 && has_reached(wanted.load())) futex(value, FUTEX_WAKE, INT_MAX);
 }
 
 bool Staging::Counter::wait(std::uint32_t count, std::chrono::milliseconds limit) noexcept {
     using Clock = std::chrono::steady_clock;
-    const auto reached = [&](std::uint32_t now) {
-        return static_cast<std::int32_t>(now - count) >= 0;
-    };
-    if (reached(value.load())) return true;
+    if (has_reached(count)) return true;
     const auto start = Clock::now();
     while (Clock::now() - start < spin) {
         for (int i = 0; i < 16; ++i) relax();
-        if (reached(value.load())) return true;
+        if (has_reached(count)) return true;
     }
+    wanted = count;
     sleepers = 1;
     bool done = false;
     while (true) {
         const std::uint32_t now = value.load();
-        done = reached(now);
+        done = has_reached(count);
         const auto left = limit - (Clock::now() - start);
         if (done || left <= left.zero()) break;
         const timespec time{.tv_sec = left / std::chrono::seconds(1),

@@ -43,8 +43,9 @@ class Staging {
         go_through(
             sizes, move,
             [&] {
-                const std::uint32_t free_at = chunks_ + 1 - slots;
-                while (!head().taken.wait(free_at, look_around)) still_there();
+                if (head().taken.has_reached(chunks_ + 1 - slots)) return;
+                // Until half of them are free: one wake-up for all those.
+                while (!head().taken.wait(chunks_ + 1 - slots / 2, look_around)) still_there();
             },
             head().filled);
     }
@@ -66,7 +67,11 @@ class Staging {
     struct Counter {
         alignas(64) std::atomic<std::uint32_t> value;
         std::atomic<std::uint32_t> sleepers;
+        std::atomic<std::uint32_t> wanted;  // what they sleep for
 
+        [[nodiscard]] bool has_reached(std::uint32_t count) const noexcept {
+            return static_cast<std::int32_t>(value.load() - count) >= 0;
+        }
         void increment() noexcept;
         bool wait(std::uint32_t count, std::chrono::milliseconds limit) noexcept;
     };
