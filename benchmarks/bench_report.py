@@ -23,7 +23,7 @@ from transfer_nas.testing import write_run
 QUESTION = figures.Question(
     compares="nothing else: the limits are those of a reader",
     seconds=120,
-    quick_seconds=15,
+    quick_seconds=12,
 )
 TARGETS: figures.Targets = {
     "bytes": ("at most", 10_000_000),
