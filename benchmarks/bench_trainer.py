@@ -9,12 +9,14 @@ that runs an epoch in one call; ``keras_engine_…`` is the trainer's own loop o
 NumPy does not know. ``score_difference`` is the difference of the mean scores: they start from
 other random weights.
 
-``overhead_share``: what match, load and put take of the evaluation of a child on digits, in the
-default policy, with the application's epochs; median over a chain of mutations.
+``overhead_share``: what match, load and put take of the evaluation of a child on digits that trains
+for the application's epochs, policy ``freeze``; median over a chain of mutations.
+``overhead_share_brief`` is the same by default, where a child reads its whole parent and trains for
+a fifth of the epochs.
 
-``frozen_prefix_speedup``: an epoch of a chain of dense layers of which the first three quarters of
-the parameters are frozen, with the frozen prefix computed each time over once for all;
-``frozen_prefix_saves`` counts the one computation of the prefix against the five epochs.
+``frozen_prefix_speedup``: an epoch of four dense layers of 512 units and a softmax, of which the
+first three, three quarters of the parameters, are frozen: with the frozen prefix computed each
+time, over with it computed once for all. ``frozen_prefix_saves`` counts the one computation of the prefix against the five epochs.
 
 Contenders take turns; figures are ratios of medians, after a warm-up.
 """
@@ -27,6 +29,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy; TensorFlow takes all cores
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import figures
@@ -40,6 +43,7 @@ from transfer_nas.job import Job
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.arrays.engine import ArrayEngine
+from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import NoTransfer, StoreTransfer
 
 QUESTION = figures.Question(
@@ -62,7 +66,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer networks")
     given = parser.parse_args()
     results = measure_speedup(3 if given.quick else 12)
-    results |= measure_overhead(12 if given.quick else 60)
+    children = 12 if given.quick else 60
+    results |= measure_overhead("", Policy("freeze", grow=False), children)
+    results |= measure_overhead("_brief", Policy("freeze"), children)
     results |= measure_frozen_prefix(5 if given.quick else 15)
     figures.show(results, TARGETS)
     if given.json:
@@ -136,14 +142,15 @@ def fitted(
     return float(score)
 
 
-def measure_overhead(children: int) -> dict[str, float]:
+def measure_overhead(key: str, policy: Policy, children: int) -> dict[str, float]:
     """Follow a chain of mutations, each of which starts from the one before."""
     application = applications.resolve("digits")
     space = application.space()
     rng = np.random.default_rng(1)
     shares, evaluations = [], []
     with cpp_store.embedded(memory="256MiB") as store:
-        trainer = TransferTrainer(application, space, StoreTransfer("digits", store))
+        method = StoreTransfer("digits", store)
+        trainer = TransferTrainer(application, space, method, policy=policy)
         genome = space.sample(rng)
         for number in range(children):
             begin = time.perf_counter()
@@ -151,15 +158,15 @@ def measure_overhead(children: int) -> dict[str, float]:
             measures = trainer.evaluate(Job(number, genome, parent, number)).measures
             whole = time.perf_counter() - begin
             overhead = sum(
-                float(measures[f"{step}_seconds"]) for step in ("match", "load", "store")
+                float(measures.get(f"{step}_seconds", 0)) for step in ("match", "load", "store")
             )
             if number and measures["layers_transferred"]:
                 shares.append(overhead / whole)
                 evaluations.append(whole)
             genome = space.mutate(genome, rng)
     return {
-        "overhead_share": statistics.median(shares),
-        "child_evaluation_ms": 1e3 * statistics.median(evaluations),
+        f"overhead_share{key}": statistics.median(shares),
+        f"child_evaluation{key}_ms": 1e3 * statistics.median(evaluations),
     }
 
 
@@ -189,7 +196,7 @@ def measure_frozen_prefix(repetitions: int) -> dict[str, float]:
     }
 
 
-def chain(width: int = 128, depth: int = 16) -> tuple[LayerGraph, Application]:
+def chain(width: int = 512, depth: int = 4) -> tuple[LayerGraph, Application]:
     """Return a chain of dense layers, and rows for it."""
     builder = GraphBuilder()
     edge = builder.input((width,))
@@ -211,7 +218,7 @@ def chain(width: int = 128, depth: int = 16) -> tuple[LayerGraph, Application]:
         output_activation="softmax",
         loss="sparse_categorical_crossentropy",
         metric="sparse_categorical_accuracy",
-        batch_size=64,
+        batch_size=256,
     )
 
 

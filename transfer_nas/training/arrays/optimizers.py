@@ -10,6 +10,9 @@ import numpy as np
 
 from transfer_nas.training.arrays.layers import Array
 
+_BLOCK = 2**14
+"""Elements to update at once: few enough that all passes over them stay in the core's cache."""
+
 
 class Optimizer:
     """Changes a vector by its gradient; each element by itself.
@@ -32,21 +35,28 @@ class Optimizer:
     def __init__(self, size: int) -> None:
         self.slots = [np.zeros(size, np.float32) for _ in range(self.count)]
         self.steps = 0
-        self._room = np.empty(size, np.float32)
+        self._room = np.empty(min(size, _BLOCK), np.float32)
 
     def apply(self, values: Array, gradient: Array, learning_rate: float) -> None:
         """Change `values`; overwrites `gradient`."""
         self.steps += 1
-        self._apply(values, gradient, learning_rate)
+        for begin in range(0, len(values), _BLOCK):
+            block = slice(begin, begin + _BLOCK)
+            slots = [slot[block] for slot in self.slots]
+            self._apply(values[block], gradient[block], slots, learning_rate)
 
     @abstractmethod
-    def _apply(self, values: Array, gradient: Array, learning_rate: float) -> None: ...
+    def _apply(
+        self, values: Array, gradient: Array, slots: list[Array], learning_rate: float
+    ) -> None: ...
 
 
 class SGD(Optimizer):
     """Plain gradient descent."""
 
-    def _apply(self, values: Array, gradient: Array, learning_rate: float) -> None:
+    def _apply(
+        self, values: Array, gradient: Array, slots: list[Array], learning_rate: float
+    ) -> None:
         gradient *= np.float32(learning_rate)
         values -= gradient
 
@@ -56,9 +66,11 @@ class RMSprop(Optimizer):
 
     count = 1
 
-    def _apply(self, values: Array, gradient: Array, learning_rate: float) -> None:
-        (velocity,) = self.slots
-        room = np.multiply(gradient, gradient, out=self._room)
+    def _apply(
+        self, values: Array, gradient: Array, slots: list[Array], learning_rate: float
+    ) -> None:
+        (velocity,) = slots
+        room = np.multiply(gradient, gradient, out=self._room[: len(values)])
         room *= np.float32(0.1)
         velocity *= np.float32(0.9)
         velocity += room
@@ -75,12 +87,14 @@ class Adam(Optimizer):
     count = 2
     weight_decay: ClassVar[float] = 0.0
 
-    def _apply(self, values: Array, gradient: Array, learning_rate: float) -> None:
+    def _apply(
+        self, values: Array, gradient: Array, slots: list[Array], learning_rate: float
+    ) -> None:
         if self.weight_decay:
             values *= np.float32(1 - self.weight_decay * learning_rate)
-        mean, square = self.slots
+        mean, square = slots
         alpha = learning_rate * (1 - 0.999**self.steps) ** 0.5 / (1 - 0.9**self.steps)
-        room = np.subtract(gradient, mean, out=self._room)
+        room = np.subtract(gradient, mean, out=self._room[: len(values)])
         room *= np.float32(0.1)
         mean += room
         gradient *= gradient
