@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cpp_store
-from transfer_nas import applications, transfer
+from transfer_nas import applications, trained_model, transfer
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError
 from transfer_nas.search import serial
@@ -171,7 +171,7 @@ class Search:
         return {gene.name: row[f"p:{gene.name}"] for gene in self.space.genes}
 
     def best_model(self) -> keras.Model:
-        """Return the best network, trained and compiled; it is in ``best.keras``, too.
+        """Return the best network, trained and compiled; write it to ``best.keras``, too.
 
         Raises
         ------
@@ -181,7 +181,9 @@ class Search:
         import keras
 
         self._best_row()
-        model: keras.Model = keras.saving.load_model(self.output_dir / "best.keras")
+        model: keras.Model = keras.saving.load_model(
+            trained_model.finish(self.output_dir, self.application)
+        )
         return model
 
     def close(self) -> None:

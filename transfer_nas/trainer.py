@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas import tracing, training
+from transfer_nas import tracing, trained_model, training
 from transfer_nas.applications import Application, as_tuple
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable, near_misses
@@ -153,22 +153,22 @@ class TransferTrainer:
         return Evaluation(job, DONE, objective, measures)
 
     def save_model(self, path: Path) -> None:
-        """Write the model of the last evaluation that worked, as a ``.keras`` file.
+        """Write the model of the last evaluation that worked.
 
-        The file holds a compiled model, all layers trainable, its optimizer as at the start; plain
-        Keras opens it (custom layers need their classes registered, as always).
+        Parameters
+        ----------
+        path
+            ``.safetensors``: layer graph and weights, in milliseconds (`trained_model.write`);
+            otherwise ``.keras``, for plain Keras (`trained_model.write_keras`).
         """
         if self._last is None:
             raise ValueError("no evaluation has worked yet: there is no model to save")
-        from graph_meta import keras_io
-        from transfer_nas.training.keras_engine import compile_model
-
         graph = self._last.graph
-        model = keras_io.to_keras(graph)
-        keras_io.set_weights(model, self._last.tensors(graph.names))
-        compile_model(model, self.application)
-        model.optimizer.build(model.trainable_variables)  # else Keras warns when it opens the file
-        model.save(path)
+        tensors = self._last.tensors(graph.names)
+        if path.suffix == trained_model.SUFFIX:
+            trained_model.write(path, graph, tensors)
+        else:
+            trained_model.write_keras(path, graph, tensors, self.application)
 
     def retire(self, jobs: Iterable[int]) -> None:
         """Take the models of jobs out of the candidates for ancestors."""

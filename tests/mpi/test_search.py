@@ -59,7 +59,7 @@ def test_the_best_model_is_kept_though_it_was_retired(
     result = outcome(mpiexec(ranks, FAKE, tmp_path, json.dumps({"max_evals": 60})))
     best = max(float(row["objective"]) for row in rows(tmp_path))
     assert result["best_objective"] == best
-    kept = json.loads((tmp_path / "best.keras").read_text())
+    kept = json.loads((tmp_path / "best.safetensors").read_text())
     assert kept["id"] == result["best"]
     assert not list(tmp_path.glob("candidate-*"))
 
@@ -207,7 +207,8 @@ def test_an_error_of_the_manager_ends_all_ranks_whatever_they_are_doing(
 ) -> None:
     options = {"seconds": [60, 0.05, 0.05], "manager_error_at": 6}
     done = mpiexec(3, FAKE, tmp_path, json.dumps(options), timeout=20)
-    assert done.returncode == 1
+    # Of MPI_Abort(1), or 9 of a rank that the launcher killed after it, whichever it sees last.
+    assert done.returncode in (1, 9)
     assert "disk full, as asked" in done.stderr
     assert len(rows(tmp_path)) == 6
 

@@ -65,9 +65,9 @@ def test_an_evaluation_comes_back_whole(start: Callable[..., InChild], tmp_path:
     with start() as evaluate:
         before = time.time()
         first = evaluate(job, -float("inf"))
-        assert (tmp_path / "candidate-7.keras").read_text() == "model"
+        assert (tmp_path / "candidate-7.safetensors").read_text() == "model"
         second = evaluate(Job(8, (1, 2)), 0.9)
-        assert not (tmp_path / "candidate-8.keras").exists()
+        assert not (tmp_path / "candidate-8.safetensors").exists()
     assert first.job == job and (first.status, first.objective) == (DONE, 0.1 + 0.2)
     assert (first.measures["layers"], second.measures["layers"]) == (1, 2)  # one child for both
     assert first.measures["ancestor"] == "m-1"

@@ -82,7 +82,7 @@ def wavy(job: Job) -> Evaluation:
 def test_keeps_the_best_model_and_counts(tmp_path: Path) -> None:
     search = Search(tmp_path, 12)
     evaluator = search.run(wavy)
-    assert (tmp_path / "best.keras").read_text() == "5"
+    assert (tmp_path / "best.safetensors").read_text() == "5"
     assert evaluator.saved == [0, 1, 2, 3, 4, 5]  # only what was better than all before
     assert not list(tmp_path.glob("candidate-*"))
     status = search.reports[-1]
@@ -122,7 +122,7 @@ def test_every_candidate_failing_leaves_no_best(tmp_path: Path) -> None:
     search.run(lambda job: Evaluation.failure(job, "oom"))
     assert search.manager.status.best is None
     assert search.manager.status.failures == search.manager.status.evaluations == 6
-    assert not (tmp_path / "best.keras").exists()
+    assert not (tmp_path / "best.safetensors").exists()
 
 
 def test_takes_up_a_search_as_if_it_had_never_stopped(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_takes_up_a_search_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     assert read_jobs(tmp_path / "halting") == read_jobs(tmp_path / "straight")
     assert second.reports[0].evaluations == 8 and second.reports[0].fresh == 1
     assert second.reports[-1].layers == 5 * 26
-    assert (tmp_path / "halting" / "best.keras").read_text() == "5"
+    assert (tmp_path / "halting" / "best.safetensors").read_text() == "5"
 
 
 def test_an_interrupted_evaluation_is_the_first_of_the_resumed_search(tmp_path: Path) -> None:
@@ -154,11 +154,11 @@ def test_an_interrupted_evaluation_is_the_first_of_the_resumed_search(tmp_path: 
 def test_models_that_a_killed_process_left_undecided(tmp_path: Path) -> None:
     search = Search(tmp_path, 6)
     search.run(wavy)
-    (tmp_path / "best.keras").unlink()
-    (tmp_path / "candidate-5.keras").write_text("5")  # written, told, not renamed
-    (tmp_path / "candidate-6.keras").write_text("6")  # written, never told
+    (tmp_path / "best.safetensors").unlink()
+    (tmp_path / "candidate-5.safetensors").write_text("5")  # written, told, not renamed
+    (tmp_path / "candidate-6.safetensors").write_text("6")  # written, never told
     with Search(tmp_path, 6, resume=True).directory:
-        assert (tmp_path / "best.keras").read_text() == "5"
+        assert (tmp_path / "best.safetensors").read_text() == "5"
         assert not list(tmp_path.glob("candidate-*"))
 
 

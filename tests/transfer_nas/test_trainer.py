@@ -17,7 +17,7 @@ import pytest
 import cpp_store
 from graph_meta import LayerGraph, layers, prefix
 from graph_meta.graph import GraphBuilder
-from transfer_nas import logs
+from transfer_nas import logs, trained_model
 from transfer_nas.applications import Application, Data
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.job import Evaluation, Job
@@ -353,7 +353,10 @@ def test_what_plain_keras_opens_is_the_model(
     with pytest.raises(ValueError, match="no model"):
         trains.save_model(tmp_path / "none.keras")
     evaluation = trains.evaluate(Job(0, PARENT, None, seed=1))
-    trains.save_model(tmp_path / "best.keras")
+    # As a search does it: a quick file at once, Keras' own when all is over.
+    trains.save_model(trained_model.best_path(tmp_path))
+    assert trained_model.finish(tmp_path, APPLICATION) == tmp_path / "best.keras"
+    assert not trained_model.best_path(tmp_path).exists()
     recwarn.clear()
 
     model = keras.models.load_model(tmp_path / "best.keras")

@@ -25,7 +25,9 @@ _FORMAT = b"1"
 _KEY = b"transfer-nas packed run"
 _FILE = b"file:"
 # What belongs to a run; a packed file from somewhere else may name no others.
-_NAMES = re.compile(r"checkpoint|results\.csv|summary\.json|best\.keras|logs/rank-\d+\.(log|jsonl)")
+_NAMES = re.compile(
+    r"checkpoint|results\.csv|summary\.json|best\.(keras|safetensors)|logs/rank-\d+\.(log|jsonl)"
+)
 
 
 def pack(run: Run, output: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from transfer_nas import tracing
+from transfer_nas import tracing, trained_model
 from transfer_nas.job import Evaluation, Job
 
 Evaluate = Callable[[Job, float], Evaluation]
@@ -28,7 +28,7 @@ class Evaluator(Protocol):
         """Evaluate a job; what it raises becomes a failure ``F_…``."""
 
     def save_model(self, path: Path) -> None:
-        """Write the model of the last evaluation that was done, as Keras does."""
+        """Write the model of the last evaluation that was done, as `trained_model` does."""
 
 
 class InProcess:
@@ -79,7 +79,7 @@ class InProcess:
 
 def candidate_path(directory: Path, job: Job) -> Path:
     """Where a rank writes a model that may be the best, until the manager has decided."""
-    return directory / f"candidate-{job.id}.keras"
+    return directory / f"candidate-{job.id}{trained_model.SUFFIX}"
 
 
 def checkpoints_path(directory: Path) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transfer_nas import trained_model
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.search.algorithm import Algorithm
 from transfer_nas.search.evaluation import candidate_path, checkpoints_path
@@ -272,7 +273,7 @@ class Manager:
     def _keep_model(self, evaluation: Evaluation, *, best: bool) -> None:
         candidate = candidate_path(self._directory.path, evaluation.job)
         if best and candidate.exists():
-            candidate.replace(self._directory.path / "best.keras")
+            candidate.replace(trained_model.best_path(self._directory.path))
         else:
             candidate.unlink(missing_ok=True)  # another rank was better in the meantime
 
@@ -295,5 +296,5 @@ class Manager:
         """Decide on the models that a killed process left undecided."""
         if self._best is not None:
             self._keep_model(self._best, best=True)
-        for candidate in self._directory.path.glob("candidate-*.keras"):
+        for candidate in self._directory.path.glob("candidate-*"):
             candidate.unlink()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from transfer_nas import exit_codes, tensorboard, tracing
+from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
 from transfer_nas.job import Evaluation
 from transfer_nas.ranks import MPIRanks, Ranks, together
@@ -107,6 +107,7 @@ def run(settings: Settings, ranks: Ranks) -> int:
                 )
             lost = _drive(ranks, manager, evaluate, interruption)
         if manager is not None:
+            _write_best(settings.directory, application, terminal)
             summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
             text = json.dumps(summary, indent=2) + "\n"
             (settings.directory / "summary.json").write_text(text)
@@ -121,6 +122,16 @@ def run(settings: Settings, ranks: Ranks) -> int:
     if settings.trace is not None and ranks.rank == 0:
         tracing.merge(settings.trace, range(ranks.size))
     return max(codes)
+
+
+def _write_best(directory: Path, application: Application, terminal: TextIO) -> None:
+    """Write ``best.keras``; a model that Keras cannot take must not cost the user the search."""
+    try:
+        trained_model.finish(directory, application)
+    except Exception as error:  # custom layers may do anything
+        _log.exception("best.keras")
+        kept = trained_model.best_path(directory)
+        print(f"best.keras could not be written, {kept} is kept: {error}", file=terminal)
 
 
 def _observer(

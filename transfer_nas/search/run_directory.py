@@ -6,8 +6,8 @@
     One line of JSON for each job, written before the job is handed out.
 ``results.csv``
     One row for each evaluation, in the columns of DeepHyper. A row that is there is finished.
-``best.keras``
-    The best model so far.
+``best.safetensors``, ``best.keras``
+    The best model so far, and at the end (`transfer_nas.trained_model`).
 ``logs/``
     What each rank and the libraries under it had to say.
 

@@ -1,0 +1,114 @@
+"""A trained model as a file that takes milliseconds to write; and from there to Keras' own format.
+
+While a search runs, each model that may be the best is written down, and most of them are beaten
+soon. Writing a Keras model means to build it, and first of all to import Keras and TensorFlow,
+which takes longer than many evaluations; a safetensors file of the weights with the layer graph
+in its metadata does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_meta import LayerGraph
+from transfer_nas.applications import Application
+from transfer_nas.errors import InputError
+from transfer_nas.transfer import Tensors
+
+SUFFIX = ".safetensors"
+_GRAPH = "layer_graph"
+
+
+def write(path: Path, graph: LayerGraph, tensors: Tensors) -> None:
+    """Write a model.
+
+    Parameters
+    ----------
+    path
+        The file.
+    graph
+        Its layers, as JSON under ``layer_graph`` of the metadata.
+    tensors
+        All weights, by stable name; in the file, ``NAME/0``, ``NAME/1``, …
+    """
+    from safetensors.numpy import save_file
+
+    flat = {
+        f"{name}/{i}": _plain(np.asarray(array, order="C"))
+        for name, arrays in tensors.items()
+        for i, array in enumerate(arrays)
+    }
+    save_file(flat, path, metadata={_GRAPH: graph.to_json()})
+
+
+def read(path: Path) -> tuple[LayerGraph, dict[str, list[npt.NDArray[Any]]]]:
+    """Read what `write` wrote.
+
+    Raises
+    ------
+    InputError
+        The file is not one of these.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            graph = LayerGraph.from_json((file.metadata() or {})[_GRAPH])
+            tensors = {
+                name: [
+                    file.get_tensor(f"{name}/{i}").view(weight.dtype)
+                    for i, weight in enumerate(layer.spec.weights)
+                ]
+                for name, layer in zip(graph.names, graph.layers, strict=True)
+            }
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is no trained model: {error}") from None
+    return graph, tensors
+
+
+def write_keras(path: Path, graph: LayerGraph, tensors: Tensors, application: Application) -> None:
+    """Write a model as a ``.keras`` file.
+
+    The file holds a compiled model, all layers trainable, its optimizer as at the start; plain
+    Keras opens it (custom layers need their classes registered, as always). It is there whole or
+    not at all.
+    """
+    from graph_meta import keras_io
+    from transfer_nas.training.keras_engine import compile_model
+
+    model = keras_io.to_keras(graph)
+    keras_io.set_weights(model, tensors)
+    compile_model(model, application)
+    model.optimizer.build(model.trainable_variables)  # else Keras warns when it opens the file
+    fresh = path.with_name(f"{path.stem}.new.keras")
+    model.save(fresh)
+    fresh.replace(path)
+
+
+def best_path(directory: Path) -> Path:
+    """Where a search keeps the best model so far, until `finish`."""
+    return directory / f"best{SUFFIX}"
+
+
+def finish(directory: Path, application: Application) -> Path:
+    """Turn the best model of a run directory into ``best.keras``, if that is still to be done.
+
+    Returns
+    -------
+    Path
+        Of ``best.keras``; there is none while no evaluation has worked.
+    """
+    best, path = best_path(directory), directory / "best.keras"
+    if best.exists():
+        write_keras(path, *read(best), application)
+        best.unlink()
+    return path
+
+
+def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return bfloat16 and float8, which NumPy itself does not know, as integers of their size."""
+    return array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
