@@ -16,7 +16,8 @@ a fifth of the epochs.
 
 ``frozen_prefix_speedup``: an epoch of four dense layers of 512 units and a softmax, of which the
 first three, three quarters of the parameters, are frozen: with the frozen prefix computed each
-time, over with it computed once for all. ``frozen_prefix_saves`` counts the one computation of the prefix against the five epochs.
+time, over with it computed once for all. ``frozen_prefix_saves`` counts the one computation of the
+prefix against the five epochs.
 
 Contenders take turns; figures are ratios of medians, after a warm-up.
 """
