@@ -273,6 +273,13 @@ def _parser() -> argparse.ArgumentParser:
         help="mix so much of new weights into transferred ones that train, in [0, 1) (default: 0)",
     )
     add(
+        "--retrain",
+        type=int,
+        metavar="K",
+        help="at the end train the best K for the application's epochs, from the weights that they "
+        "have: retrained-JOB.keras and retrained.json (default: 0)",
+    )
+    add(
         "--evaluation_timeout",
         type=float,
         metavar="SECONDS",

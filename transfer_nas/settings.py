@@ -33,6 +33,7 @@ _ONLY_TRAINING = (
     "child_epochs",
     "schedule",
     "shrink_perturb",
+    "retrain",
     "evaluation_timeout",
     "isolate",
     "threads_per_rank",
@@ -55,6 +56,7 @@ _ONLY_EVOLUTION = ("sample_size", "beta")
 # The files of --data may move: their digest may not change.
 _MAY_CHANGE = (
     "data",
+    "retrain",
     "max_evals",
     "timeout",
     "max_wait",
@@ -96,6 +98,7 @@ class Settings:
     child_epochs: int | None = None
     schedule: str = "constant"
     shrink_perturb: float = 0.0
+    retrain: int = 0
     evaluation_timeout: float | None = None
     isolate: bool = False
     threads_per_rank: int | None = None
@@ -121,7 +124,7 @@ class Settings:
         settings = cls(**given)
         for name in _POSITIVE:
             _at_least(name, getattr(settings, name), 1)
-        for name in ("evolve_count", "seed", "unfreeze_top"):
+        for name in ("evolve_count", "seed", "unfreeze_top", "retrain"):
             _at_least(name, getattr(settings, name), 0)
         for name in ("timeout", "max_wait", "evaluation_timeout"):
             seconds = getattr(settings, name)

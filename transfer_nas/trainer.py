@@ -111,6 +111,19 @@ class TransferTrainer:
         self._unreported: dict[str, Measure] = {}  # what failed in `retire`: the next one says so
         self._last: Candidate | None = None
 
+    def with_policy(self, policy: Policy, epochs: int) -> TransferTrainer:
+        """Return a trainer of the same models, without checkpoints, that trains otherwise."""
+        return TransferTrainer(
+            self.application,
+            self.space,
+            self._transfer,
+            policy=policy,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            run=self._run,
+            engine=self._engine,
+        )
+
     def evaluate(self, job: Job) -> Evaluation:
         """Train the model of a job's genome and judge it on the validation rows.
 

@@ -24,6 +24,7 @@ from transfer_nas.search.algorithm import Algorithm
 from transfer_nas.search.child import LOG_FORMAT
 from transfer_nas.search.evaluation import Evaluate, InProcess
 from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.finalists import Finalists, retrain
 from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.isolation import InChild
@@ -95,19 +96,23 @@ def run(settings: Settings, ranks: Ranks) -> int:
         interruption = stack.enter_context(Interruption(settings.timeout, settings.max_wait))
         with _progress(terminal, settings.timeout, ranks.rank) as progress:
             manager = None
+            earlier = () if directory is None else directory.evaluations
+            finalists = Finalists(settings.retrain, trainer.retire, earlier)
             if directory is not None:
                 manager = Manager(
                     _algorithm(settings, space, trainer.epochs),
                     directory,
                     max_evals=settings.max_evals,
-                    retire=trainer.retire,
+                    retire=finalists.retire,
                     report=progress.update,
                     warn=progress.warn,
-                    observe=_observer(settings, directory, stack),
+                    observe=_observer(settings, directory, finalists, stack),
                 )
             lost = _drive(ranks, manager, evaluate, interruption)
         if manager is not None:
             _write_best(settings.directory, application, terminal)
+            if finalists.best and interruption.reason in (None, "timeout"):
+                retrain(finalists.best, trainer, settings.directory)
             summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
             text = json.dumps(summary, indent=2) + "\n"
             (settings.directory / "summary.json").write_text(text)
@@ -135,15 +140,24 @@ def _write_best(directory: Path, application: Application, terminal: TextIO) -> 
 
 
 def _observer(
-    settings: Settings, directory: RunDirectory, stack: contextlib.ExitStack
+    settings: Settings,
+    directory: RunDirectory,
+    finalists: Finalists,
+    stack: contextlib.ExitStack,
 ) -> Callable[[Evaluation], None] | None:
     """Return who else wants to see evaluations."""
     if not settings.tensorboard:
-        return None
+        return finalists.observe if settings.retrain else None
     from transfer_nas.tensorboard import EventFile
 
     file = EventFile(directory.path, directory.started, directory.evaluations)
-    return stack.enter_context(file).write
+    write = stack.enter_context(file).write
+
+    def observe(evaluation: Evaluation) -> None:
+        finalists.observe(evaluation)
+        write(evaluation)
+
+    return observe
 
 
 def _exit_code(manager: Manager | None, interruption: Interruption) -> int:

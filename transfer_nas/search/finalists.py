@@ -1,0 +1,113 @@
+"""Keeps the best models of a search, and trains them fully when it is over."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer_nas.job import Evaluation, Job
+from transfer_nas.trainer import TransferTrainer
+from transfer_nas.training.policy import Policy
+
+_RETRAINED = 2**40
+"""Added to a job's id: the id under which its retrained model is stored."""
+
+
+class Finalists:
+    """The best models so far; they are not retired though they die.
+
+    Not thread-safe: the manager's thread owns it.
+
+    Parameters
+    ----------
+    count
+        How many.
+    retire
+        Takes models of jobs out of the candidates for ancestors.
+    evaluations
+        Those of an earlier process.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        retire: Callable[[Sequence[int]], None],
+        evaluations: Iterable[Evaluation] = (),
+    ) -> None:
+        self._count = count
+        self._retire = retire
+        self._best: list[tuple[float, int, Evaluation]] = []  # a heap, the worst of them first
+        self._kept: set[int] = set()  # dead, and not retired yet
+        for evaluation in evaluations:
+            self.observe(evaluation)
+
+    def observe(self, evaluation: Evaluation) -> None:
+        """Take note of an evaluation."""
+        if self._count and evaluation.done:
+            # Of equals the newer one, as everywhere. Ids differ, so evaluations are not compared.
+            entry = (evaluation.objective, evaluation.job.id, evaluation)
+            heapq.heappush(self._best, entry)
+            if len(self._best) > self._count:
+                _, displaced, _ = heapq.heappop(self._best)
+                if displaced in self._kept:
+                    self._kept.remove(displaced)
+                    self._retire([displaced])
+
+    def retire(self, jobs: Sequence[int]) -> None:
+        """Retire models, but for the best."""
+        best = {id for _, id, _ in self._best}
+        self._kept |= best.intersection(jobs)
+        others = [id for id in jobs if id not in best]
+        if others:
+            self._retire(others)
+
+    @property
+    def best(self) -> list[Evaluation]:
+        """The best evaluations, the best first."""
+        return [evaluation for _, _, evaluation in sorted(self._best, reverse=True)]
+
+
+def retrain(
+    finalists: Sequence[Evaluation], trainer: TransferTrainer, directory: Path
+) -> list[dict[str, Any]]:
+    """Train models for their application's epochs, from the weights that they have.
+
+    Nothing is frozen. A model whose weights are gone starts from what is stored of others.
+
+    Parameters
+    ----------
+    finalists
+        Their evaluations in the search.
+    trainer
+        Of the search.
+    directory
+        Where ``retrained-JOB.keras`` and ``retrained.json`` are written.
+
+    Returns
+    -------
+    list of dict
+        What ``retrained.json`` says of each: job, objectives in the search and now, epochs, file.
+    """
+    fully = trainer.with_policy(
+        Policy("finetune", child_epochs=trainer.application.epochs), trainer.application.epochs
+    )
+    results = []
+    for before in finalists:
+        found = before.job
+        after = fully.evaluate(Job(found.id + _RETRAINED, found.genome, found.id, found.seed))
+        result: dict[str, Any] = {
+            "job": before.job.id,
+            "objective_in_search": before.objective,
+            "objective": after.objective if after.done else None,
+            "status": after.status,
+            "epochs": after.measures.get("epochs"),
+        }
+        if after.done:
+            result["model"] = f"retrained-{before.job.id}.keras"
+            fully.save_model(directory / result["model"])
+        results.append(result)
+    (directory / "retrained.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
