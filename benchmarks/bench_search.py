@@ -23,7 +23,7 @@ of the search without transfer anew, for `RETRAIN` times the application's epoch
 seeds of both applications, with its 95 % confidence interval (``…_low``, ``…_high``).
 
 *Storage.* Three hundred evaluations in the ``nt3`` space, where nothing trains and scores are
-random, policy ``freeze``, ``--beta 3``: ``stored_bytes_ratio`` is what whole copies of all
+random, policy ``freeze``, ``--beta 5``: ``stored_bytes_ratio`` is what whole copies of all
 candidates take, over what the store was given; ``stored_bytes_living_ratio`` the same of the
 members of the population that live at the end, over what the store then holds; ``…_beta_0_…``
 without a preference. All of several seeds together.
@@ -80,7 +80,7 @@ CONDITIONS: dict[str, tuple[Policy | None, int]] = {
 }
 """Policy, and what the application's epochs are divided by."""
 
-BETA = 3.0
+BETA = 5.0
 """Of the search that stores: it prefers mutations that leave most of the network as it is."""
 
 MAIN = "freeze"
@@ -130,7 +130,7 @@ def main() -> None:
             if condition != "none":
                 results |= compared(application, condition, found)
     results |= headline(found)
-    results |= storage(300, 1 if given.quick else 5)
+    results |= storage(300, 2 if given.quick else 5)
     figures.show(results, TARGETS)
     if given.json:
         figures.write(given.json, "search", results, quick=given.quick)
