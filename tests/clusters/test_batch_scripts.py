@@ -58,15 +58,15 @@ def submit(tmp_path: Path):
 
 def test_a_search_with_servers_of_its_own_is_requeued_until_it_is_done(submit, tmp_path) -> None:
     """The first start has no time to evaluate anything, the second has enough, a third nothing."""
-    digits = ["--application", "digits", "--max_evals", "4", "--epochs", "1", "--seed", "1"]
-    search = ["--nodes", "3", "--", *digits, "--population_size", "2"]
+    digits = ["--application", "digits", "--max_evals", "100", "--epochs", "5", "--seed", "1"]
+    search = ["--nodes", "3", "--", *digits, "--population_size", "8"]
     variables = {"RUN": "runs/it", "SERVERS": "2", "MARGIN": "10", "STAND_IN_LIMITS": "11 3600"}
     code, output = submit("sbatch", "slurm/servers_and_ranks.sbatch", *search, **variables)
     assert code == 0, output
     assert "stand-in: requeued, start 2" in output and "start 3" not in output
     assert "runs/it: done" in output
     with (tmp_path / "runs/it/results.csv").open() as file:
-        assert [row["job_status"] for row in csv.DictReader(file)] == ["DONE"] * 4
+        assert [row["job_status"] for row in csv.DictReader(file)] == ["DONE"] * 100
     assert not list(tmp_path.glob(".servers-*"))
 
     code, output = submit("sbatch", "slurm/servers_and_ranks.sbatch", *search, **variables)
