@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         "--policy",
         metavar="POLICY",
         help=f"what happens to transferred layers: {', '.join(POLICIES)} (default: freeze). With "
-        "freeze the store holds each of them once; with finetune searches are the quickest",
+        "freeze the store holds each of them once; with finetune every child is stored whole",
     )
     add(
         "--behind_prefix",
