@@ -13,6 +13,7 @@
 namespace cpp_store::local {
 namespace {
 
+constexpr std::chrono::microseconds look{20};               // for an answer, before sleeping
 constexpr std::chrono::milliseconds look_interval{100};     // of a thread that waits for an answer
 constexpr std::chrono::milliseconds probe_interval{1'000};  // of a server that says nothing
 // Pins that have ended are told to the server with the next call, or at once when there are many.
@@ -258,7 +259,7 @@ Call::~Call() {
 std::uint16_t Call::wait(std::vector<std::byte>& body) {
     try {
         while (true) {
-            std::optional<Message> message = channel_->socket.receive();
+            std::optional<Message> message = channel_->socket.receive(look);
             if (!message) {
                 look_around();
                 continue;

@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
-#include <mutex>
 
 #include "local/session.hpp"
 
@@ -53,23 +52,11 @@ Listener::~Listener() {
         if (one.session->end()) {
             one.thread.join();
         } else {
-            outlive(std::move(one));
+            // Its client has views of the server's memory. What they see must not change, so it
+            // stays pinned until the client lets go of it or is gone, or this process is.
+            one.thread.detach();
         }
     }
-}
-
-// Sessions whose clients have views of a server's memory when it ends: what they see must not
-// change, so it stays pinned until they let go of it or are gone, or this process is.
-void Listener::outlive(Thread session) {
-    struct Kept {
-        std::mutex mutex;
-        std::list<Thread> sessions;
-    };
-    // Never destroyed: their threads may sleep until the process ends.
-    static Kept& kept = *std::make_unique<Kept>().release();
-    const std::scoped_lock lock(kept.mutex);
-    join_finished(kept.sessions);
-    kept.sessions.push_back(std::move(session));
 }
 
 void Listener::run() {

@@ -46,7 +46,6 @@ class Listener {
 
     void run();
     static void join_finished(std::list<Thread>& sessions);
-    static void outlive(Thread session);
 
     Host& host_;
     Instance instance_;

@@ -13,6 +13,8 @@ using Clock = std::chrono::steady_clock;
 
 // Of a client that reads no answers, or promised bytes and sends none.
 constexpr std::chrono::seconds silence{30};
+// For the next request of a client that has just had an answer.
+constexpr std::chrono::microseconds look{50};
 constexpr std::size_t max_pins = std::size_t{1} << 22;
 
 // A second descriptor of a memory file, which can only be read by.
@@ -73,7 +75,7 @@ void Session::log(LogLevel level, const std::string& line) {
 
 void Session::serve() {
     while (!stopping_) {
-        if (const auto message = socket_.receive()) handle(*message);
+        if (const auto message = socket_.receive(look)) handle(*message);
         if (ended_ && !has_pins()) return;
     }
 }

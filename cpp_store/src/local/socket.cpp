@@ -109,7 +109,7 @@ bool Socket::send_packet(const wire::Frame& frame, std::span<const std::byte> pa
     return true;
 }
 
-std::optional<Message> Socket::receive() {
+std::optional<Message> Socket::receive(std::chrono::microseconds look) {
     iovec part{buffer_.data(), buffer_.size()};
     Control control{};
     msghdr message{};
@@ -117,8 +117,15 @@ std::optional<Message> Socket::receive() {
     message.msg_iovlen = 1;
     message.msg_control = control.bytes.data();
     message.msg_controllen = control.bytes.size();
+    using Clock = std::chrono::steady_clock;
+    const auto sleepy = Clock::now() + look;
     ssize_t length = 0;
-    while ((length = ::recvmsg(fd(), &message, MSG_CMSG_CLOEXEC)) < 0) {
+    int flags = look.count() > 0 ? MSG_DONTWAIT : 0;
+    while ((length = ::recvmsg(fd(), &message, MSG_CMSG_CLOEXEC | flags)) < 0) {
+        if (flags != 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            if (Clock::now() >= sleepy) flags = 0;
+            continue;
+        }
         if (errno == EAGAIN || errno == EWOULDBLOCK) return std::nullopt;
         if (errno != EINTR) gone(errno);
     }
