@@ -1,5 +1,7 @@
 """Real `cpp-store-server` processes for tests."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +31,12 @@ def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
         _, errors = process.communicate(timeout=10)
         raise RuntimeError(f"cpp-store-server ended with {process.returncode}: {errors}")
     return process, address
+
+
+def freeze(process: "subprocess.Popen[str]") -> None:
+    """Stop it, as if it hung, and wait until it stands still."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

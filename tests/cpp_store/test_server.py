@@ -174,7 +174,7 @@ def test_a_stopped_server_is_named_within_seconds() -> None:
     process, address = servers.start()
     try:
         store = cpp_store.connect(address)
-        process.send_signal(signal.SIGSTOP)
+        servers.freeze(process)
         start = time.monotonic()
         with pytest.raises(cpp_store.ConnectionError, match=re.escape(address)):
             store.list()
@@ -193,19 +193,21 @@ def test_a_signal_ends_a_call_that_waits() -> None:
         raise Interrupted
 
     process, address = servers.start()
-    before = signal.signal(signal.SIGALRM, interrupt)
+    before = signal.signal(signal.SIGUSR1, interrupt)  # SIGALRM is pytest-timeout's
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
     try:
         store = cpp_store.connect(address)
-        process.send_signal(signal.SIGSTOP)
+        servers.freeze(process)
         start = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        timer.start()
         with pytest.raises(Interrupted):
             store.list()
         assert time.monotonic() - start < 4  # else, the silence of the server would end it
         process.send_signal(signal.SIGCONT)
         assert store.list() == []
     finally:
-        signal.signal(signal.SIGALRM, before)
+        timer.cancel()
+        signal.signal(signal.SIGUSR1, before)
         process.kill()
         process.communicate(timeout=10)
 
