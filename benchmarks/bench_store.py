@@ -8,8 +8,9 @@ times as fast as Y X is.
 
 ``embedded`` is the store in process; ``shm`` and ``ofi_tcp`` are one server in another process,
 reached through shared memory and through libfabric. Where shared memory cannot be had, there are no
-``shm`` keys. Files are not synced, and read from the system's cache. ``redis`` is read as bytes
-objects, which are not copied into arrays; ``mp_shm`` makes a block for each model.
+``shm`` keys. Views are looked at five times in a row. Files are not synced, and read from the
+system's cache. ``redis`` is read as bytes objects, which are not copied into arrays; ``mp_shm``
+makes a block for each model.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def measure(contenders: list[Contender], total: int, count: int, repetitions: in
     for repetition in range(repetitions + 1):  # the first one warms up
         first = repetition % len(contenders)
         for each in contenders[first:] + contenders[:first]:
-            taken = {"write": each.write(), "read": each.read(), "view": each.view()}
+            taken = {"write": each.write(), "read": each.read(), "view": look(each)}
             each.forget()
             for what, spent in taken.items():
                 if repetition and spent is not None:
@@ -204,6 +205,14 @@ def measure(contenders: list[Contender], total: int, count: int, repetitions: in
         for what in ("write", "read", "view")
         if (each.name, what) in times
     }
+
+
+def look(contender: Contender) -> float | None:
+    """Return the median of some looks in a row; of one where each is a copy over a network."""
+    first = contender.view()
+    if first is None or first > 2e-3:
+        return first
+    return statistics.median([first, *(contender.view() or first for _ in range(4))])
 
 
 def report(size: str, count: int, times: Times, results: dict[str, float]) -> None:
