@@ -1,10 +1,12 @@
 // cpp-store-server: a store for other processes, until it is told to stop.
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <string>
@@ -88,7 +90,15 @@ int serve(const Settings& settings, int signals) {
     announce(server, settings);
     std::array<pollfd, 2> waiting{pollfd{signals, POLLIN, 0},
                                   pollfd{server.shutdown_fd(), POLLIN, 0}};
-    while (poll(waiting.data(), waiting.size(), -1) < 0 && errno == EINTR) {
+    // What malloc keeps of models that are gone goes back to the kernel, as their tensors do.
+    constexpr int look_interval = 5'000;  // ms
+    std::uint64_t most = 0;               // models since then
+    while (poll(waiting.data(), waiting.size(), look_interval) <= 0) {
+        const std::uint64_t models = server.store()->stats().models;
+        most = std::max(most, models);
+        if (most < 1'000 || most < 2 * models) continue;
+        malloc_trim(0);
+        most = models;
     }
     server.stop();
     return 0;
