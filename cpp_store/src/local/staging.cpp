@@ -67,6 +67,18 @@ void Staging::map() {
     base_ = static_cast<std::byte*>(mapped);
 }
 
+void Staging::Apart::from(int processor) noexcept {
+    if (moved_ || processor != current_processor()) return;
+    if (::sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) return;
+    cpu_set_t others = allowed_;
+    CPU_CLR(processor, &others);
+    moved_ = CPU_COUNT(&others) > 0 && ::sched_setaffinity(0, sizeof others, &others) == 0;
+}
+
+Staging::Apart::~Apart() {
+    if (moved_) ::sched_setaffinity(0, sizeof allowed_, &allowed_);
+}
+
 void Staging::Counter::increment() noexcept {
     value.fetch_add(1);
     if (sleepers.load() != 0 && has_reached(wanted.load())) futex(value, FUTEX_WAKE, INT_MAX);
