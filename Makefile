@@ -70,7 +70,7 @@ test-fuzz: debian-build debian-test
 # The wheel that setup built, made portable, in an environment that has nothing else.
 test-wheel: setup
 	rm -rf build/portable
-	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel --quiet repair --wheel-dir build/portable dist/setup/*.whl
+	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir build/portable dist/setup/*.whl
 	$(BIN)/python tests/wheel_smoke.py build/portable/*.whl
 
 # A source distribution and, built from it, a portable wheel: for glibc as old as this system's.
