@@ -30,6 +30,17 @@ wait_for_servers() {
     export MODEL_SERVERS
 }
 
+# Start a search in $RUN with the command "$@", and return what it meant: a search that has lost a rank has the launcher
+# end the others, and leaves its exit code in the run directory, since launchers return what they like then.
+search() {
+    local code
+    rm -f "$RUN/exit_code"
+    "$@"
+    code=$?
+    [ ! -e "$RUN/exit_code" ] || code=$(<"$RUN/exit_code")
+    return "$code"
+}
+
 # Print --resume if the run has begun, and the --max_wait that the time limit $1 (seconds since 1970, or nothing) leaves.
 flags_for_now() {
     local left

@@ -267,11 +267,13 @@ def work(
             return exit_codes.NOTHING_TO_DO
         time.sleep(min(left, _LOOK))
     arguments = [*claim.arguments, *extra]
-    if (output_directory(arguments) / "run.json").exists():
+    directory = output_directory(arguments)
+    exit_codes.forget(directory)
+    if (directory / "run.json").exists():
         arguments.append("--resume")
     command = [*launcher, sys.executable, "-m", "transfer_nas.evolve", *arguments]
     print(f"{claim.name}: {shlex.join(command)}", flush=True)
-    code = _do(command, queue, claim)
+    code = exit_codes.returned(directory, _do(command, queue, claim))
     if code in (exit_codes.DONE, exit_codes.NOTHING_TO_DO):
         state, code = "done", exit_codes.DONE
     else:

@@ -195,7 +195,9 @@ def test_a_rank_that_shows_no_sign_of_life_is_given_up(tmp_path: Path) -> None:
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    assert process.returncode == 0, err
+    # Of MPI_Abort(0), or 9 of the stopped rank that the launcher killed after it, whichever it sees
+    # last; a run directory's `exit_code` says what the search meant.
+    assert process.returncode in (0, 9), err
     result = json.loads(out.splitlines()[0])
     assert result["evaluations"] == 40 and result["lost"] == [2]
     lost = [row["m:rank"] for row in rows(tmp_path / "run") if row["job_status"] == "F_lost"]

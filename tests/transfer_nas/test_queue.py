@@ -101,6 +101,10 @@ def test_a_sign_of_life_keeps_a_run(queue: Queue) -> None:
         ("exit 75", 75, "waiting"),
         ("kill -TERM $$", 143, "waiting"),
         ("kill -SEGV $$", 139, "failed"),
+        # A launcher that killed ranks at the search's own wish.
+        ("echo 0 > {}/exit_code; exit 9", 0, "done"),
+        ("echo 75 > {}/exit_code; exit 9", 75, "waiting"),
+        ("exit 9", 9, "failed"),
     ],
 )
 def test_the_exit_code_says_what_becomes_of_a_run(
@@ -108,6 +112,8 @@ def test_the_exit_code_says_what_becomes_of_a_run(
 ) -> None:
     queue = open_queue(tmp_path / "queue.db")
     queue.add("a", [f"--output_dir={tmp_path}"])
+    (tmp_path / "exit_code").write_text("0\n")  # of an earlier start: no matter any more
+    ends = ends.format(tmp_path)
     assert work(queue, launcher=["sh", "-c", ends, "stand-in"]) == returns
     assert list(queue.runs()) == [("a", state)]
 

@@ -121,7 +121,9 @@ def run(settings: Settings, ranks: Ranks) -> int:
                 print(f"every candidate failed; see {settings.directory}/logs", file=terminal)
             if lost:
                 # They would never come to the end of the search, where all ranks meet.
-                ranks.abort(_exit_code(manager, interruption))
+                code = _exit_code(manager, interruption)
+                exit_codes.leave(settings.directory, code)
+                ranks.abort(code)
         tracing.stop()
         codes: list[int] = ranks.share(_exit_code(manager, interruption))
     if settings.trace is not None and ranks.rank == 0:
@@ -239,6 +241,7 @@ def _open(
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
     if settings.resume:
+        exit_codes.forget(settings.directory)
         return RunDirectory.resume(
             settings.directory, space, {**settings.fixed(), **namespace}, provenance
         )
