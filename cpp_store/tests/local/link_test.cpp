@@ -19,24 +19,13 @@
 #include "local/names.hpp"
 #include "local/socket.hpp"
 #include "local/staging.hpp"
+#include "random_models.hpp"
 
 namespace cpp_store {
 namespace {
 
 using namespace std::chrono_literals;
 using testing::HasSubstr;
-
-using Bytes = std::vector<std::byte>;
-
-Bytes random_bytes(std::size_t size, std::uint64_t seed) {
-    std::mt19937_64 random(seed);
-    Bytes bytes(size);
-    for (std::size_t i = 0; i < size; i += 8) {
-        const std::uint64_t value = random();
-        std::memcpy(bytes.data() + i, &value, std::min<std::size_t>(8, size - i));
-    }
-    return bytes;
-}
 
 // A server in this process, as one of another process of this host is to its clients.
 struct Running {
@@ -89,25 +78,12 @@ struct Running {
     std::unique_ptr<Server> server;
 };
 
-// A model of one tensor a layer.
-struct Model {
-    Model(std::string id, const std::vector<std::size_t>& sizes, std::uint64_t seed = 1) {
-        std::vector<LayerTable::Layer> layers;
-        for (std::size_t i = 0; i < sizes.size(); ++i) {
-            layers.push_back({"layer_" + std::to_string(i), {}, sizes[i]});
-            tensors.push_back(random_bytes(sizes[i], seed * 1000 + i));
-            request.own.push_back({static_cast<std::uint32_t>(i), {{DType::uint8, {sizes[i]}}}});
-        }
-        request.model = std::move(id);
-        request.table = std::make_shared<const LayerTable>(std::move(layers));
-    }
-    std::uint64_t put(Cluster& cluster) const {
-        const std::vector<std::span<const std::byte>> spans(tensors.begin(), tensors.end());
-        return cluster.put(request, spans);
-    }
-    PutRequest request;
-    std::vector<Bytes> tensors;
-};
+// A chain of as many layers as there are sizes, called layer_0, layer_1, ...
+Model model_of(std::string id, const std::vector<std::size_t>& sizes, std::uint64_t seed = 1) {
+    std::vector<std::string> names;
+    for (std::size_t i = 0; i < sizes.size(); ++i) names.push_back("layer_" + std::to_string(i));
+    return {std::move(id), names, sizes, seed};
+}
 
 struct View {
     std::span<const std::byte> bytes;
@@ -177,7 +153,7 @@ TEST(SameHost, ReadsTensorsWhereTheyAre) {
     Cluster cluster = running.connect();
     // Empty, in the message, and through the staging memory: less than a slot of it, all slots many
     // times, and sizes that fit nowhere.
-    const Model model("m", {0, 1, 4096, 4097, 262'144, 262'145, 12'345'678, 64});
+    const Model model = model_of("m", {0, 1, 4096, 4097, 262'144, 262'145, 12'345'678, 64});
     const std::uint64_t bytes = 0 + 1 + 4096 + 4097 + 262'144 + 262'145 + 12'345'678 + 64;
     EXPECT_EQ(model.put(cluster), bytes);
     EXPECT_EQ(model.put(cluster), bytes);  // again
@@ -197,7 +173,8 @@ TEST(SameHost, ManyTensorsOfOddSizesGoThroughStaging) {
     for (int round = 0; round < 3; ++round) {
         std::vector<std::size_t> sizes;
         for (int i = 0; i < 200; ++i) sizes.push_back(random() % 60'000);
-        const Model model("m" + std::to_string(round), sizes, static_cast<std::uint64_t>(round));
+        const Model model =
+            model_of("m" + std::to_string(round), sizes, static_cast<std::uint64_t>(round));
         model.put(cluster);
         const std::vector<View> found = views(cluster, model.request.model);
         for (std::size_t i = 0; i < sizes.size(); ++i) {
@@ -210,7 +187,7 @@ TEST(SameHost, ManyTensorsOfOddSizesGoThroughStaging) {
 TEST(SameHost, PinsWhatIsRetired) {
     Running running;
     Cluster cluster = running.connect();
-    const Model model("m", {100'000});
+    const Model model = model_of("m", {100'000});
     model.put(cluster);
     std::vector<View> first = views(cluster, "m");
     std::vector<View> second = views(cluster, "m");
@@ -228,8 +205,8 @@ TEST(SameHost, PinsWhatIsRetired) {
 TEST(SameHost, TellsOfManyOrLargePinsAtOnce) {
     Running running;
     Cluster cluster = running.connect();
-    Model("large", {std::size_t{2} << 20}).put(cluster);
-    Model("many", std::vector<std::size_t>(70, 5000)).put(cluster);
+    model_of("large", {std::size_t{2} << 20}).put(cluster);
+    model_of("many", std::vector<std::size_t>(70, 5000)).put(cluster);
     std::vector<View> large = views(cluster, "large");
     std::vector<View> many = views(cluster, "many");
     cluster.retire("large");
@@ -241,7 +218,7 @@ TEST(SameHost, TellsOfManyOrLargePinsAtOnce) {
 }
 
 TEST(SameHost, ViewsOutliveTheClientAndTheServer) {
-    const Model model("m", {100'000});
+    const Model model = model_of("m", {100'000});
     std::vector<View> found;
     {
         Running running;
@@ -259,7 +236,7 @@ TEST(SameHost, ViewsOutliveTheClientAndTheServer) {
 
 TEST(SameHost, ViewsStayAsTheyAreWhenTheStoreGoesOnWithoutItsServer) {
     Running running;
-    const Model model("m", {100'000});
+    const Model model = model_of("m", {100'000});
     std::vector<View> found;
     {
         Cluster cluster = running.connect();
@@ -368,7 +345,7 @@ TEST(SameHost, AClientThatGoesDuringAPutLeavesNothing) {
     for (const std::uint64_t announced : {0, 1, 8}) {  // chunks that it has filled
         EXPECT_TRUE(running.has_used(0));
         local::Socket socket = introduced(running);
-        socket.send_body(request(wire::Operation::put), put_request(Model("m", {4 << 20})));
+        socket.send_body(request(wire::Operation::put), put_request(model_of("m", {4 << 20})));
         auto go = socket.receive();
         ASSERT_TRUE(go && go->frame.kind == wire::Kind::staging && go->passed);
         local::Staging staging(std::move(go->passed));
@@ -384,7 +361,7 @@ TEST(SameHost, AClientThatGoesDuringAPutLeavesNothing) {
 TEST(SameHost, AStagingFileCannotBeResized) {
     Running running;
     local::Socket socket = introduced(running);
-    socket.send_body(request(wire::Operation::put), put_request(Model("m", {1 << 20})));
+    socket.send_body(request(wire::Operation::put), put_request(model_of("m", {1 << 20})));
     const auto go = socket.receive();
     ASSERT_TRUE(go && go->passed);
     EXPECT_NE(ftruncate(go->passed.get(), 0), 0);
@@ -394,7 +371,7 @@ TEST(SameHost, AStagingFileCannotBeResized) {
 TEST(SameHost, AClientThatWritesToStagingMeanwhileHarmsOnlyItself) {
     Running running;
     local::Socket socket = introduced(running);
-    socket.send_body(request(wire::Operation::put), put_request(Model("m", {8 << 20})));
+    socket.send_body(request(wire::Operation::put), put_request(model_of("m", {8 << 20})));
     auto go = socket.receive();
     ASSERT_TRUE(go && go->passed);
     void* const memory = mmap(nullptr, 8 * local::Staging::slot_size, PROT_READ | PROT_WRITE,
@@ -428,8 +405,8 @@ TEST(SameHost, GetsRegionsAsTheArenaGrowsAndForgetsThemAsItShrinks) {
         std::vector<View> kept;
         std::vector<Model> models;
         for (int i = 0; i < 4; ++i) {
-            models.emplace_back("m" + std::to_string(i), std::vector<std::size_t>{10 << 20},
-                                static_cast<std::uint64_t>(round * 10 + i));
+            models.push_back(model_of("m" + std::to_string(i), {10 << 20},
+                                      static_cast<std::uint64_t>(round * 10 + i)));
             models.back().put(cluster);
             kept.push_back(views(cluster, models.back().request.model).at(0));
         }
@@ -450,7 +427,7 @@ TEST(SameHost, GetsRegionsAsTheArenaGrowsAndForgetsThemAsItShrinks) {
 TEST(SameHost, CannotWriteToTheArena) {
     Running running;
     Cluster cluster = running.connect();
-    Model("m", {100'000}).put(cluster);
+    model_of("m", {100'000}).put(cluster);
     const std::vector<View> found = views(cluster, "m");
     auto* const page = reinterpret_cast<void*>(
         reinterpret_cast<std::uintptr_t>(found.at(0).bytes.data()) / 4096 * 4096);
@@ -471,13 +448,14 @@ TEST(SameHost, CannotWriteToTheArena) {
 TEST(SameHost, SaysWhenTheStoreIsFull) {
     Running running({}, 1 << 20);
     Cluster cluster = running.connect();
-    Model("m", {700'000}).put(cluster);
+    model_of("m", {700'000}).put(cluster);
     std::string message;
-    EXPECT_EQ(code_of([&] { Model("n", {700'000}).put(cluster); }, &message), Errc::out_of_memory);
+    EXPECT_EQ(code_of([&] { model_of("n", {700'000}).put(cluster); }, &message),
+              Errc::out_of_memory);
     EXPECT_THAT(message, HasSubstr("limit 1048576"));
     EXPECT_EQ(views(cluster, "m").size(), 1u);
     cluster.retire("m");
-    Model("n", {700'000}).put(cluster);
+    model_of("n", {700'000}).put(cluster);
 }
 
 TEST(SameHost, WantsTheKeyOfTheServer) {
@@ -511,8 +489,9 @@ TEST(SameHost, ServesThreadsOfOneClientAtOnce) {
     for (int t = 0; t < 4; ++t) {
         threads.emplace_back([&cluster, t] {
             for (int i = 0; i < 20; ++i) {
-                const Model model("m" + std::to_string(t) + "_" + std::to_string(i),
-                                  {100, 300'000, 9'000}, static_cast<std::uint64_t>(t * 100 + i));
+                const Model model =
+                    model_of("m" + std::to_string(t) + "_" + std::to_string(i),
+                             {100, 300'000, 9'000}, static_cast<std::uint64_t>(t * 100 + i));
                 model.put(cluster);
                 const std::vector<View> found = views(cluster, model.request.model);
                 for (std::size_t j = 0; j < found.size(); ++j) {
@@ -531,11 +510,11 @@ TEST(SameHost, ServesThreadsOfOneClientAtOnce) {
 TEST(SameHost, AForkConnectsForItselfAndReleasesNothing) {
     Running running;
     Cluster cluster = running.connect();
-    const Model model("m", {100'000});
+    const Model model = model_of("m", {100'000});
     model.put(cluster);
     std::vector<View> found = views(cluster, "m");
     cluster.retire("m");
-    Model("n", {50'000}).put(cluster);
+    model_of("n", {50'000}).put(cluster);
     const pid_t child = fork();
     if (child == 0) {
         bool right = same(found.at(0).bytes, model.tensors[0]);
