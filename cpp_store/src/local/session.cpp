@@ -140,13 +140,6 @@ void Session::request(wire::Operation operation, std::uint64_t id, std::vector<s
 }
 
 void Session::respond(server::CallPtr call, std::uint16_t code, std::vector<std::byte> body) {
-    if (body.size() > wire::max_body) {
-        wire::Writer out;
-        out.string("the answer of " + std::to_string(body.size()) +
-                   " bytes is larger than a message may be; ask for less");
-        code = static_cast<std::uint16_t>(Errc::invalid_argument);
-        body = out.take();
-    }
     const std::string operation(wire::operation_name(call->operation()));
     if (!socket_.send_body({.kind = wire::Kind::response, .code = code, .call = call->id()},
                            body)) {

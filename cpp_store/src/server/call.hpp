@@ -91,7 +91,7 @@ class Call : public std::enable_shared_from_this<Call> {
     // Views what the call owns.
     [[nodiscard]] wire::Reader body() const { return wire::Reader(body_); }
 
-    void reply(wire::Writer body = {}) { host_.respond(shared_from_this(), 0, body.take()); }
+    void reply(wire::Writer body = {});  // fails if that is more than a message may hold
     void fail(const std::exception& error);
 
     // Moves the pieces, then runs `then` on a worker, which replies. If a piece cannot be moved the

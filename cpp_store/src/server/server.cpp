@@ -115,6 +115,17 @@ Handler handler_of(wire::Operation operation) {
     return handler;
 }
 
+void Call::reply(wire::Writer body) {
+    std::vector<std::byte> answer = body.take();
+    if (answer.size() > wire::max_body) {
+        fail(Error(Errc::invalid_argument,
+                   "the answer of " + std::to_string(answer.size()) +
+                       " bytes is larger than a message may be; ask for less"));
+        return;
+    }
+    host_.respond(shared_from_this(), 0, std::move(answer));
+}
+
 void Call::fail(const std::exception& error) {
     const auto* known = dynamic_cast<const Error*>(&error);
     const auto* memory = dynamic_cast<const std::bad_alloc*>(&error);
@@ -461,13 +472,6 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     Store& store() override { return *store_; }
 
     void respond(CallPtr call, std::uint16_t code, std::vector<std::byte> body) override {
-        if (body.size() > wire::max_body) {
-            wire::Writer out;
-            out.string("the answer of " + std::to_string(body.size()) +
-                       " bytes is larger than a message may be; ask for less");
-            code = static_cast<std::uint16_t>(Errc::invalid_argument);
-            body = out.take();
-        }
         if (std::this_thread::get_id() == progress_id) {
             answer(*call, code, body);
         } else {
