@@ -17,7 +17,6 @@ server of the store for 8 ranks), and of tasks of 20 to 180 ms without a store.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -70,9 +69,7 @@ Results = dict[str, float]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="fewer evaluations, smaller searches")
+    parser = figures.parser(__doc__.splitlines()[0], "fewer evaluations, smaller searches")
     parser.add_argument(
         "--openmpi",
         metavar="DIR",
@@ -88,9 +85,7 @@ def main() -> int:
     costs, evaluations = measured_costs(given.quick, results)
     check_simulation(costs, given.quick, results)
     simulated(costs, evaluations, given.quick, results)
-    figures.show(results, TARGETS)
-    if given.json:
-        figures.write(given.json, "evolution", results, quick=given.quick)
+    figures.finish("evolution", results, TARGETS, given)
     return 0
 
 

@@ -11,7 +11,6 @@ half of it is about what 2 ranks take on two cores of their own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -72,9 +71,7 @@ print(json.dumps({**rates, "same": same / count}))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the models, one run each")
+    parser = figures.parser(__doc__, "a tenth of the models, one run each")
     given = parser.parse_args()
     models, children, repeats, sample = (
         (6_000, 1_000, 1, 3) if given.quick else (60_000, 10_000, 3, 20)
@@ -93,9 +90,7 @@ def main() -> int:
     # Two cores against one, as above, but by CPU time: what it would be on a machine that is idle.
     rate = 2 * models / results[f"generate_{models}_cpu_s"]
     results["generate_over_keras_by_cpu_time"] = rate / keras["models_per_cpu_s"]
-    figures.show(results, TARGETS)
-    if given.json:
-        figures.write(given.json, "generation", results, quick=given.quick)
+    figures.finish("generation", results, TARGETS, given)
     return 0
 
 

@@ -14,7 +14,6 @@ which nothing else on the machine can use up, medians over blocks of 10,000 call
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import json
@@ -69,9 +68,7 @@ Genomes = npt.NDArray[np.int32]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="no more than 60,000 models")
+    parser = figures.parser(__doc__.splitlines()[0], "no more than 60,000 models")
     given = parser.parse_args()
     sizes = [1_000, 10_000, 60_000] if given.quick else [1_000, 10_000, 60_000, 1_000_000]
     queries = 200 if given.quick else 1_000
@@ -83,9 +80,7 @@ def main() -> int:
     worst_cases(10_000 if given.quick else 1_000_000, results)
     over_rpc(6_000 if given.quick else 60_000, results)
     results |= over_mpi(6_000 if given.quick else 60_000)
-    figures.show(results, TARGETS)
-    if given.json:
-        figures.write(given.json, "metadata", results, quick=given.quick)
+    figures.finish("metadata", results, TARGETS, given)
     return 0
 
 

@@ -8,7 +8,6 @@ disk in headless Chromium without a graphics card, in a fresh profile each time.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -32,9 +31,7 @@ TARGETS: figures.Targets = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="5,000 evaluations")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    parser = figures.parser(__doc__.splitlines()[0], "5,000 evaluations")
     given = parser.parse_args()
     evaluations = 5_000 if given.quick else 100_000
     with tempfile.TemporaryDirectory() as folder:
@@ -48,9 +45,7 @@ def main() -> int:
             "bytes": page.stat().st_size,
         }
         results |= view(page)
-    figures.show(results, TARGETS)
-    if given.json:
-        figures.write(given.json, "report", results, quick=given.quick)
+    figures.finish("report", results, TARGETS, given)
     return 0
 
 

@@ -5,7 +5,7 @@
 *Time to target.* Aging evolution in one process, on ``digits`` and on ``breast_cancer``: without
 transfer, and with it by two policies, each with its application's epochs and otherwise the
 defaults. Population and tournament are the same. Each search gets the same number of seconds; its
-time to target is the wall time from its first question until an evaluation reaches the
+time to target is the time from its first question until an evaluation reaches the
 application's target, or all the seconds if none does, so that the ratio is a lower bound where
 searches without transfer fail. The targets were fixed before, from other seeds (1000 to 1002) than
 those measured (0 to 19): about the best that a search without transfer found in them.
@@ -33,7 +33,6 @@ Seconds are those of the process's one thread, which are those on the wall where
 
 from __future__ import annotations
 
-import argparse
 import math
 import multiprocessing
 import os
@@ -116,9 +115,7 @@ class Search:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="two seeds, fewer seconds")
+    parser = figures.parser(__doc__, "two seeds, fewer seconds")
     parser.add_argument("--first_seed", type=int, default=0, help="(pilot runs took 1000)")
     given = parser.parse_args()
     seeds = range(given.first_seed, given.first_seed + (2 if given.quick else 20))
@@ -131,9 +128,7 @@ def main() -> None:
                 results |= compared(application, condition, found)
     results |= headline(found)
     results |= storage(300, 2 if given.quick else 5)
-    figures.show(results, TARGETS)
-    if given.json:
-        figures.write(given.json, "search", results, quick=given.quick)
+    figures.finish("search", results, TARGETS, given)
 
 
 Found = dict[tuple[str, str], list[Search]]
@@ -154,11 +149,9 @@ def searches(seeds: Sequence[int], budget: float) -> Found:
 def turns(task: tuple[str, int, float]) -> dict[str, Search]:
     """Search in each condition, in an order that changes from seed to seed."""
     application, seed, budget = task
-    names = list(CONDITIONS)
-    first = seed % len(names)
     return {
         name: search(application, *CONDITIONS[name], seed, budget)
-        for name in names[first:] + names[:first]
+        for name in figures.in_turn(list(CONDITIONS), seed)
     }
 
 

@@ -15,8 +15,6 @@ makes a block for each model.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import statistics
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import figures
 import store_clients
+import store_fairness
 import store_growth
 from store_contenders import Contender, Memcpy, StoreContender, Stream, open_peers
 from store_servers import KIB, MIB, SHARED_MEMORY, ServerProcess, connect, server
@@ -104,9 +103,7 @@ Times = dict[tuple[str, str], float]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and repetitions")
+    parser = figures.parser(__doc__, "fewer sizes and repetitions")
     parser.add_argument(
         "--directory",
         type=Path,
@@ -122,12 +119,11 @@ def main() -> int:
         bulk(stack, stores, given.directory, given.quick, results)
         several(process, stores, given.quick, results)
         latencies(process, stores, given.quick, results)
-        if importlib.util.find_spec("store_fairness"):
-            results |= importlib.import_module("store_fairness").measure(
-                process.address,
-                bulk_bytes=SIZES["256MB" if given.quick else "1GB"],
-                seconds=1.0 if given.quick else 5.0,
-            )
+        results |= store_fairness.measure(
+            process.address,
+            bulk_bytes=SIZES["256MB" if given.quick else "1GB"],
+            seconds=1.0 if given.quick else 5.0,
+        )
     filling(SHARED_MEMORY if "shm" in stores else "ofi_tcp", given.quick, results)
 
     print()
@@ -192,8 +188,7 @@ def measure(contenders: list[Contender], total: int, count: int, repetitions: in
         each.prepare(total, count)
     times: dict[tuple[str, str], list[float]] = {}
     for repetition in range(repetitions + 1):  # the first one warms up
-        first = repetition % len(contenders)
-        for each in contenders[first:] + contenders[:first]:
+        for each in figures.in_turn(contenders, repetition):
             taken = {"write": each.write(), "read": each.read(), "view": look(each)}
             each.forget()
             for what, spent in taken.items():

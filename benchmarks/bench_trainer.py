@@ -24,7 +24,6 @@ Contenders take turns; figures are ratios of medians, after a warm-up.
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
@@ -62,18 +61,14 @@ EPOCHS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="fewer networks")
+    parser = figures.parser(__doc__, "fewer networks")
     given = parser.parse_args()
     results = measure_speedup(3 if given.quick else 12)
     children = 12 if given.quick else 60
     results |= measure_overhead("", Policy("freeze", grow=False), children)
     results |= measure_overhead("_brief", Policy("freeze"), children)
     results |= measure_frozen_prefix(5 if given.quick else 15)
-    figures.show(results, TARGETS)
-    if given.json:
-        figures.write(given.json, "trainer", results, quick=given.quick)
+    figures.finish("trainer", results, TARGETS, given)
 
 
 def measure_speedup(networks: int) -> dict[str, float]:

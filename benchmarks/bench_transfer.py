@@ -14,7 +14,6 @@ in each rank's own.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 import sys
@@ -57,11 +56,7 @@ SHARES = (25, 50, 75, 95)  # per cent of the layers
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="smaller models, fewer children")
+    parser = figures.parser(__doc__, "smaller models, fewer children")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()),
                         metavar="DIR", help="where hdf5 keeps its files")  # fmt: skip
     parser.add_argument("--children", type=int, help="of each rank (default: 12)")
@@ -77,9 +72,7 @@ def main() -> int:
             for share in SHARES:
                 results |= measure(size, share, children, places, world)
     if world.rank == 0:
-        figures.show(results, TARGETS)
-        if given.json:
-            figures.write(given.json, "transfer", results, quick=given.quick)
+        figures.finish("transfer", results, TARGETS, given)
     return 0
 
 
@@ -99,8 +92,7 @@ def measure(
             child = model(size, share, world.rank, member=number + 1)
             weights = tensors_of(child)
             names = list(methods)
-            first = number % len(names)
-            for name in names[first:] + names[:first]:
+            for name in figures.in_turn(names, number):
                 times, nbytes = transferred(methods[name], f"{family}-{number}", child, weights)
                 if number:  # the first child is warm-up
                     for step, spent in {**times, "total": sum(times.values())}.items():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 Targets = Mapping[str, tuple[str, float]]
 """By key: "at least" or "at most", and the limit."""
 
@@ -60,6 +63,31 @@ def program(name: str, install: str) -> str | None:
     if found is None:
         lacks(name, install)
     return found
+
+
+def parser(description: str, quick: str) -> argparse.ArgumentParser:
+    """Return a parser with the arguments of every script; `quick` says what ``--quick`` spares."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", metavar="FILE", help="write the figures here")
+    made.add_argument("--quick", action="store_true", help=quick)
+    return made
+
+
+def in_turn(contenders: Sequence[T], repetition: int) -> list[T]:
+    """Return the contenders, another one first in each repetition."""
+    first = repetition % len(contenders)
+    return [*contenders[first:], *contenders[:first]]
+
+
+def finish(
+    benchmark: str, results: Mapping[str, float], targets: Targets, given: argparse.Namespace
+) -> None:
+    """Show the figures, and write them where `parser`'s arguments say."""
+    show(results, targets)
+    if given.json:
+        write(given.json, benchmark, results, quick=given.quick)
 
 
 def show(results: Mapping[str, float], targets: Targets) -> None:

@@ -11,7 +11,6 @@ taking turns.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -49,11 +48,7 @@ COUNTS = (1, 5, 25, 50)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="a smaller model, fewer reads")
+    parser = figures.parser(__doc__, "a smaller model, fewer reads")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()),
                         metavar="DIR", help="of the files (default: %(default)s)")  # fmt: skip
     parser.add_argument("--megabytes", type=int, help="of the model (default: 64)")
@@ -80,9 +75,7 @@ def main() -> int:
         for method in methods:
             method.close()
     if world.rank == 0:
-        figures.show(results, TARGETS)
-        if given.json:
-            figures.write(given.json, "load_single", results, quick=given.quick)
+        figures.finish("load_single", results, TARGETS, given)
     return 0
 
 
@@ -96,8 +89,7 @@ def alternate(
     for repetition in range(repetitions + 1):
         drawn = rng.choice(LAYERS, count, replace=False)
         layers = {f"layer_{number}": tensors[f"layer_{number}"] for number in sorted(drawn)}
-        turn = repetition % len(methods)
-        for method in [*methods[turn:], *methods[:turn]]:
+        for method in figures.in_turn(methods, repetition):
             buffers = empty_like(layers)
             world.Barrier()
             begin = time.perf_counter()

@@ -12,7 +12,6 @@ repetitions, methods taking turns, each as long as its slowest rank.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -52,11 +51,7 @@ Shapes = Mapping[str, Sequence[tuple[int, ...]]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="resnet50 only, fewer times")
+    parser = figures.parser(__doc__, "resnet50 only, fewer times")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()),
                         metavar="DIR", help="of the files (default: %(default)s)")  # fmt: skip
     given = parser.parse_args()
@@ -76,9 +71,7 @@ def main() -> int:
         for method in methods:
             method.close()
     if world.rank == 0:
-        figures.show(results, TARGETS)
-        if given.json:
-            figures.write(given.json, "save", results, quick=given.quick)
+        figures.finish("save", results, TARGETS, given)
     return 0
 
 
@@ -90,8 +83,7 @@ def alternate(
     nbytes = {}
     buffers, model = empty_like(tensors), f"rank{world.rank}"
     for repetition in range(repetitions + 1):
-        turn = repetition % len(methods)
-        for method in [*methods[turn:], *methods[:turn]]:
+        for method in figures.in_turn(methods, repetition):
             world.Barrier()
             begin = time.perf_counter()
             method.write(model, tensors)

@@ -9,13 +9,11 @@ without the other client.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import subprocess
 import sys
 import time
 from multiprocessing.synchronize import Event
-from pathlib import Path
 
 import figures
 import numpy as np
@@ -115,9 +113,7 @@ def _move_bulk(address: str, what: str, nbytes: int, started: Event, stop: Event
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--quick", action="store_true", help="for a second each")
+    parser = figures.parser(__doc__.splitlines()[0], "for a second each")
     arguments = parser.parse_args()
     program = figures.program("cpp-store-server", "pip install .") or sys.exit(2)
     server = subprocess.Popen(
@@ -134,9 +130,7 @@ def main() -> None:
     finally:
         server.terminate()
         server.wait()
-    figures.show(results, TARGETS)
-    if arguments.json:
-        figures.write(arguments.json, "store_fairness", results, quick=arguments.quick)
+    figures.finish("store_fairness", results, TARGETS, arguments)
 
 
 if __name__ == "__main__":

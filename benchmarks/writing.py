@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -45,11 +44,7 @@ class Experiment:
 
 def main(experiment: Experiment, description: str, targets: figures.Targets) -> int:
     """Run the script of an experiment."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the figures here")
-    parser.add_argument("--quick", action="store_true", help="smaller models, fewer of them")
+    parser = figures.parser(description, "smaller models, fewer of them")
     parser.add_argument("--directory", type=Path, default=experiment.directory, metavar="DIR",
                         help="the file system to write to (default: %(default)s)")  # fmt: skip
     parser.add_argument("--tasks", type=int, help="models that each rank writes (default: 8)")
@@ -77,9 +72,7 @@ def main(experiment: Experiment, description: str, targets: figures.Targets) -> 
                 if method != "store":
                     results[f"{method}_over_store_{size}mb"] = seconds / taken["store"]
     if world.rank == 0:
-        figures.show(results, targets)
-        if given.json:
-            figures.write(given.json, experiment.name, results, quick=given.quick)
+        figures.finish(experiment.name, results, targets, given)
     return 0
 
 
@@ -95,8 +88,7 @@ def alternate(
     """Let methods take turns; return the median seconds that the slowest rank took."""
     taken: dict[str, list[float]] = {method.name: [] for method in methods}
     for repetition in range(repetitions + 1):
-        turn = repetition % len(methods)
-        for method in [*methods[turn:], *methods[:turn]]:
+        for method in figures.in_turn(methods, repetition):
             seconds = write(experiment, method, places, tensors, tasks, world)
             if repetition:  # the first one warms up
                 taken[method.name].append(world.allreduce(seconds, MPI.MAX))
