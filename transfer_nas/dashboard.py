@@ -23,6 +23,7 @@ from transfer_nas import command_line, runs
 from transfer_nas.command_line import OK, Parser
 from transfer_nas.errors import InputError
 from transfer_nas.report import page
+from transfer_nas.report.arguments import add_groups
 
 _FILES = ("run.json", "results.csv", "checkpoint", "summary.json")
 _HEARTBEAT = 15.0  # seconds after which an idle connection is given a sign of life
@@ -281,17 +282,8 @@ def _parser() -> Parser:
         prog="python -m transfer_nas.dashboard",
         description="Serve the report of a run to browsers of this host, and follow the run.",
     )
+    add_groups(parser)
     add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="run directory; several are shown together")
-    add("--against", nargs="+", default=[], metavar="RUN", help="a second group to compare with")
-    add(
-        "--labels",
-        nargs=2,
-        default=("first", "second"),
-        metavar="NAME",
-        help="what to call the two groups (default: first second)",
-    )
-    add("--space", metavar="NAME", help="the runs' space if it is one's own")
     add(
         "--host",
         default="127.0.0.1",

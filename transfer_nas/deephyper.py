@@ -457,8 +457,6 @@ def _keep_best(trainer: TransferTrainer, objective: float, path: Path) -> None:
         file.seek(0)
         best = float(file.read() or "-inf")
         if objective > best:
-            fresh = path.with_name(f"{path.stem}.new.keras")
-            trainer.save_model(fresh)
-            fresh.replace(path)
+            trainer.save_model(path)
             file.truncate(0)
             file.write(repr(objective))

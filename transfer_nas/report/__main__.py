@@ -9,6 +9,7 @@ from pathlib import Path
 from transfer_nas import command_line
 from transfer_nas.command_line import OK, Parser
 from transfer_nas.errors import InputError
+from transfer_nas.report.arguments import add_groups
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,34 +50,10 @@ def _parser() -> Parser:
         "storage over time, the best models and their lineage, genes, ranks. It opens without a "
         "network. A run that is still in progress is shown as far as it has come.",
     )
-    add = parser.add_argument
-    add(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="run directory, or run packed by transfer_nas.runs; several are shown together",
+    add_groups(parser)
+    parser.add_argument(
+        "--output", default="report.html", metavar="FILE", help="(default: report.html)"
     )
-    add(
-        "--against",
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="a second group of runs, to compare the first with",
-    )
-    add(
-        "--labels",
-        nargs=2,
-        default=("first", "second"),
-        metavar="NAME",
-        help="what to call the two groups (default: first second)",
-    )
-    add(
-        "--space",
-        metavar="NAME",
-        help="the runs' space if it is one's own, as package.module:attribute or "
-        "path/to/file.py:attribute: needed to draw architectures",
-    )
-    add("--output", default="report.html", metavar="FILE", help="(default: report.html)")
     return parser
 
 

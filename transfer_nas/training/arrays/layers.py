@@ -94,14 +94,18 @@ class Operation:
 class Activated(Operation):
     """A layer whose output goes through an activation function."""
 
-    def _activation(self) -> Activation:
-        return ACTIVATIONS[self.config["activation"]]()
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._activate: Activation = ACTIVATIONS[self.config["activation"]]()
+
+    @classmethod
+    def knows(cls, config: Mapping[str, Any]) -> bool:
+        """See `Operation`."""
+        return super().knows(config) and _is_activation(config["activation"])
 
     def skip_activation(self) -> None:
         """Let `backward` take the gradient of what goes into the activation."""
         self._activate.derived = False
-
-    _activate: Activation
 
 
 class Dense(Activated):
@@ -109,15 +113,6 @@ class Dense(Activated):
 
     initializers = ("kernel_initializer", "bias_initializer")
     keys = frozenset({"units", "activation", "use_bias", *initializers})
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._activate = self._activation()
-
-    @classmethod
-    def knows(cls, config: Mapping[str, Any]) -> bool:
-        """See `Operation`."""
-        return super().knows(config) and _is_activation(config["activation"])
 
     @classmethod
     def infer(cls, config: Mapping[str, Any], shapes: Sequence[Shape]) -> Shape | None:
@@ -150,15 +145,6 @@ class ActivationLayer(Activated):
     """An activation function alone."""
 
     keys = frozenset({"activation"})
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._activate = self._activation()
-
-    @classmethod
-    def knows(cls, config: Mapping[str, Any]) -> bool:
-        """See `Operation`."""
-        return super().knows(config) and _is_activation(config["activation"])
 
     def forward(self, inputs: Sequence[Array], training: bool) -> Array:
         """See `Operation`."""
