@@ -97,7 +97,7 @@ def first_put_over_warm(transport: str, repetitions: int) -> float:
     first, warm = [], []
     for _ in range(repetitions):
         # A server has touched that much of its pool before its first client comes.
-        with server(2048 * MIB, touched=100 * MIB) as process:
+        with server(2048 * MIB, touched=128 * MIB) as process:
             store = connect(process.address, transport)
             assert store is not None
             first.append(seconds(lambda store=store: store.put("first", source)))

@@ -30,6 +30,7 @@ namespace {
 constexpr std::uint64_t page = 4096;
 constexpr std::uint64_t huge_page = std::uint64_t{2} << 20;
 constexpr std::uint64_t prefault_chunk = std::uint64_t{4} << 20;
+constexpr std::chrono::milliseconds quiet{20};  // longer than a put of some hundred MB is copied
 
 constexpr std::uint64_t round_down(std::uint64_t value, std::uint64_t unit) noexcept {
     return value / unit * unit;
@@ -123,6 +124,8 @@ struct Arena::Impl {
     // The least that was free within the current window of `linger`: what nobody needed in it.
     std::uint64_t least_free = 0;
     bool window_open = false;
+    std::uint64_t allocations = 0;
+    std::uint64_t noticed = 0;  // of them, by the keeper
     bool kernel_full = false;  // the last pre-fault failed
     bool stop = false;
     std::thread keeper;  // touches pages ahead of demand and gives surplus back
@@ -176,6 +179,8 @@ struct Arena::Impl {
     // The background thread.
     void keep();
     bool wants_prefault() const noexcept;
+    bool is_short() const noexcept;
+    bool is_quiet(std::unique_lock<std::mutex>& lock);
     void prefault(std::unique_lock<std::mutex>& lock);
     void trim(std::unique_lock<std::mutex>& lock);
     void trim_tail(int id, std::uint64_t surplus, std::unique_lock<std::mutex>& lock);
@@ -238,6 +243,7 @@ Extent Arena::Impl::take(int id, std::uint64_t offset, std::uint64_t size) {
     warm_free -= size;
     least_free = std::min(least_free, warm_free);
     used += size;
+    ++allocations;
     high_water = std::max(high_water, used);
     if (wants_prefault()) wake->notify_one();
     ASAN_UNPOISON_MEMORY_REGION(region.base + offset, size);
@@ -322,11 +328,25 @@ bool Arena::Impl::wants_prefault() const noexcept {
     return warm_free < options.ahead && used + warm_free < options.limit && !kernel_full;
 }
 
+bool Arena::Impl::is_short() const noexcept {
+    return warm_free < options.ahead / 4;
+}
+
+// Whether nobody allocates for a moment. Touching pages takes a processor, and the kernel's time
+// with it, from those who are about to fill what they allocated: with two processors the first put
+// of a server took twice as long. What is still warm suffices for them.
+bool Arena::Impl::is_quiet(std::unique_lock<std::mutex>& lock) {
+    if (noticed == allocations) return true;
+    noticed = allocations;
+    wake->wait_for(lock, quiet, [this] { return stop || is_short() || !wants_prefault(); });
+    return !stop && noticed == allocations && wants_prefault();
+}
+
 void Arena::Impl::keep() {
     std::unique_lock lock(mutex);
     while (!stop) {
         if (wants_prefault()) {
-            prefault(lock);
+            if (is_short() || is_quiet(lock)) prefault(lock);
         } else if (warm_free > options.ahead || kernel_full) {
             // Nothing to do now, but perhaps after a while without need for the surplus.
             window_open = true;
