@@ -126,7 +126,7 @@ struct Arena::Impl {
     bool window_open = false;
     std::uint64_t allocations = 0;
     std::uint64_t noticed = 0;  // of them, by the keeper
-    bool kernel_full = false;  // the last pre-fault failed
+    bool kernel_full = false;   // the last pre-fault failed
     bool stop = false;
     std::thread keeper;  // touches pages ahead of demand and gives surplus back
 
