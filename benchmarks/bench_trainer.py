@@ -17,7 +17,10 @@ a fifth of the epochs.
 ``frozen_prefix_speedup``: an epoch of four dense layers of 512 units and a softmax, of which the
 first three, three quarters of the parameters, are frozen: with the frozen prefix computed each
 time, over with it computed once for all. ``frozen_prefix_saves`` counts the one computation of the
-prefix against the five epochs.
+prefix against the five epochs. ``keras_frozen_prefix_…``: the same by the trainer's loop on Keras,
+where the one computation goes with tracing what is left of the network, against tracing all.
+``keras_frozen_prefix_again_ms`` is what it takes to begin the training of another candidate with
+the same frozen prefix, ``…_first_ms`` of the first one.
 
 Contenders take turns; figures are ratios of medians, after a warm-up.
 """
@@ -27,7 +30,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy; TensorFlow takes all cores
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -42,7 +45,9 @@ from transfer_nas.applications import Application, Data
 from transfer_nas.job import Job
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
+from transfer_nas.training import Training
 from transfer_nas.training.arrays.engine import ArrayEngine
+from transfer_nas.training.keras_engine import KerasEngine
 from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import NoTransfer, StoreTransfer
 
@@ -68,6 +73,7 @@ def main() -> None:
     results |= measure_overhead("", Policy("freeze", grow=False), children)
     results |= measure_overhead("_brief", Policy("freeze"), children)
     results |= measure_frozen_prefix(5 if given.quick else 15)
+    results |= measure_keras_frozen_prefix(5 if given.quick else 15)
     figures.finish("trainer", results, TARGETS, given)
 
 
@@ -169,27 +175,66 @@ def measure_overhead(key: str, policy: Policy, children: int) -> dict[str, float
 def measure_frozen_prefix(repetitions: int) -> dict[str, float]:
     """Train the last quarter of a chain, with its prefix computed once and each time."""
     graph, task = chain()
-    weighted = [name for name in graph.names if name.startswith("Dense")]
-    frozen = weighted[: 3 * (len(weighted) - 1) // 4]
     engine = ArrayEngine(task, task.batch_size, EPOCHS)
-    order = np.arange(len(task.data.y_train))
+    candidate = engine.candidate(graph, 0)
     begin = time.perf_counter()
-    cached = engine.candidate(graph, 0).training(frozen, epochs=EPOCHS)
+    cached = candidate.training(prefix_of(graph), epochs=EPOCHS)
     once = time.perf_counter() - begin
-    plain = engine.candidate(graph, 0).training(frozen, epochs=1)  # so that caching does not pay
+    # With a single epoch computing it ahead does not pay.
+    plain = engine.candidate(graph, 0).training(prefix_of(graph), epochs=1)
     assert cached is not None and plain is not None
-    seconds: dict[str, list[float]] = {"cached": [], "plain": []}
-    for number in range(repetitions + 1):
-        for name, training in (("cached", cached), ("plain", plain)):
-            begin = time.perf_counter()
-            training.epoch(order, 1e-3)
-            if number:
-                seconds[name].append(time.perf_counter() - begin)
-    epoch = {name: statistics.median(times) for name, times in seconds.items()}
+    epoch = epoch_seconds({"cached": cached, "plain": plain}, repetitions)
     return {
         "frozen_prefix_speedup": epoch["plain"] / epoch["cached"],
         "frozen_prefix_saves": EPOCHS * epoch["plain"] / (once + EPOCHS * epoch["cached"]),
     }
+
+
+def measure_keras_frozen_prefix(repetitions: int) -> dict[str, float]:
+    """Do the same with Keras."""
+    graph, task = chain()
+    engines = {
+        "cached": KerasEngine(task, task.batch_size),
+        "plain": KerasEngine(task, task.batch_size, cache_bytes=0),
+    }
+    begun: dict[str, list[float]] = {}
+    trainings = {}
+    for name in ("plain", "cached", "plain", "cached"):
+        candidate = engines[name].candidate(graph, 0)  # of equal weights, as the seeds are
+        begin = time.perf_counter()
+        training = candidate.training(prefix_of(graph), epochs=EPOCHS)
+        begun.setdefault(name, []).append(time.perf_counter() - begin)
+        assert training is not None
+        trainings[name] = training
+    epoch = epoch_seconds(trainings, repetitions)
+    first, again = begun["cached"]
+    whole = {name: begun[name][-1] + EPOCHS * epoch[name] for name in engines}
+    return {
+        "keras_frozen_prefix_speedup": epoch["plain"] / epoch["cached"],
+        "keras_frozen_prefix_saves": whole["plain"] / (whole["cached"] + first - again),
+        "keras_frozen_prefix_first_ms": 1e3 * first,
+        "keras_frozen_prefix_again_ms": 1e3 * again,
+    }
+
+
+def prefix_of(graph: LayerGraph) -> list[str]:
+    """Return three quarters of the dense layers before the last."""
+    weighted = [name for name in graph.names if name.startswith("Dense")]
+    return weighted[: 3 * (len(weighted) - 1) // 4]
+
+
+def epoch_seconds(trainings: Mapping[str, Training], repetitions: int) -> dict[str, float]:
+    """Return the medians of epochs that take turns, after one each."""
+    _, task = chain()
+    order = np.arange(len(task.data.y_train))
+    seconds: dict[str, list[float]] = {name: [] for name in trainings}
+    for number in range(repetitions + 1):
+        for name, training in trainings.items():
+            begin = time.perf_counter()
+            training.epoch(order, 1e-3)
+            if number:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def chain(width: int = 512, depth: int = 4) -> tuple[LayerGraph, Application]:

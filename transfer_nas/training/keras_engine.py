@@ -14,6 +14,7 @@ import numpy.typing as npt
 from graph_meta import LayerGraph
 from transfer_nas.applications import Application, Arrays, Data, as_tuple
 from transfer_nas.training._base import Candidate, Engine, Training
+from transfer_nas.training.frozen_prefix import CACHE_BYTES, FrozenPrefixes
 from transfer_nas.transfer import Tensors
 
 if TYPE_CHECKING:
@@ -29,13 +30,25 @@ class KerasEngine(Engine):
 
     From the first candidate on the process belongs to it: Keras' session is cleared and its seed
     set for each.
+
+    Parameters
+    ----------
+    application
+        Data, loss, metric, optimizer.
+    batch_size
+        Rows a step.
+    cache_bytes
+        Most bytes of activations of frozen prefixes that are kept; 0: none is computed ahead.
     """
 
     name = "keras"
 
-    def __init__(self, application: Application, batch_size: int) -> None:
+    def __init__(
+        self, application: Application, batch_size: int, *, cache_bytes: int = CACHE_BYTES
+    ) -> None:
         self._application = application
         self._batch_size = batch_size
+        self._cache_bytes = cache_bytes
 
     def supports(self, graph: LayerGraph) -> bool:
         """Whatever Keras can build."""
@@ -56,12 +69,13 @@ class KerasEngine(Engine):
         import keras
 
         data, batch_size = self._application.data, self._batch_size
+        prefixes = FrozenPrefixes(data, validation_batch_size(data, batch_size), self._cache_bytes)
         if keras.backend.backend() == "tensorflow":
             from transfer_nas.training.tensorflow_loop import TensorFlowLoop
 
-            loop: KerasLoop = TensorFlowLoop(data, batch_size)
+            loop: KerasLoop = TensorFlowLoop(data, batch_size, prefixes)
         else:
-            loop = FitLoop(data, batch_size)
+            loop = FitLoop(data, batch_size, prefixes)
         # Keras' objects are cycles, so each candidate's memory comes back by a collection. That of
         # a process with TensorFlow in it takes 0.2 s unless what stays is set apart.
         gc.collect()
@@ -78,13 +92,15 @@ class KerasLoop(ABC):
         Training and validation rows.
     batch_size
         Rows a step.
+    prefixes
+        Computes frozen prefixes of models for these rows.
     """
 
     @abstractmethod
-    def __init__(self, data: Data, batch_size: int) -> None: ...
+    def __init__(self, data: Data, batch_size: int, prefixes: FrozenPrefixes) -> None: ...
 
     @abstractmethod
-    def training(self, model: keras.Model, graph: LayerGraph, epochs: int) -> Training:
+    def training(self, model: keras.Model, graph: LayerGraph) -> Training:
         """Begin a training of `model`, which was compiled just before and has something to train.
 
         Parameters
@@ -93,8 +109,6 @@ class KerasLoop(ABC):
             The model; its frozen layers are not trainable.
         graph
             What it is, by the stable names that its layers carry.
-        epochs
-            How many are planned.
         """
 
     @abstractmethod
@@ -135,7 +149,7 @@ class KerasCandidate(Candidate):
         if not self._model.trainable_variables:
             return None
         compile_model(self._model, self._application)
-        return self._loop.training(self._model, self.graph, epochs)
+        return self._loop.training(self._model, self.graph)
 
     def validate(self) -> dict[str, float]:
         """See `Candidate`."""
@@ -159,13 +173,19 @@ def compile_model(model: keras.Model, application: Application) -> None:
 class FitLoop(KerasLoop):
     """Keras' own loop; any backend."""
 
-    def __init__(self, data: Data, batch_size: int) -> None:
+    def __init__(self, data: Data, batch_size: int, prefixes: FrozenPrefixes) -> None:
         self._data = data
         self._batch_size = batch_size
+        self._prefixes = prefixes
 
-    def training(self, model: keras.Model, graph: LayerGraph, epochs: int) -> Training:
+    def training(self, model: keras.Model, graph: LayerGraph) -> Training:
         """See `KerasLoop`."""
-        return _FitTraining(model, self._data, self._batch_size)
+        rest = self._prefixes.rest(model, graph)
+        if rest is None:
+            return _FitTraining(model, model, self._data.x_train, self._data, self._batch_size)
+        network, x = rest
+        network.compile(model.optimizer, model.loss, jit_compile=model.jit_compile)
+        return _FitTraining(model, network, x, self._data, self._batch_size)
 
     def validate(self, model: keras.Model) -> dict[str, float]:
         """See `KerasLoop`."""
@@ -180,18 +200,36 @@ class FitLoop(KerasLoop):
 
 
 class _FitTraining(Training):
-    """Fits one epoch at a time."""
+    """Fits one epoch at a time.
 
-    def __init__(self, model: keras.Model, data: Data, batch_size: int) -> None:
-        self._model, self._data, self._batch_size = model, data, batch_size
-        model.optimizer.build(model.trainable_variables)
+    Parameters
+    ----------
+    model
+        The model.
+    network
+        What is fitted: the model, or what is left of it, with the same optimizer.
+    x
+        Inputs of `network` for all rows.
+    data
+        The targets.
+    batch_size
+        Rows a step.
+    """
+
+    def __init__(
+        self, model: keras.Model, network: keras.Model, x: Any, data: Data, batch_size: int
+    ) -> None:
+        self._model, self._network = model, network
+        self._x, self._y = as_tuple(x), as_tuple(data.y_train)
+        self._batch_size = batch_size
+        model.optimizer.build(network.trainable_variables)
 
     def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
         """See `Training`."""
         self._model.optimizer.learning_rate = learning_rate
-        history = self._model.fit(
-            inputs(tuple(x[order] for x in as_tuple(self._data.x_train))),
-            inputs(tuple(y[order] for y in as_tuple(self._data.y_train))),
+        history = self._network.fit(
+            inputs(tuple(x[order] for x in self._x)),
+            inputs(tuple(y[order] for y in self._y)),
             batch_size=self._batch_size,
             shuffle=False,
             verbose=0,

@@ -3,13 +3,16 @@
 What ``Model.fit`` spends on a candidate that trains for seconds is overhead: it traces each step
 twice (once because optimizer and metrics make their variables inside), and each weight's update by
 itself, keeps the bookkeeping of metrics that nobody reads, and feeds batches from Python. It also
-leaks: each trace leaves its graph in TensorFlow's registry of gradients, through the reduction over
-replicas in ``Optimizer.apply``, which therefore is called across replicas here.
+leaks: what has a gradient of its own in TensorFlow - ``silu`` as an activation, the reduction over
+replicas in ``Optimizer.apply`` - leaves that in a registry at each trace, and with it the graph:
+10 to 30 MB a candidate. Here it is taken out again, and the reduction is not traced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import numpy.typing as npt
 from graph_meta import LayerGraph
 from transfer_nas.applications import Data, as_tuple
 from transfer_nas.training._base import Training
+from transfer_nas.training.frozen_prefix import FrozenPrefixes
 from transfer_nas.training.keras_engine import (
     KerasLoop,
     inputs,
@@ -49,12 +53,12 @@ _ELEMENTWISE = (
 class TensorFlowLoop(KerasLoop):
     """The rows stay on the device."""
 
-    def __init__(self, data: Data, batch_size: int) -> None:
+    def __init__(self, data: Data, batch_size: int, prefixes: FrozenPrefixes) -> None:
         import tensorflow as tf
 
         # Equal seeds shall give equal weights.
         tf.config.experimental.enable_op_determinism()
-        self._train_rows = _tensors((inputs(data.x_train), inputs(data.y_train)))
+        self._x_train, self._y_train = _tensors((inputs(data.x_train), inputs(data.y_train)))
         self._valid_rows = _tensors((inputs(data.x_valid), inputs(data.y_valid)))
         self._rows = len(as_tuple(data.x_train)[0])
         self._batch_size = batch_size
@@ -63,10 +67,14 @@ class TensorFlowLoop(KerasLoop):
         self._valid_batches = [
             slice(begin, begin + size) for begin in range(0, self._valid_count, size)
         ]
+        self._prefixes = prefixes
 
-    def training(self, model: keras.Model, graph: LayerGraph, epochs: int) -> Training:
+    def training(self, model: keras.Model, graph: LayerGraph) -> Training:
         """See `KerasLoop`."""
-        return _TensorFlowTraining(model, self._train_rows, self._rows, self._batch_size)
+        rest = self._prefixes.rest(model, graph)
+        network, x = (model, self._x_train) if rest is None else rest
+        rows = (x, self._y_train)
+        return _TensorFlowTraining(model, network, rows, self._rows, self._batch_size)
 
     def validate(self, model: keras.Model) -> dict[str, float]:
         """Call the model batch by batch: a trace would cost more than it saves."""
@@ -85,17 +93,34 @@ class TensorFlowLoop(KerasLoop):
 
 
 class _TensorFlowTraining(Training):
-    """One trace, run once an epoch."""
+    """One trace, run once an epoch.
 
-    def __init__(self, model: keras.Model, rows: Any, count: int, batch_size: int) -> None:
+    Parameters
+    ----------
+    model
+        Compiled just before.
+    network
+        What computes its outputs from the rows: the model, or what is left of it.
+    rows
+        Inputs of `network`, and targets.
+    count
+        Number of rows.
+    batch_size
+        Rows a step.
+    """
+
+    def __init__(
+        self, model: keras.Model, network: keras.Model, rows: Any, count: int, batch_size: int
+    ) -> None:
         self._model = model
         self._update = _Update(model.optimizer, model.trainable_variables)
-        self._epoch = _epoch(model, self._update, rows, count, batch_size)
+        with _gradients_unregistered():
+            self._epoch = _epoch(model, network, self._update, rows, count, batch_size)
 
     def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
         """See `Training`."""
         self._model.optimizer.learning_rate = learning_rate
-        return float(self._epoch(order.astype(np.int32)))
+        return float(self._epoch(_tensors(order.astype(np.int32))))
 
     def state(self) -> list[npt.NDArray[np.generic]]:
         """See `Training`."""
@@ -107,8 +132,15 @@ class _TensorFlowTraining(Training):
         self._update.read()
 
 
-def _epoch(model: keras.Model, update: _Update, rows: Any, count: int, batch_size: int) -> Any:
-    """Return a function that trains once on rows in a given order; it returns the mean loss."""
+def _epoch(
+    model: keras.Model,
+    network: keras.Model,
+    update: _Update,
+    rows: Any,
+    count: int,
+    batch_size: int,
+) -> Any:
+    """Trace what trains once on rows in a given order; it returns the mean loss."""
     import keras
     import tensorflow as tf
 
@@ -117,7 +149,7 @@ def _epoch(model: keras.Model, update: _Update, rows: Any, count: int, batch_siz
     def step(batch: Any) -> Any:
         x, y = keras.tree.map_structure(lambda array: tf.gather(array, batch), rows)
         with tf.GradientTape() as tape:
-            loss = model.compute_loss(x, y, model(x, training=True), training=True)
+            loss = model.compute_loss(x, y, network(x, training=True), training=True)
             scaled = model.optimizer.scale_loss(loss)
         gradients = tape.gradient(
             scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -140,7 +172,23 @@ def _epoch(model: keras.Model, update: _Update, rows: Any, count: int, batch_siz
         return total / count
 
     # Layers that need no AutoGraph get none from Keras' own loop either.
-    return tf.function(epoch, input_signature=[tf.TensorSpec([count], tf.int32)], autograph=False)
+    signature = [tf.TensorSpec([count], tf.int32)]
+    return tf.function(epoch, input_signature=signature, autograph=False).get_concrete_function()
+
+
+@contextlib.contextmanager
+def _gradients_unregistered() -> Iterator[None]:
+    """Forget the gradients that tracing registers: nobody differentiates a training step again."""
+    from tensorflow.python.framework import ops
+
+    registered = ops.gradient_registry._registry
+    before = set(registered)
+    try:
+        yield
+    finally:
+        for name in set(registered) - before:
+            if name.startswith("CustomGradient-"):
+                del registered[name]
 
 
 class _Update:
