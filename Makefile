@@ -47,10 +47,12 @@ docs: setup
 
 test: test-cpp test-fuzz test-python test-wheel
 
+# Workers steal each other's tests, as a few of them take minutes. No more than four: tests start ranks of their own.
 test-python: setup debian-test
-	$(BIN)/python -m pytest
+	workers=$$(nproc); $(BIN)/python -m pytest -n $$((workers < 4 ? workers : 4)) --dist worksteal
 
-# AddressSanitizer and ThreadSanitizer find the bugs; the optimised build runs the long random comparisons.
+# AddressSanitizer (by Clang) and ThreadSanitizer (by GCC) find the bugs; the optimised build runs the long random
+# comparisons.
 test-cpp: debian-build debian-test
 	for preset in release asan tsan; do \
 	    cmake --preset $$preset > /dev/null; \
@@ -58,13 +60,14 @@ test-cpp: debian-build debian-test
 	    ctest --test-dir build/$$preset --output-on-failure; \
 	done
 
+# They share the build of AddressSanitizer with the unit tests.
 test-fuzz: debian-build debian-test
-	cmake --preset fuzz > /dev/null
-	cmake --build build/fuzz
-	for target in build/fuzz/cpp_store/fuzz/*_fuzz; do \
-	    name=$$(basename $$target _fuzz); mkdir -p build/fuzz/found/$$name; \
+	cmake --preset asan > /dev/null
+	cmake --build build/asan
+	for target in build/asan/cpp_store/fuzz/*_fuzz; do \
+	    name=$$(basename $$target _fuzz); mkdir -p build/asan/found/$$name; \
 	    $$target -max_total_time=20 -print_final_stats=0 -verbosity=0 \
-	        build/fuzz/found/$$name cpp_store/fuzz/corpus/$$name; \
+	        build/asan/found/$$name cpp_store/fuzz/corpus/$$name; \
 	done
 
 # The wheel that setup built, made portable, in an environment that has nothing else.

@@ -10,8 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,24 +125,11 @@ def run(page: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.fixture(scope="module")
-def started(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[Path, "Future[subprocess.CompletedProcess[str]]"]]:
-    """The selected pages, run on all cores: most of their time is importing TensorFlow."""
-    tests = [item for item in request.session.items if item.name.startswith("test_blocks_run[")]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield {
-            page: pool.submit(run, page, tmp_path_factory.mktemp(page.stem))
-            for page in (test.callspec.params["page"] for test in tests)
-        }
-
-
 @pytest.mark.parametrize(
     "page", list(filter(runs, PAGES)), ids=lambda page: str(page.relative_to(ROOT).with_suffix(""))
 )
-def test_blocks_run(page: Path, started: dict) -> None:
-    done = started[page].result()
+def test_blocks_run(page: Path, tmp_path: Path) -> None:
+    done = run(page, tmp_path)
     assert done.returncode == 0, f"{page.name}, after the last line below:\n{done.stderr[-4000:]}"
 
 
