@@ -29,7 +29,7 @@ QUESTION = figures.Question(
     compares="generation without Keras with building and naming the same models in Keras, and one "
     "rank with two",
     seconds=150,
-    quick_seconds=18,
+    quick_seconds=16,
     plots={"models per second on one rank, by space": r"(?P<series>.+)_models_per_s_1_rank"},
 )
 TARGETS: figures.Targets = {

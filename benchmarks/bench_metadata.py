@@ -45,7 +45,7 @@ QUESTION = figures.Question(
     compares="the prefix index with breadth-first scans in C++ and in networkx, in process, over "
     "libfabric and over MPI",
     seconds=1200,
-    quick_seconds=25,
+    quick_seconds=18,
     plots={
         "microseconds a query against stored models": r"(?P<series>best_match_p50_us|"
         r"best_match_p99_us|scan_us|count_common_layers_us)_(?P<x>\d+)",
@@ -71,7 +71,7 @@ def main() -> int:
     parser = figures.parser(__doc__.splitlines()[0], "no more than 60,000 models")
     given = parser.parse_args()
     sizes = [1_000, 10_000, 60_000] if given.quick else [1_000, 10_000, 60_000, 1_000_000]
-    queries = 200 if given.quick else 1_000
+    queries = 100 if given.quick else 1_000
     results: dict[str, float] = {"wrong_answers": 0}
     dense_skip(sizes, queries, results)
     for name in spaces.REGISTRY:

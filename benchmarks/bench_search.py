@@ -58,7 +58,7 @@ from transfer_nas.transfer import NoTransfer, StoreTransfer
 QUESTION = figures.Question(
     compares="searches with transfer and without, on the same seeds",
     seconds=760,
-    quick_seconds=50,
+    quick_seconds=28,
 )
 TARGETS: figures.Targets = {
     "time_to_target_ratio": ("at least", 1.5),
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--first_seed", type=int, default=0, help="(pilot runs took 1000)")
     given = parser.parse_args()
     seeds = range(given.first_seed, given.first_seed + (2 if given.quick else 20))
-    budget = 3.0 if given.quick else 8.0
+    budget = 2.0 if given.quick else 8.0
     found = searches(seeds, budget)
     results: dict[str, float] = {}
     for application in GOALS:
