@@ -15,6 +15,9 @@ void decode_request(wire::Operation operation, wire::Reader in) {
         case wire::Operation::hello:
             (void)wire::decode_hello(in);
             break;
+        case wire::Operation::join:
+            (void)wire::decode_join(in);
+            break;
         case wire::Operation::put:
             (void)wire::decode_put(in);
             break;
@@ -42,7 +45,7 @@ void decode_request(wire::Operation operation, wire::Reader in) {
 }
 
 void decode_response(std::uint16_t code, wire::Reader in) {
-    switch (code % 5) {
+    switch (code % 7) {
         case 0:
             (void)wire::decode_layer(in);
             break;
@@ -54,6 +57,12 @@ void decode_response(std::uint16_t code, wire::Reader in) {
             break;
         case 3:
             (void)wire::decode_stats(in);
+            break;
+        case 4:
+            (void)wire::decode_challenge(in);
+            break;
+        case 5:
+            (void)wire::decode_welcome(in);
             break;
         default:
             (void)wire::decode_foreign(in);

@@ -38,15 +38,17 @@ class Cluster {
     struct Options {
         std::vector<std::string> servers;           // in any order; the same for all clients
         std::chrono::milliseconds timeout{30'000};  // of one call, without the time for its bytes
-        std::string key;                            // of the servers, if they want one
+        std::string key;  // of the servers, if they want one; servers without are refused then
         // Called some ten times a second by threads that wait, or null. What it throws ends the
         // call: a put may then have been done, or not.
         std::function<void()> check_signals{};
         bool same_host = true;  // servers on this host through shared memory, not libfabric
+        bool encrypt = false;   // all that goes over a network; takes a key
     };
 
     // Connects to all servers. Throws Errc::invalid_argument (malformed or repeated addresses, a
-    // server that has models of clients with another list) or Errc::connection.
+    // server that has models of clients with another list), Errc::permission (the key is not the
+    // server's) or Errc::connection.
     explicit Cluster(Options options);
     ~Cluster();
     Cluster(const Cluster&) = delete;

@@ -1,6 +1,7 @@
 // One exception for everything that the store reports; the code says which Python class it becomes.
 #pragma once
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 
@@ -15,7 +16,10 @@ enum class Errc : unsigned char {
     deadline = 6,          // a call took longer than it may
     protocol = 7,          // the peer speaks another version, or garbage
     internal = 8,          // a bug of ours
+    permission = 9,        // the key is wrong or missing, at one end
+    busy = 10,             // more than a server lets one client do; later it will
 };
+inline constexpr std::size_t errc_count = 11;  // 0 is none
 
 // Messages say what was expected, what was found and, where it helps, what to do.
 class Error : public std::runtime_error {

@@ -22,7 +22,11 @@ class Server {
     struct Options {
         std::string address = "ofi+tcp://127.0.0.1:0";  // port 0: a free one
         unsigned threads = 2;
-        std::string key;  // clients must know it; empty: anybody may connect
+        // Clients must know it. Empty: anybody who reaches the address may connect, so it must be
+        // one of this host only, unless `insecure`.
+        std::string key;
+        bool insecure = false;
+        bool encrypt = false;  // all that goes over a network, whether clients ask for it or not
         // Of a client that has begun a message or waits for its bytes to move, until it is dropped.
         // One that asks for nothing is looked for every three times as long.
         std::chrono::milliseconds silence{20'000};
@@ -32,7 +36,8 @@ class Server {
     };
 
     // Is reachable when the constructor returns. Throws Errc::invalid_argument (malformed address,
-    // unknown provider, port taken, no threads) or Errc::connection (no libfabric).
+    // unknown provider, port taken, no threads, no key where one is needed) or Errc::connection (no
+    // libfabric).
     Server(std::shared_ptr<Store> store, Options options);
     ~Server();  // stops
     Server(const Server&) = delete;

@@ -10,6 +10,7 @@
 #include "convert.hpp"
 #include "cpp_store/client.hpp"
 #include "cpp_store/error.hpp"
+#include "cpp_store/keys.hpp"
 #include "cpp_store/libfabric.hpp"
 #include "cpp_store/server.hpp"
 
@@ -26,7 +27,7 @@ void check_signals() {
 }
 
 std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, std::string key,
-                              bool same_host) {
+                              bool same_host, bool encrypt) {
     if (!(timeout > 0) || timeout > 1e9) {
         throw Error(Errc::invalid_argument, "a time-out of " + std::to_string(timeout) +
                                                 " s; it is a positive number of seconds");
@@ -34,7 +35,7 @@ std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, 
     const py::gil_scoped_release release;
     return std::make_unique<Cluster>(Cluster::Options{
         std::move(servers), std::chrono::milliseconds(std::llround(std::ceil(timeout * 1000))),
-        std::move(key), &check_signals, same_host});
+        std::move(key), &check_signals, same_host, encrypt});
 }
 
 std::uint64_t put(Cluster& cluster, std::string model, const py::dict& tensors,
@@ -205,11 +206,13 @@ py::list stats(Cluster& cluster) {
 }
 
 std::unique_ptr<Server> serve(std::string address, const std::shared_ptr<Store>& store,
-                              unsigned threads, std::string key) {
+                              unsigned threads, std::string key, bool insecure, bool encrypt) {
     Server::Options options;
     options.address = std::move(address);
     options.threads = threads;
     options.key = std::move(key);
+    options.insecure = insecure;
+    options.encrypt = encrypt;
     options.log_level = LogLevel::warning;  // it shares its process's standard error
     const py::gil_scoped_release release;
     return std::make_unique<Server>(store, std::move(options));
@@ -219,7 +222,7 @@ void bind_cluster(py::module_& m) {
     using Unlocked = py::call_guard<py::gil_scoped_release>;
     py::class_<Cluster> type(m, "RemoteStore", "The client of servers: cpp_store.connect().");
     type.def(py::init(&open), py::arg("servers"), py::arg("timeout"), py::arg("key"),
-             py::arg("same_host"));
+             py::arg("same_host"), py::arg("encrypt"));
     type.def("put", &put, py::arg("model"), py::arg("tensors"), py::arg("table"),
              py::arg("inherited"), py::arg("namespace"), py::arg("score"), py::arg("parent"),
              py::arg("graph"), py::arg("metadata"));
@@ -256,9 +259,15 @@ void bind_client(py::module_& m) {
     bind_cluster(m);
     py::class_<Server> server(m, "Server", "A store behind an address: cpp_store.serve().");
     server.def(py::init(&serve), py::arg("address"), py::arg("store"), py::arg("threads"),
-               py::arg("key"));
+               py::arg("key"), py::arg("insecure"), py::arg("encrypt"));
     server.def_property_readonly("address", &Server::address);
     server.def("stop", &Server::stop, py::call_guard<py::gil_scoped_release>());
+    m.def("read_key_file", &security::read_key_file, py::arg("path"),
+          "The key in a file that only its owner can read.");
+    m.def("make_key_file", &security::make_key_file, py::arg("path"),
+          "Write a new key to a new file that only its owner can read.");
+    m.def("key_of_environment", &security::key_of_environment,
+          "What CPP_STORE_KEY says, else the key in the file that CPP_STORE_KEY_FILE names.");
     m.def("add_library_prefixes", &add_library_prefixes, py::arg("prefixes"),
           "Prefixes whose MPI wheels may bring the libfabric to use.");
 }

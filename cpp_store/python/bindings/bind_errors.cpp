@@ -20,7 +20,7 @@ struct ErrorClass {
 };
 
 // By value of Errc; 0 is unused. The classes live as long as the interpreter.
-std::array<PyObject*, 9> classes{};
+std::array<PyObject*, errc_count> classes{};
 
 PyObject* make_class(const char* name, const char* doc, const py::tuple& bases,
                      const py::dict& attributes) {
@@ -64,6 +64,10 @@ void bind_errors(py::module_& m) {
         {Errc::deadline, "DeadlineExceeded", PyExc_TimeoutError, "A call took longer than it may."},
         {Errc::protocol, "ProtocolError", nullptr,
          "The peer speaks another version, or bytes are not what they claim to be."},
+        {Errc::permission, "PermissionDenied", PyExc_PermissionError,
+         "The key is not the server's, or one of both has none."},
+        {Errc::busy, "Busy", PyExc_ConnectionError,
+         "More than a server lets one client do at once; it can be tried again."},
     };
     for (const ErrorClass& each : derived) {
         py::tuple bases = py::make_tuple(py::handle(base));

@@ -7,6 +7,7 @@ The work is done in C++ (``cpp_store._core``); this package knows nothing of Ker
 
 from cpp_store._core import (
     AlreadyExists,
+    Busy,
     ConnectionError,
     DeadlineExceeded,
     InvalidArgument,
@@ -15,6 +16,7 @@ from cpp_store._core import (
     ModelInfo,
     NotFound,
     OutOfMemory,
+    PermissionDenied,
     PrefixIndex,
     ProtocolError,
     StoreError,
@@ -28,6 +30,7 @@ __all__ = [
     "Allocation",
     "AlreadyExists",
     "AsyncStore",
+    "Busy",
     "ConnectionError",
     "DLPackArray",
     "DeadlineExceeded",
@@ -38,6 +41,7 @@ __all__ = [
     "ModelInfo",
     "NotFound",
     "OutOfMemory",
+    "PermissionDenied",
     "PrefixIndex",
     "ProtocolError",
     "Server",

@@ -21,6 +21,7 @@ def connect(
     timeout: float = 30.0,
     key: str = "",
     same_host: bool = True,
+    encrypt: bool = False,
 ) -> Store:
     """Open the store that one or several servers hold together.
 
@@ -33,15 +34,22 @@ def connect(
     timeout
         Seconds that a call may take, besides the time for its bytes.
     key
-        Of the servers, if they want one.
+        Of the servers, if they want one; a server that has none is then refused. Empty: what the
+        environment variable ``CPP_STORE_KEY`` says, or the key in the file that
+        ``CPP_STORE_KEY_FILE`` names, or none.
     same_host
         Whether to use the memory of servers on this host directly. False: libfabric for all.
+    encrypt
+        Whether to encrypt what goes over a network; takes a key. Servers may want it, too.
 
     Raises
     ------
     InvalidArgument
         No address, or one that is malformed or comes twice; a provider that libfabric does not
-        have; another list than the clients gave whose models are on the servers.
+        have; another list than the clients gave whose models are on the servers; a key file that
+        others can read.
+    PermissionDenied
+        The key is not the server's, or one of both has none.
     ConnectionError
         A server cannot be reached; names it. Later calls raise it too when a server is gone, after
         seconds at most, and connect again when it is back.
@@ -54,7 +62,8 @@ def connect(
             )
     addresses = servers.split() if isinstance(servers, str) else list(servers)
     _core.add_library_prefixes([sys.prefix])
-    return Store(RemoteStore(addresses, timeout, key, same_host))
+    key = key or _core.key_of_environment()
+    return Store(RemoteStore(addresses, timeout, key, same_host, encrypt))
 
 
 class Server:
@@ -70,10 +79,18 @@ class Server:
         The store; this process needs no connection to it.
     """
 
-    def __init__(self, address: str, memory: int, threads: int, key: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        memory: int,
+        threads: int,
+        key: str,
+        insecure: bool = False,
+        encrypt: bool = False,
+    ) -> None:
         local = LocalStore(memory)
         _core.add_library_prefixes([sys.prefix])
-        self._server = _core.Server(address, local, threads, key)
+        self._server = _core.Server(address, local, threads, key, insecure, encrypt)
         self.address: str = self._server.address
         self.store = Store(local)
 
@@ -99,6 +116,8 @@ def serve(
     memory: int | str = "4GiB",
     threads: int = 2,
     key: str = "",
+    insecure: bool = False,
+    encrypt: bool = False,
 ) -> Server:
     """Start a server in this process, as ``cpp-store-server`` is one of its own.
 
@@ -111,13 +130,20 @@ def serve(
     threads
         How many do what requests ask for; one more moves the bytes. None of them needs the GIL.
     key
-        Clients must know it. Empty: anybody who reaches the port may connect.
+        Clients must know it. Empty: what the environment says, as for :func:`connect`; without any,
+        whoever reaches the port may connect.
+    insecure
+        Allows to serve without a key where other hosts reach it.
+    encrypt
+        Whether to encrypt all that goes over a network, whether clients ask for it or not.
 
     Raises
     ------
     InvalidArgument
-        A malformed address, a provider that libfabric does not have, a port that is taken.
+        A malformed address, a provider that libfabric does not have, a port that is taken; no key
+        at an address that other hosts reach.
     ConnectionError
         There is no libfabric.
     """
-    return Server(address, parse_memory(memory), threads, key)
+    key = key or _core.key_of_environment()
+    return Server(address, parse_memory(memory), threads, key, insecure, encrypt)

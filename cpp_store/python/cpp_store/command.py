@@ -1,5 +1,7 @@
 """``cpp-store ls|stat|get|put|rm ADDRESS ...``: looks at models on servers, gets and puts some.
 
+``cpp-store keygen FILE`` makes a key for servers and their clients.
+
 ADDRESS is what the server printed; of several servers all addresses as one argument, with spaces
 between them, as in MODEL_SERVERS. Tables are for people; ``--json`` is for programs. Exit code 2
 and one line for whatever is wrong with the input, a server that does not answer included.
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cpp_store import _files
+from cpp_store import _core, _files
 from cpp_store._core import ModelInfo, NotFound, StoreError
 from cpp_store._server import connect
 from cpp_store._store import Store
@@ -39,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         given = _parser().parse_args(arguments)
-        with connect(given.address, timeout=given.timeout) as store:
-            code: int = given.command(store, given)
+        code: int = given.run(given)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -54,6 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = " ".join(str(error.args[0] if error.args else error).split())
         print(f"cpp-store: error: {said}", file=sys.stderr)
         return BAD_INPUT
+
+
+def _on_servers(given: argparse.Namespace) -> int:
+    key = "" if given.key_file is None else _core.read_key_file(given.key_file)
+    with connect(given.address, timeout=given.timeout, key=key) as store:
+        code: int = given.command(store, given)
+    return code
+
+
+def keygen(given: argparse.Namespace) -> int:
+    """Write a new key to a new file that only its owner can read."""
+    _core.make_key_file(given.file)
+    return OK
 
 
 def list_models(store: Store, given: argparse.Namespace) -> int:
@@ -221,12 +235,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="for each call, besides the time for its bytes (default: 10)",
     )
+    common.add_argument(
+        "--key_file",
+        metavar="FILE",
+        help="the servers' key (default: CPP_STORE_KEY, or the file of CPP_STORE_KEY_FILE)",
+    )
     parser = _Parser(prog="cpp-store", description="Look at models on servers, get and put some.")
-    commands = parser.add_subparsers(required=True, metavar="ls|stat|get|put|rm")
+    commands = parser.add_subparsers(required=True, metavar="ls|stat|get|put|rm|keygen")
 
     def add(name: str, command: Callable[..., int], says: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, parents=[common], help=says, description=says)
-        added.set_defaults(command=command)
+        added.set_defaults(run=_on_servers, command=command)
         return added
 
     each = add("ls", list_models, "List models, their score, size in bytes, and age.")
@@ -248,6 +267,11 @@ def _parser() -> argparse.ArgumentParser:
 
     each = add("rm", remove, "Retire models: their memory is free once no other inherits it.")
     each.add_argument("models", metavar="MODEL", nargs="+", help="ids")
+
+    says = "Write a new key to a new file that only its owner can read."
+    each = commands.add_parser("keygen", help=says, description=says)
+    each.add_argument("file", metavar="FILE", help="must not exist yet")
+    each.set_defaults(run=keygen)
     return parser
 
 

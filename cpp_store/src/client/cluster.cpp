@@ -1,6 +1,9 @@
 #include "client/cluster.hpp"
 
 #include <algorithm>
+#include <optional>
+
+#include "security/key.hpp"
 
 namespace cpp_store {
 
@@ -14,10 +17,18 @@ Cluster::Cluster(Options options) : impl_(std::make_unique<Impl>()) {
         twice != sorted.end()) {
         throw Error(Errc::invalid_argument, "server " + *twice + " is in the list twice");
     }
+    std::optional<security::Secret> key;
+    if (!options.key.empty()) key = security::secret_of(options.key);
+    security::wipe(options.key);
     for (const std::string& address : options.servers) {
         impl_->connections.push_back(std::make_shared<client::Connection>(
-            client::Connection::Options{address, sorted, options.key, options.timeout,
-                                        options.check_signals, options.same_host}));
+            client::Connection::Options{.address = address,
+                                        .servers = sorted,
+                                        .key = key,
+                                        .timeout = options.timeout,
+                                        .check_signals = options.check_signals,
+                                        .same_host = options.same_host,
+                                        .encrypt = options.encrypt}));
     }
     for (const auto& connection : impl_->connections) connection->connect();
     impl_->options = std::move(options);

@@ -97,7 +97,7 @@ PendingCall::~PendingCall() {
 wire::Reader PendingCall::response() const {
     if (code_ == 0) return wire::Reader(body_);
     std::string why = wire::Reader(body_).string();
-    const bool known = code_ <= static_cast<std::uint16_t>(Errc::internal);
+    const bool known = code_ < errc_count;
     throw Error(known ? static_cast<Errc>(code_) : Errc::protocol, why);
 }
 
@@ -152,6 +152,8 @@ void Connection::connect_locked() {
     endpoint_ = std::make_unique<net::Endpoint>(parsed_, net::Endpoint::Role::client,
                                                 static_cast<net::Endpoint::Listener&>(*this));
     session_ = 0;
+    joining_ = false;
+    seals_.reset();
     broken_.clear();
     responses_ = {};
     last_heard_ = last_probe_ = Clock::now();
@@ -164,22 +166,39 @@ void Connection::connect_locked() {
     }
 }
 
-wire::Hello Connection::make_hello(std::vector<std::byte> name) const {
-    return {.address = std::move(name),
+security::Request::Options Connection::request(security::Way way) const {
+    return {.address = options_.address,
+            .name = endpoint_ ? endpoint_->name() : std::vector<std::byte>(),
             .client = client_name(),
-            .key = options_.key,
-            .servers = options_.servers};
+            .servers = options_.servers,
+            .shared = options_.key,
+            .encrypt = options_.encrypt,
+            .way = way};
 }
 
 void Connection::say_hello(Clock::time_point deadline) {
-    wire::Writer out;
-    wire::encode(out, make_hello(endpoint_->name()));
+    security::Request request(this->request(security::Way::network));
+    ++last_call_;  // of both
+    const std::vector<std::byte> challenge = ask(wire::Operation::hello, request.hello(), deadline);
+    const std::vector<std::byte> join = request.join(challenge);
+    session_ = request.session();
+    seals_ = request.take_seals();
+    joining_ = true;
+    const std::vector<std::byte> answer = ask(wire::Operation::join, join, deadline);
+    joining_ = false;
+    wire::Reader in(answer);
+    const wire::Welcome welcome = wire::decode_welcome(in);
+    in.end();
+    request.check(welcome);
+}
 
+std::vector<std::byte> Connection::ask(wire::Operation operation, std::span<const std::byte> body,
+                                       Clock::time_point deadline) {
     PendingCall call(nullptr);
-    call.id_ = ++last_call_;
+    call.id_ = last_call_;
     call.waiter_ = Waiter::of_this_thread();
     calls_[call.id_] = &call;
-    send_locked(wire::Operation::hello, call.id_, out.data());
+    send_locked(operation, call.id_, body);
     while (!call.done_ && broken_.empty() && Clock::now() < deadline) {
         if (endpoint_->progress() > 0) continue;
         pollfd waiting{.fd = endpoint_->wait_fd(), .events = POLLIN, .revents = 0};
@@ -192,12 +211,12 @@ void Connection::say_hello(Clock::time_point deadline) {
         throw Error(Errc::connection,
                     options_.address + ": " +
                         (broken_.empty() ? "something listens there, but no cpp-store-server of "
-                                           "provider " +
+                                           "this version and of provider " +
                                                endpoint_->provider() + " answers"
                                          : broken_));
     }
-    wire::Reader in = call.response();
-    session_ = wire::decode_welcome(in).session;
+    (void)call.response();  // throws, if it is an error
+    return std::move(call.body_);
 }
 
 void Connection::check_size(wire::Operation operation, std::span<const std::byte> body) {
@@ -217,7 +236,9 @@ std::chrono::milliseconds Connection::time_for(std::span<const Exposure> exposur
 void Connection::send_locked(wire::Operation operation, std::uint64_t call,
                              std::span<const std::byte> body) {
     check_size(operation, body);
-    const std::size_t room = endpoint_->max_message() - wire::frame_header_size;
+    security::Seal* const seal = seals_ ? &seals_->out : nullptr;
+    const std::size_t room = endpoint_->max_message() - wire::frame_header_size -
+                             (seal ? security::Seal::tag_size : std::size_t{0});
     wire::Frame frame{.kind = wire::Kind::request,
                       .code = static_cast<std::uint16_t>(operation),
                       .session = session_,
@@ -225,7 +246,8 @@ void Connection::send_locked(wire::Operation operation, std::uint64_t call,
                       .total = static_cast<std::uint32_t>(body.size())};
     do {
         const std::size_t size = std::min(room, body.size() - frame.offset);
-        endpoint_->send(endpoint_->server(), wire::encode(frame), body.subspan(frame.offset, size));
+        endpoint_->send(endpoint_->server(), wire::encode(frame), body.subspan(frame.offset, size),
+                        seal);
         frame.offset += static_cast<std::uint32_t>(size);
     } while (frame.offset < body.size());
 }
@@ -375,15 +397,25 @@ void Connection::check(PendingCall& call, Clock::time_point now) {
     }
     last_probe_ = now;
     endpoint_->send(endpoint_->server(),
-                    wire::encode({.kind = wire::Kind::probe, .session = session_}), {});
+                    wire::encode({.kind = wire::Kind::probe, .session = session_}), {},
+                    seals_ ? &seals_->out : nullptr);
 }
 
 // ------------------------------------------------------------------------------------ answers
 
-void Connection::received(std::span<const std::byte> message) {
-    last_heard_ = Clock::now();
-    silent_since_ = {};
+void Connection::received(std::span<std::byte> message) {
     try {
+        // Others may know our address, but not the session.
+        if (session_ != 0 && wire::session_of(message) != session_) return;
+        if (seals_ && !(joining_ && is_refusal(message))) {
+            message = seals_->in.open(message);
+            if (message.empty()) {
+                broken_ = "a message that is not the server's, or comes twice or out of turn";
+                return;
+            }
+        }
+        last_heard_ = Clock::now();
+        silent_since_ = {};
         std::span<const std::byte> part;
         const wire::Frame frame = wire::decode_frame(message, part);
         if (frame.kind != wire::Kind::response) return;
@@ -397,6 +429,19 @@ void Connection::received(std::span<const std::byte> message) {
         }
     } catch (const Error& error) {
         broken_ = error.what();
+    }
+}
+
+// A server that does not know our key cannot seal that it does not. What anybody could have said
+// here ends the connection, and no more.
+bool Connection::is_refusal(std::span<const std::byte> message) const {
+    try {
+        std::span<const std::byte> part;
+        const wire::Frame frame = wire::decode_frame(message, part);
+        return frame.kind == wire::Kind::response && frame.code != 0 &&
+               calls_.contains(frame.call) && part.size() == frame.total;
+    } catch (const Error&) {
+        return false;
     }
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -17,6 +18,7 @@
 #include "net/assembler.hpp"
 #include "net/endpoint.hpp"
 #include "net/wire.hpp"
+#include "security/greeting.hpp"
 
 namespace cpp_store::client {
 
@@ -92,10 +94,11 @@ class Connection : public std::enable_shared_from_this<Connection>,
     struct Options {
         std::string address;
         std::vector<std::string> servers;  // the whole list, for the server to compare
-        std::string key;
+        std::optional<security::Secret> key;
         std::chrono::milliseconds timeout{30'000};
         std::function<void()> check_signals;  // as Cluster::Options
         bool same_host = true;  // through shared memory, where the server is on this host
+        bool encrypt = false;   // what goes over a network
     };
     // Throws Errc::invalid_argument for a malformed address; does not connect yet.
     explicit Connection(Options options);
@@ -103,7 +106,8 @@ class Connection : public std::enable_shared_from_this<Connection>,
 
     [[nodiscard]] const std::string& address() const noexcept { return options_.address; }
 
-    // Throws Errc::connection (nobody listens, no answer) or what the server refuses us for.
+    // Throws Errc::connection (nobody listens, no answer), Errc::permission (the key) or what the
+    // server refuses us for.
     void connect();
     // "shm", or libfabric's provider; connects first if need be.
     [[nodiscard]] std::string transport();
@@ -126,11 +130,11 @@ class Connection : public std::enable_shared_from_this<Connection>,
   private:
     friend class PendingCall;
 
-    void received(std::span<const std::byte> message) override;
+    void received(std::span<std::byte> message) override;
     void send_failed(net::Peer peer, int error) override;
 
     void connect_locked();
-    [[nodiscard]] wire::Hello make_hello(std::vector<std::byte> name) const;
+    [[nodiscard]] security::Request::Options request(security::Way way) const;
     // How long a call may take, and the most that it may say.
     [[nodiscard]] std::chrono::milliseconds time_for(std::span<const Exposure> exposures) const;
     static void check_size(wire::Operation operation, std::span<const std::byte> body);
@@ -142,6 +146,12 @@ class Connection : public std::enable_shared_from_this<Connection>,
                                              wire::Operation operation, const Encode& encode,
                                              std::span<const Exposure> exposures);
     void say_hello(Clock::time_point deadline);
+    // Sends what begins a connection, and waits for its answer. Throws what it says, and
+    // Errc::connection.
+    [[nodiscard]] std::vector<std::byte> ask(wire::Operation operation,
+                                             std::span<const std::byte> body,
+                                             Clock::time_point deadline);
+    [[nodiscard]] bool is_refusal(std::span<const std::byte> message) const;
     void send_locked(wire::Operation operation, std::uint64_t call,
                      std::span<const std::byte> body);
     void finish(PendingCall& call, std::uint16_t code, std::vector<std::byte> body);
@@ -164,6 +174,8 @@ class Connection : public std::enable_shared_from_this<Connection>,
     std::shared_ptr<local::Link> local_;       // instead of an endpoint
     std::unique_ptr<net::Endpoint> endpoint_;  // null: not connected
     std::uint64_t session_ = 0;
+    bool joining_ = false;                    // the server may refuse us, in clear
+    std::unique_ptr<security::Seals> seals_;  // null: nothing is sealed
     std::string broken_;  // why the endpoint, still there, is of no use any more
     std::uint64_t last_call_ = 0;
     std::unordered_map<std::uint64_t, PendingCall*> calls_;

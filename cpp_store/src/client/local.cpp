@@ -27,11 +27,13 @@ std::shared_ptr<local::Link> Connection::open_local() const {
     if (!options_.same_host) return nullptr;
     try {
         return local::Link::open({.address = parsed_,
-                                  .hello = make_hello({}),
+                                  .request = request(security::Way::one_host),
                                   .patience = std::min(options_.timeout, connect_patience),
                                   .check_signals = options_.check_signals});
     } catch (const Error& error) {
-        if (error.code() == Errc::invalid_argument) throw;  // the server said why
+        if (error.code() == Errc::invalid_argument || error.code() == Errc::permission) {
+            throw;  // it says whose fault it is
+        }
         throw Error(error.code(), options_.address + ": " + error.what());
     }
 }

@@ -79,28 +79,39 @@ std::shared_ptr<Channel> Link::connect() {
     std::optional<Socket> socket = Socket::connect(name_, options_.patience);
     if (!socket || socket->peer_user() != ::geteuid()) return nullptr;
     auto channel = std::make_shared<Channel>(std::move(*socket));
-    wire::Writer out;
-    wire::encode(out, options_.hello);
-    const wire::Frame frame{.kind = wire::Kind::request,
-                            .code = static_cast<std::uint16_t>(wire::Operation::hello),
-                            .call = ++channel->last_call};
-    const std::vector<std::byte> hello = out.take();
-    std::optional<Message> answer;
-    if (channel->socket.send_body(frame, hello)) answer = channel->socket.receive();
-    if (!answer) throw Error(Errc::connection, "the server of this host says nothing");
-    if (answer->frame.kind != wire::Kind::response || answer->frame.total != answer->part.size()) {
-        throw Error(Errc::protocol, "malformed message: no answer to hello");
-    }
-    wire::Reader in(answer->part);
-    if (answer->frame.code != 0) throw Error(static_cast<Errc>(answer->frame.code), in.string());
-    (void)wire::decode_welcome(in);
+    security::Request request(options_.request);
+    const std::vector<std::byte> challenge = ask(*channel, wire::Operation::hello, request.hello());
+    const std::vector<std::byte> answer =
+        ask(*channel, wire::Operation::join, request.join(challenge));
+    wire::Reader in(answer);
+    request.check(wire::decode_welcome(in));
     Instance instance;
     instance.high = in.u64();
     instance.low = in.u64();
+    in.end();
     if (instance_ == Instance{}) instance_ = instance;
     if (instance_ != instance) throw Error(Errc::connection, "the server was restarted");
     channel->socket.set_patience(std::min(look_interval, options_.patience), options_.patience);
     return channel;
+}
+
+// What begins a connection, and its answer.
+std::vector<std::byte> Link::ask(Channel& channel, wire::Operation operation,
+                                 std::span<const std::byte> body) {
+    const wire::Frame frame{.kind = wire::Kind::request,
+                            .code = static_cast<std::uint16_t>(operation),
+                            .call = ++channel.last_call};
+    std::optional<Message> answer;
+    if (channel.socket.send_body(frame, body)) answer = channel.socket.receive();
+    if (!answer) throw Error(Errc::connection, "the server of this host says nothing");
+    if (answer->frame.kind != wire::Kind::response || answer->frame.total != answer->part.size()) {
+        throw Error(Errc::protocol, "malformed message: no answer to hello");
+    }
+    if (const std::uint16_t code = answer->frame.code; code != 0) {
+        wire::Reader in(answer->part);
+        throw Error(code < errc_count ? static_cast<Errc>(code) : Errc::protocol, in.string());
+    }
+    return {answer->part.begin(), answer->part.end()};
 }
 
 std::shared_ptr<Channel> Link::acquire() {

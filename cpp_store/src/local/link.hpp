@@ -19,6 +19,7 @@
 #include "net/address.hpp"
 #include "net/assembler.hpp"
 #include "net/wire.hpp"
+#include "security/greeting.hpp"
 
 namespace cpp_store::local {
 
@@ -83,7 +84,7 @@ class Link : public std::enable_shared_from_this<Link> {
   public:
     struct Options {
         net::Address address;
-        wire::Hello hello;
+        security::Request::Options request;
         std::chrono::milliseconds patience{5'000};  // with a server that says nothing
         std::function<void()> check_signals;        // as Cluster::Options
     };
@@ -114,6 +115,8 @@ class Link : public std::enable_shared_from_this<Link> {
     explicit Link(Options options) : options_(std::move(options)) {}
 
     [[nodiscard]] std::shared_ptr<Channel> connect();  // null if nobody listens
+    [[nodiscard]] std::vector<std::byte> ask(Channel& channel, wire::Operation operation,
+                                             std::span<const std::byte> body);
     [[nodiscard]] std::shared_ptr<Channel> acquire();
     void give_back(Channel& channel) noexcept;
     [[nodiscard]] bool is_alive() noexcept;  // whether the server answers a new client

@@ -10,6 +10,7 @@
 #include "local/layers.hpp"
 #include "local/socket.hpp"
 #include "net/wire.hpp"
+#include "security/greeting.hpp"
 
 namespace cpp_store::local {
 
@@ -18,8 +19,10 @@ class Host {
   public:
     virtual ~Host() = default;
     [[nodiscard]] virtual Store& store() = 0;
-    // Why a client may not connect; empty if it may.
-    [[nodiscard]] virtual std::string refuse(wire::Hello& hello) = 0;
+    // What those who say hello have to know.
+    [[nodiscard]] virtual const security::Reception::Policy& policy() const = 0;
+    // Why a client of these servers may not connect; empty if it may.
+    [[nodiscard]] virtual std::string refuse(std::vector<std::string> servers) = 0;
     virtual void log(LogLevel level, const std::string& line) = 0;
     virtual void request_shutdown() = 0;
 };

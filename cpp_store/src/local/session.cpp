@@ -13,6 +13,8 @@ using Clock = std::chrono::steady_clock;
 
 // Of a client that reads no answers, or promised bytes and sends none.
 constexpr std::chrono::seconds silence{30};
+// Until a client has joined.
+constexpr std::chrono::seconds stranger_patience{5};
 // For the next request of a client that has just had an answer.
 constexpr std::chrono::microseconds look{50};
 constexpr std::size_t max_pins = std::size_t{1} << 22;
@@ -29,7 +31,7 @@ Descriptor read_only(int fd) {
 
 Session::Session(local::Host& host, const Instance& instance, Socket socket)
     : host_(host), instance_(instance), socket_(std::move(socket)) {
-    socket_.set_patience(std::chrono::milliseconds(0), silence);
+    socket_.set_patience(stranger_patience, stranger_patience);
 }
 
 bool Session::end() noexcept {
@@ -76,6 +78,9 @@ void Session::log(LogLevel level, const std::string& line) {
 void Session::serve() {
     while (!stopping_) {
         if (const auto message = socket_.receive(look)) handle(*message);
+        if (!client_ && Clock::now() - begun_ >= stranger_patience) {
+            throw Error(Errc::protocol, "it said no hello, or did not join after it");
+        }
         if (ended_ && !has_pins()) return;
     }
 }
@@ -96,13 +101,16 @@ void Session::handle(const Message& message) {
     if (frame.kind != wire::Kind::request) {
         throw Error(Errc::protocol, "it sent what only servers send");
     }
+    if (!client_) check_stranger(frame, message.part.size());
     auto body = requests_.add(frame, message.part);
     if (body) request(static_cast<wire::Operation>(frame.code), frame.call, std::move(*body));
 }
 
 void Session::request(wire::Operation operation, std::uint64_t id, std::vector<std::byte> body) {
     using wire::Operation;
-    if ((client_ == nullptr) != (operation == Operation::hello)) {
+    const Operation expected = reception_ ? Operation::join : Operation::hello;
+    const bool is_greeting = operation == Operation::hello || operation == Operation::join;
+    if (client_ ? is_greeting : operation != expected) {
         throw Error(Errc::protocol, client_ ? "it said hello twice" : "it said no hello");
     }
     if (operation == Operation::bye) {
@@ -115,6 +123,9 @@ void Session::request(wire::Operation operation, std::uint64_t id, std::vector<s
         switch (operation) {
             case Operation::hello:
                 hello(*call);
+                break;
+            case Operation::join:
+                join(*call);
                 break;
             case Operation::ping:
                 call->reply();
@@ -158,19 +169,53 @@ void Session::start_transfer(server::CallPtr, server::Transfer::Direction,
     throw Error(Errc::internal, "a transfer to a client of this host, which needs none");
 }
 
+// Who has not joined yet gets no memory to speak of.
+void Session::check_stranger(const wire::Frame& frame, std::size_t part) const {
+    if (frame.total != part || (!reception_ && part > wire::max_hello)) {
+        throw Error(Errc::protocol, "malformed message: more than a hello may say");
+    }
+}
+
 void Session::hello(server::Call& call) {
-    wire::Reader in = call.body();
-    wire::Hello hello = wire::decode_hello(in);
-    in.end();
-    if (const std::string refusal = host_.refuse(hello); !refusal.empty()) {
-        host_.log(LogLevel::warning, hello.client + " is refused: " + refusal);
+    try {
+        reception_ = std::make_unique<security::Reception>(host_.policy(), security::Way::one_host,
+                                                           0, call.bytes());
+    } catch (const Error& error) {
         stopping_ = true;
+        if (error.code() == Errc::permission) {
+            host_.log(LogLevel::warning,
+                      std::string("a client of this host is refused: ") + error.what());
+        }
+        throw;
+    }
+    wire::Writer out;
+    out.raw(reception_->challenge());
+    call.reply(std::move(out));
+}
+
+void Session::join(server::Call& call) {
+    stopping_ = true;  // unless all is well
+    const std::string client = reception_->hello().client;
+    std::string refusal;
+    try {
+        refusal = host_.refuse(reception_->join(call.bytes()));
+    } catch (const Error& error) {
+        if (error.code() != Errc::permission) throw;
+        host_.log(LogLevel::warning, client + " is refused: " + error.what());
+        throw Error(Errc::permission, security::wrong_key(host_.policy().address));
+    }
+    if (!refusal.empty()) {
+        host_.log(LogLevel::warning, client + " is refused: " + refusal);
         throw Error(Errc::invalid_argument, refusal);
     }
-    client_ = std::make_shared<server::Session>(0, FI_ADDR_UNSPEC, std::move(hello.client));
-    host_.log(LogLevel::debug, client_->client + " connected from this host");
+    stopping_ = false;
+    socket_.set_patience(std::chrono::milliseconds(0), silence);
+    client_ = std::make_shared<server::Session>(0, FI_ADDR_UNSPEC, client);
+    host_.log(LogLevel::debug, client + " connected from this host");
     wire::Writer out;
-    wire::encode(out, wire::Welcome{.session = 0, .memory_limit = store().arena().stats().limit});
+    wire::encode(out, wire::Welcome{.proof = reception_->proof(),
+                                    .memory_limit = store().arena().stats().limit});
+    reception_.reset();
     out.u64(instance_.high);
     out.u64(instance_.low);
     call.reply(std::move(out));

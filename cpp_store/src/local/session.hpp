@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -45,7 +46,9 @@ class Session final : public server::Host {
     [[nodiscard]] bool has_pins();
     void log(LogLevel level, const std::string& line);
     void request(wire::Operation operation, std::uint64_t id, std::vector<std::byte> body);
+    void check_stranger(const wire::Frame& frame, std::size_t part) const;
     void hello(server::Call& call);
+    void join(server::Call& call);
     void put(server::Call& call);
     void read(server::Call& call);
     void fetch(server::Call& call);
@@ -64,10 +67,12 @@ class Session final : public server::Host {
     std::atomic<bool> over_ = false;
     std::atomic<bool> ended_ = false;  // by the server
     bool stopping_ = false;            // after this call
+    const std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
 
     std::mutex mutex_;  // held while a message is handled; guards the rest and what `ended_` says
 
-    std::shared_ptr<server::Session> client_;  // null before hello
+    std::unique_ptr<security::Reception> reception_;  // from hello to join
+    std::shared_ptr<server::Session> client_;         // null before join
     net::Assembler requests_;
     std::unique_ptr<Staging> staging_;  // once a put needed it
     std::unordered_map<std::uint64_t, StoredLayerPtr> pins_;

@@ -1,7 +1,13 @@
 #include "net/address.hpp"
 
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <charconv>
+#include <cstring>
+#include <memory>
 
 #include "cpp_store/error.hpp"
 
@@ -38,6 +44,19 @@ std::uint16_t parse_port(std::string_view text, std::string_view digits) {
         malformed(text, "'" + std::string(digits) + "' is no port (0 to 65535)");
     }
     return port;
+}
+
+bool is_loopback(const sockaddr* address) {
+    if (address->sa_family == AF_INET) {
+        sockaddr_in in{};
+        std::memcpy(&in, address, sizeof in);
+        return ntohl(in.sin_addr.s_addr) >> 24 == 127;
+    }
+    if (address->sa_family != AF_INET6) return false;
+    sockaddr_in6 in{};
+    std::memcpy(&in, address, sizeof in);
+    return IN6_IS_ADDR_LOOPBACK(&in.sin6_addr) ||
+           (IN6_IS_ADDR_V4MAPPED(&in.sin6_addr) && in.sin6_addr.s6_addr[12] == 127);
 }
 
 }  // namespace
@@ -97,6 +116,20 @@ std::string Address::text() const {
     if (host.empty()) return text;
     const bool brackets = host.find(':') != std::string::npos;
     return text + (brackets ? "[" + host + "]" : host) + ":" + std::to_string(port);
+}
+
+bool Address::is_of_this_host_only() const {
+    if (provider == "shm") return true;
+    if (host.empty()) return false;
+    addrinfo hints{};
+    hints.ai_socktype = SOCK_STREAM;
+    addrinfo* found = nullptr;
+    if (getaddrinfo(host.c_str(), nullptr, &hints, &found) != 0) return false;
+    const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> all(found, &freeaddrinfo);
+    for (const addrinfo* one = found; one != nullptr; one = one->ai_next) {
+        if (!is_loopback(one->ai_addr)) return false;
+    }
+    return true;
 }
 
 }  // namespace cpp_store::net

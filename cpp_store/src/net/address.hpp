@@ -20,6 +20,8 @@ struct Address {
     // Throws Errc::invalid_argument, naming the text and what is wrong with it.
     [[nodiscard]] static Address parse(std::string_view text);
     [[nodiscard]] std::string text() const;
+    // Whether nobody but processes of this host can reach it.
+    [[nodiscard]] bool is_of_this_host_only() const;
 };
 
 }  // namespace cpp_store::net

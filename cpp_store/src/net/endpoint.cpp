@@ -341,8 +341,11 @@ void Endpoint::post_receive(MessageBuffer& buffer) {
     post(buffer, FI_ADDR_UNSPEC);
 }
 
-void Endpoint::send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body) {
-    if (head.size() + body.size() > max_message_) {
+void Endpoint::send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body,
+                    security::Seal* seal) {
+    const std::size_t length =
+        head.size() + body.size() + (seal ? security::Seal::tag_size : std::size_t{0});
+    if (length > max_message_) {
         throw Error(Errc::internal, "message larger than the endpoint sends");
     }
     if (free_.empty()) add_buffers(16, Operation::Kind::send);
@@ -350,7 +353,8 @@ void Endpoint::send(Peer peer, std::span<const std::byte> head, std::span<const 
     free_.pop_back();
     std::memcpy(buffer.data, head.data(), head.size());
     if (!body.empty()) std::memcpy(buffer.data + head.size(), body.data(), body.size());
-    buffer.length = head.size() + body.size();
+    if (seal) seal->close({buffer.data, length});
+    buffer.length = length;
     buffer.peer = peer;
     post(buffer, peer);
 }

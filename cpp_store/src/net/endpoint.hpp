@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "net/address.hpp"
+#include "security/seal.hpp"
 
 namespace cpp_store::net {
 
@@ -84,7 +85,8 @@ class Endpoint {
     class Listener {
       public:
         virtual ~Listener() = default;
-        virtual void received(std::span<const std::byte> message) = 0;
+        // It is the listener's to write to until it returns.
+        virtual void received(std::span<std::byte> message) = 0;
         virtual void send_failed(Peer peer, int error) = 0;
     };
 
@@ -115,9 +117,11 @@ class Endpoint {
     [[nodiscard]] Peer insert(std::span<const std::byte> name);
     void remove(Peer peer);
 
-    // Sends head and body as one message of at most max_message(); copies them. Order to one peer
-    // is kept. Failures are reported to the listener, among them that a peer is gone.
-    void send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body);
+    // Sends head and body as one message of at most max_message(), with the seal's tag if there is
+    // one; copies them. Order to one peer is kept. Failures are reported to the listener, among
+    // them that a peer is gone.
+    void send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body,
+              security::Seal* seal = nullptr);
     // Starts an RMA; it may stay queued until progress() can post it.
     void start(Rma& rma);
 

@@ -1,5 +1,6 @@
 #include "net/wire.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -13,7 +14,7 @@ namespace {
 constexpr std::array<std::string_view, operation_count> names = {
     "hello",  "ping",  "put",    "read",    "fetch",    "best_matches", "end_lease",
     "lookup", "list",  "retire", "acquire", "release",  "holders",      "release_holder",
-    "alive",  "stats", "verify", "bye",     "shutdown", "contains"};
+    "alive",  "stats", "verify", "bye",     "shutdown", "contains",     "join"};
 
 template <typename T>
 T read_at(std::span<const std::byte> bytes, std::size_t offset) {
@@ -117,16 +118,16 @@ std::array<std::byte, frame_header_size> encode(const Frame& frame) noexcept {
     std::array<std::byte, frame_header_size> bytes{};
     write_at(bytes, 0, magic);
     write_at(bytes, 4, version);
-    write_at(bytes, 5, static_cast<std::uint8_t>(frame.kind));
-    write_at(bytes, 6, frame.code);
     write_at(bytes, 8, frame.session);
-    write_at(bytes, 16, frame.call);
-    write_at(bytes, 24, frame.total);
-    write_at(bytes, 28, frame.offset);
+    write_at(bytes, 16, static_cast<std::uint8_t>(frame.kind));
+    write_at(bytes, 18, frame.code);
+    write_at(bytes, 20, frame.total);
+    write_at(bytes, 24, frame.offset);
+    write_at(bytes, 28, frame.call);
     return bytes;
 }
 
-Frame decode_frame(std::span<const std::byte> message, std::span<const std::byte>& part) {
+std::uint64_t session_of(std::span<const std::byte> message) {
     if (message.size() < frame_header_size) {
         reject("a frame of " + std::to_string(message.size()) + " bytes");
     }
@@ -135,15 +136,22 @@ Frame decode_frame(std::span<const std::byte> message, std::span<const std::byte
         reject("version " + std::to_string(spoken) + " of the wire format, expected " +
                std::to_string(version));
     }
+    return read_at<std::uint64_t>(message, 8);
+}
+
+Frame decode_frame(std::span<const std::byte> message, std::span<const std::byte>& part) {
     Frame frame;
-    const auto kind = read_at<std::uint8_t>(message, 5);
-    if (kind < 1 || kind > 7) reject("frame kind " + std::to_string(kind));
+    frame.session = session_of(message);
+    const auto kind = read_at<std::uint8_t>(message, 16);
+    if (kind < 1 || kind > kind_count) reject("frame kind " + std::to_string(kind));
+    for (const std::size_t reserved : {5u, 6u, 7u, 17u}) {
+        if (message[reserved] != std::byte{0}) reject("a reserved byte that is not 0");
+    }
     frame.kind = static_cast<Kind>(kind);
-    frame.code = read_at<std::uint16_t>(message, 6);
-    frame.session = read_at<std::uint64_t>(message, 8);
-    frame.call = read_at<std::uint64_t>(message, 16);
-    frame.total = read_at<std::uint32_t>(message, 24);
-    frame.offset = read_at<std::uint32_t>(message, 28);
+    frame.code = read_at<std::uint16_t>(message, 18);
+    frame.total = read_at<std::uint32_t>(message, 20);
+    frame.offset = read_at<std::uint32_t>(message, 24);
+    frame.call = read_at<std::uint64_t>(message, 28);
     part = message.subspan(frame_header_size);
     if (frame.kind == Kind::request && frame.code >= operation_count) {
         reject("operation " + std::to_string(frame.code));
@@ -246,6 +254,12 @@ std::span<const std::byte> Reader::raw(std::uint64_t length) {
     return part;
 }
 
+std::array<std::byte, 32> Reader::bytes32() {
+    std::array<std::byte, 32> value;
+    std::ranges::copy(raw(value.size()), value.begin());
+    return value;
+}
+
 LayerKey Reader::key() {
     LayerKey value;
     value.high = u64();
@@ -293,28 +307,71 @@ void Reader::end() const {
 void encode(Writer& out, const Hello& hello) {
     out.bytes(hello.address);
     out.id(hello.client);
-    out.id(hello.key);
-    out.strings(hello.servers);
+    out.id(hello.dialled);
+    out.u8(hello.has_key ? 1 : 0);
+    out.u8(hello.encrypt ? 1 : 0);
+    out.u8(hello.ciphers);
+    out.raw(hello.nonce);
+    out.raw(hello.public_key);
+    out.raw(hello.servers);
 }
 
 Hello decode_hello(Reader& in) {
     Hello hello;
-    const auto address = in.bytes(max_id);
+    const auto address = in.bytes(max_hello);
     hello.address.assign(address.begin(), address.end());
-    hello.client = in.id();
-    hello.key = in.id();
-    hello.servers = in.strings();
+    hello.client = in.string(max_hello);
+    hello.dialled = in.string(max_hello);
+    hello.has_key = decode_flag(in, "key") == 1;
+    hello.encrypt = decode_flag(in, "encrypt") == 1;
+    hello.ciphers = in.u8();
+    hello.nonce = in.bytes32();
+    hello.public_key = in.bytes32();
+    hello.servers = in.bytes32();
     return hello;
 }
 
+void encode(Writer& out, const Challenge& challenge) {
+    out.u64(challenge.session);
+    out.u8(challenge.has_key ? 1 : 0);
+    out.u8(challenge.encrypt ? 1 : 0);
+    out.u8(challenge.cipher);
+    out.raw(challenge.nonce);
+    out.raw(challenge.public_key);
+}
+
+Challenge decode_challenge(Reader& in) {
+    Challenge challenge;
+    challenge.session = in.u64();
+    challenge.has_key = decode_flag(in, "key") == 1;
+    challenge.encrypt = decode_flag(in, "encrypt") == 1;
+    challenge.cipher = in.u8();
+    if (challenge.cipher > 7) reject("cipher " + std::to_string(challenge.cipher));
+    challenge.nonce = in.bytes32();
+    challenge.public_key = in.bytes32();
+    return challenge;
+}
+
+void encode(Writer& out, const Join& join) {
+    out.raw(join.proof);
+    out.strings(join.servers);
+}
+
+Join decode_join(Reader& in) {
+    Join join;
+    join.proof = in.bytes32();
+    join.servers = in.strings();
+    return join;
+}
+
 void encode(Writer& out, const Welcome& welcome) {
-    out.u64(welcome.session);
+    out.raw(welcome.proof);
     out.u64(welcome.memory_limit);
 }
 
 Welcome decode_welcome(Reader& in) {
     Welcome welcome;
-    welcome.session = in.u64();
+    welcome.proof = in.bytes32();
     welcome.memory_limit = in.u64();
     return welcome;
 }

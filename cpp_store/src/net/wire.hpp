@@ -22,8 +22,11 @@
 namespace cpp_store::wire {
 
 inline constexpr std::uint32_t magic = 0x53505043;  // "CPPS"
-inline constexpr std::uint8_t version = 1;
-inline constexpr std::size_t frame_header_size = 32;
+inline constexpr std::uint8_t version = 2;
+inline constexpr std::size_t frame_header_size = 36;
+// Of a header, what is never encrypted: who it is from, by which one knows how to decrypt it.
+inline constexpr std::size_t clear_size = 16;
+inline constexpr std::uint32_t max_hello = 4096;  // of who has not proven that he may say more
 
 // Limits on what a message may say, whatever it claims.
 inline constexpr std::uint32_t max_body = 64u << 20;    // of one request or response
@@ -60,6 +63,7 @@ enum class Kind : std::uint8_t {
     region = 6,   // server: a memory file of the arena, or that one is no more
     staging = 7,  // server: memory to put tensors into; go ahead
 };
+inline constexpr std::uint8_t kind_count = 7;
 
 // Values are part of the format: append, never renumber.
 enum class Operation : std::uint16_t {
@@ -83,20 +87,23 @@ enum class Operation : std::uint16_t {
     bye = 17,
     shutdown = 18,
     contains = 19,
+    join = 20,
 };
-inline constexpr std::uint16_t operation_count = 20;
+inline constexpr std::uint16_t operation_count = 21;
 [[nodiscard]] std::string_view operation_name(Operation operation) noexcept;
 
 // Every message is one frame: this header and a part of a request's or response's body.
 struct Frame {
     Kind kind = Kind::request;
     std::uint16_t code = 0;     // a request's operation; a response's Errc, 0 for success
-    std::uint64_t session = 0;  // given by hello; 0 in the hello request
+    std::uint64_t session = 0;  // given by the challenge; 0 in the hello request
     std::uint64_t call = 0;     // chosen by the client; the response repeats it
     std::uint32_t total = 0;    // bytes of the whole body
     std::uint32_t offset = 0;   // of this frame's part in it
 };
 [[nodiscard]] std::array<std::byte, frame_header_size> encode(const Frame& frame) noexcept;
+// Of any message; checks magic and version.
+[[nodiscard]] std::uint64_t session_of(std::span<const std::byte> message);
 // Splits a message; checks magic, version, kind, operation and that the part lies within `total`.
 [[nodiscard]] Frame decode_frame(std::span<const std::byte> message,
                                  std::span<const std::byte>& part);
@@ -146,6 +153,7 @@ class Reader {
     [[nodiscard]] std::string string(std::uint32_t limit = max_string);
     [[nodiscard]] std::span<const std::byte> bytes(std::uint32_t limit = max_string);
     [[nodiscard]] std::span<const std::byte> raw(std::uint64_t length);
+    [[nodiscard]] std::array<std::byte, 32> bytes32();
     [[nodiscard]] LayerKey key();
     [[nodiscard]] std::vector<LayerKey> keys();
     [[nodiscard]] std::vector<std::string> strings();
@@ -177,14 +185,34 @@ struct Payload {
     std::span<const std::byte> data;  // nbytes of the message
 };
 
+using Bytes32 = std::array<std::byte, 32>;
+
+// The four messages that begin a connection: hello from the client, its answer, join, its answer.
 struct Hello {
-    std::vector<std::byte> address;    // of the client, as its provider says it
-    std::string client;                // "host/pid", for people
-    std::string key;                   // of the server, if it has one
+    std::vector<std::byte> address;  // of the client, as its provider says it
+    std::string client;              // "host/pid", for people
+    std::string dialled;             // the server's address, as the client was given it
+    bool has_key = false;            // without: the next four mean nothing
+    bool encrypt = false;
+    std::uint8_t ciphers = 0;  // security::available_ciphers()
+    Bytes32 nonce{};
+    Bytes32 public_key{};
+    Bytes32 servers{};  // security::digest_of() of Join::servers
+};
+struct Challenge {
+    std::uint64_t session = 0;
+    bool has_key = false;  // without: the others mean nothing
+    bool encrypt = false;
+    std::uint8_t cipher = 0;  // security::Cipher; none on one host
+    Bytes32 nonce{};
+    Bytes32 public_key{};
+};
+struct Join {
+    Bytes32 proof{};
     std::vector<std::string> servers;  // as the client was given them
 };
 struct Welcome {
-    std::uint64_t session = 0;
+    Bytes32 proof{};
     std::uint64_t memory_limit = 0;
 };
 
@@ -240,6 +268,10 @@ struct References {
 // One pair a message: what one side encodes the other decodes.
 void encode(Writer& out, const Hello& hello);
 [[nodiscard]] Hello decode_hello(Reader& in);
+void encode(Writer& out, const Challenge& challenge);
+[[nodiscard]] Challenge decode_challenge(Reader& in);
+void encode(Writer& out, const Join& join);
+[[nodiscard]] Join decode_join(Reader& in);
 void encode(Writer& out, const Welcome& welcome);
 [[nodiscard]] Welcome decode_welcome(Reader& in);
 void encode(Writer& out, const Put& put);

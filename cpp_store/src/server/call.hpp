@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,11 +16,13 @@
 #include "net/assembler.hpp"
 #include "net/endpoint.hpp"
 #include "net/wire.hpp"
+#include "security/seal.hpp"
 #include "server/transfer.hpp"
 
 namespace cpp_store::server {
 
-// A client that said hello. Belongs to the progress thread, but for what is const and the leases.
+// A client that has joined, or is about to. Belongs to the progress thread, but for what is const
+// and the leases.
 struct Session {
     using Clock = std::chrono::steady_clock;
 
@@ -28,7 +31,8 @@ struct Session {
 
     const std::uint64_t id;
     const net::Peer peer;
-    const std::string client;  // "host/pid"
+    const std::string client;                // "host/pid"
+    std::unique_ptr<security::Seals> seals;  // null: nothing is sealed
     net::Assembler requests;
     Clock::time_point heard = Clock::now();  // its last message
     Clock::time_point moved{};               // the last step of a transfer of it
@@ -90,6 +94,7 @@ class Call : public std::enable_shared_from_this<Call> {
     [[nodiscard]] const std::shared_ptr<Session>& session() const noexcept { return session_; }
     // Views what the call owns.
     [[nodiscard]] wire::Reader body() const { return wire::Reader(body_); }
+    [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return body_; }
 
     void reply(wire::Writer body = {});  // fails if that is more than a message may hold
     void fail(const std::exception& error);

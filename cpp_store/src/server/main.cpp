@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <string>
 
+#include "cpp_store/keys.hpp"
 #include "cpp_store/server.hpp"
 
 namespace {
@@ -22,6 +23,9 @@ struct Settings {
     unsigned threads = 2;
     std::uint64_t memory = std::uint64_t{4} << 30;
     bool json = false;
+    std::string key_file;
+    bool insecure = false;
+    bool encrypt = false;
     LogLevel log_level = LogLevel::info;
 };
 
@@ -38,6 +42,13 @@ int parse(int argc, char** argv, Settings& settings) {
     app.add_option("--memory", settings.memory, "Limit for tensors, such as 512MiB or 4GiB")
         ->transform(CLI::AsSizeValue(false))
         ->default_str("4GiB");
+    app.add_option("--key_file", settings.key_file,
+                   "File with the key that clients must know (cpp-store keygen FILE makes one); "
+                   "default: CPP_STORE_KEY, or the file that CPP_STORE_KEY_FILE names");
+    app.add_flag("--insecure", settings.insecure,
+                 "Serve without a key at an address that other hosts reach");
+    app.add_flag("--encrypt", settings.encrypt,
+                 "Encrypt all that goes over a network; takes a key");
     app.add_flag("--json", settings.json, "Print the address as one line of JSON");
     app.add_option("--log-level", settings.log_level, "What to write to standard error")
         ->transform(
@@ -86,6 +97,10 @@ int serve(const Settings& settings, int signals) {
     options.address = settings.address;
     options.threads = settings.threads;
     options.log_level = settings.log_level;
+    options.key = settings.key_file.empty() ? cpp_store::security::key_of_environment()
+                                            : cpp_store::security::read_key_file(settings.key_file);
+    options.insecure = settings.insecure;
+    options.encrypt = settings.encrypt;
     cpp_store::Server server(std::make_shared<cpp_store::Store>(store), std::move(options));
     announce(server, settings);
     std::array<pollfd, 2> waiting{pollfd{signals, POLLIN, 0},

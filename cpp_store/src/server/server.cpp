@@ -20,7 +20,9 @@
 #include "local/names.hpp"
 #include "net/libfabric.hpp"
 #include "net/waiting.hpp"
+#include "security/greeting.hpp"
 #include "server/call.hpp"
+#include "server/lobby.hpp"
 #include "server/workers.hpp"
 
 namespace cpp_store {
@@ -57,7 +59,7 @@ constexpr std::size_t max_sessions = 65536;
 constexpr std::array<void (*)(Call&), wire::operation_count> handlers = {
     nullptr, nullptr, put,    read,    fetch,    best_matches, end_lease,
     lookup,  list,    retire, acquire, release,  holders,      release_holder,
-    alive,   stats,   verify, nullptr, shutdown, contains};
+    alive,   stats,   verify, nullptr, shutdown, contains,     nullptr};
 
 class EventFd {
   public:
@@ -99,7 +101,7 @@ std::uint64_t random_session() {
     return id;
 }
 
-std::string join(const std::vector<std::string>& parts) {
+std::string join_words(const std::vector<std::string>& parts) {
     std::string text;
     for (const std::string& part : parts) text += (text.empty() ? "" : " ") + part;
     return text;
@@ -144,7 +146,10 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
           endpoint(std::make_unique<net::Endpoint>(net::Address::parse(options.address),
                                                    net::Endpoint::Role::server, *this,
                                                    options.silence / 2)),
-          address(endpoint->address().text()) {
+          address(endpoint->address().text()),
+          greeting_policy{.address = address, .shared = {}, .encrypt = options.encrypt} {
+        if (!options.key.empty()) greeting_policy.shared = security::secret_of(options.key);
+        security::wipe(options.key);
         workers = std::make_unique<Workers>(options.threads);
         progress_thread = std::thread([this] { run(); });
         listen_on_host();
@@ -167,6 +172,20 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         }
         if (options.silence.count() <= 0) {
             throw Error(Errc::invalid_argument, "no time for clients to be silent in");
+        }
+        if (options.key.empty() && options.encrypt) {
+            throw Error(Errc::invalid_argument,
+                        "to encrypt takes a key; make one: cpp-store keygen FILE, and name it: "
+                        "--key_file FILE");
+        }
+        if (options.key.empty() && !options.insecure &&
+            !net::Address::parse(options.address).is_of_this_host_only()) {
+            throw Error(Errc::invalid_argument,
+                        options.address +
+                            ": without a key, whoever reaches this address may read, change and "
+                            "delete the models; make a key: cpp-store keygen FILE, and name it: "
+                            "--key_file FILE (or, where nobody else is on the network, say "
+                            "--insecure)");
         }
         if (!options.log) options.log = log_to_stderr;
         return options;
@@ -237,6 +256,10 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         last_sweep = now;
         // Not when they went: what they were told last should reach them.
         for (const net::Peer peer : std::exchange(gone, {})) endpoint->remove(peer);
+        for (const Lobby::Guest& guest : lobby.expire(now)) {
+            complain(guest.session->client + " is dropped: it did not join after its hello");
+            gone.push_back(guest.session->peer);
+        }
         std::set<std::uint64_t> moving;
         for (const auto& [id, transfer] : transfers) moving.insert(transfer.session);
         for (auto entry = sessions.begin(); entry != sessions.end();) {
@@ -257,7 +280,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
                    session.probes < most_probes) {
             session.probed = now;
             ++session.probes;
-            send(session.peer, {.kind = wire::Kind::echo, .session = session.id}, {});
+            send(session, {.kind = wire::Kind::echo, .session = session.id}, {});
         }
     }
 
@@ -294,19 +317,27 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
 
     // ------------------------------------------------------------------ requests
 
-    void received(std::span<const std::byte> message) override {
+    void received(std::span<std::byte> message) override {
         heard = true;
         try {
-            std::span<const std::byte> part;
-            const wire::Frame frame = wire::decode_frame(message, part);
-            if (frame.kind == wire::Kind::request && frame.session == 0) {
-                hello(frame, part);
+            const std::uint64_t id = wire::session_of(message);
+            if (id == 0) {
+                hello(message);
                 return;
             }
-            const auto found = sessions.find(frame.session);
-            // A client that was dropped goes on until it notices; it will connect again.
-            if (found == sessions.end()) return;
+            const auto found = sessions.find(id);
+            if (found == sessions.end()) {
+                if (lobby.contains(id)) join(lobby.leave(id), message);
+                // A client that was dropped goes on until it notices; it will connect again.
+                return;
+            }
             const std::shared_ptr<Session> session = found->second;
+            if (!open(*session, message)) {
+                drop(*session, "a message that is forged, or comes twice or out of turn");
+                return;
+            }
+            std::span<const std::byte> part;
+            const wire::Frame frame = wire::decode_frame(message, part);
             session->heard = Clock::now();
             session->probes = 0;
             switch (frame.kind) {
@@ -314,7 +345,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
                     request(session, frame, part);
                     return;
                 case wire::Kind::probe:
-                    send(session->peer, {.kind = wire::Kind::echo, .session = session->id}, {});
+                    send(*session, {.kind = wire::Kind::echo, .session = session->id}, {});
                     return;
                 case wire::Kind::response:
                 case wire::Kind::echo:
@@ -409,62 +440,148 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         }
     }
 
-    void hello(const wire::Frame& frame, std::span<const std::byte> part) {
-        if (frame.code != static_cast<std::uint16_t>(wire::Operation::hello) ||
-            part.size() != frame.total) {
+    // ------------------------------------------------------------------ clients that come
+
+    void hello(std::span<const std::byte> message) {
+        std::span<const std::byte> part;
+        const wire::Frame frame = wire::decode_frame(message, part);
+        if (frame.kind != wire::Kind::request ||
+            frame.code != static_cast<std::uint16_t>(wire::Operation::hello) ||
+            part.size() != frame.total || part.size() > wire::max_hello) {
             throw Error(Errc::protocol, "malformed message: no hello");
         }
         wire::Reader in(part);
-        wire::Hello hello = wire::decode_hello(in);
-        in.end();
-        if (sessions.size() >= max_sessions) throw Error(Errc::protocol, "too many clients");
-        const net::Peer peer = endpoint->insert(hello.address);
-        const std::uint64_t id = random_session();
-        auto session = std::make_shared<Session>(id, peer, hello.client);
-        Call call(*this, session, wire::Operation::hello, frame.call, {});
-        wire::Writer out;
-        std::uint16_t code = 0;
-        if (const std::string refusal = refuse(hello); refusal.empty()) {
-            sessions[id] = session;
-            wire::encode(
-                out, wire::Welcome{.session = id, .memory_limit = store_->arena().stats().limit});
-            log(LogLevel::debug, hello.client + " connected");
-        } else {
-            code = static_cast<std::uint16_t>(Errc::invalid_argument);
-            out.string(refusal);
-            log(LogLevel::warning, hello.client + " is refused: " + refusal);
+        const std::vector<std::byte> name = wire::decode_hello(in).address;
+        const std::string origin = origin_of(name);
+        const auto now = Clock::now();
+        std::optional<Error> refusal;
+        try {
+            if (sessions.size() >= max_sessions) throw Error(Errc::busy, "too many clients");
+            lobby.admit(origin, now);
+        } catch (const Error& error) {
+            if (!lobby.answers(now)) throw;
+            refusal.emplace(error.code(), address + ": " + error.what());
         }
-        send_body(peer,
-                  {.kind = wire::Kind::response, .code = code, .session = id, .call = frame.call},
-                  out.data());
+        const net::Peer peer = endpoint->insert(name);
+        if (!refusal) {
+            try {
+                welcome_in(frame.call, part, peer, origin);
+                return;
+            } catch (const Error& error) {
+                refusal = error;
+            }
+        }
+        turn_away(peer, 0, frame.call, refusal->code(), refusal->what());
     }
 
-    // Why a client may not connect; empty if it may.
-    std::string refuse(wire::Hello& hello) override {
-        if (!options.key.empty() && hello.key != options.key) {
-            return address + " wants a key, and the client has none or another";
+    void welcome_in(std::uint64_t call, std::span<const std::byte> body, net::Peer peer,
+                    const std::string& origin) {
+        const std::uint64_t id = random_session();
+        security::Reception reception(greeting_policy, security::Way::network, id, body);
+        auto session = std::make_shared<Session>(id, peer, reception.hello().client);
+        send_body(peer, nullptr, {.kind = wire::Kind::response, .session = id, .call = call},
+                  reception.challenge());
+        session->seals = reception.take_seals();
+        lobby.enter({.session = std::move(session),
+                     .reception = std::move(reception),
+                     .call = call,
+                     .origin = origin,
+                     .since = Clock::now()});
+    }
+
+    // The one try of a guest.
+    void join(Lobby::Guest guest, std::span<std::byte> message) {
+        Session& session = *guest.session;
+        std::vector<std::string> list;
+        try {
+            if (!open(session, message)) {
+                throw Error(Errc::permission, "the key is not the server's");
+            }
+            std::span<const std::byte> part;
+            const wire::Frame frame = wire::decode_frame(message, part);
+            if (frame.kind != wire::Kind::request ||
+                frame.code != static_cast<std::uint16_t>(wire::Operation::join) ||
+                frame.call != guest.call || part.size() != frame.total) {
+                throw Error(Errc::protocol, "malformed message: no join");
+            }
+            list = guest.reception.join(part);
+        } catch (const Error& error) {
+            if (error.code() == Errc::permission) lobby.note_wrong_key(guest.origin, Clock::now());
+            complain(session.client + " is refused: " + error.what());
+            turn_away(
+                session.peer, session.id, guest.call, error.code(),
+                error.code() == Errc::permission ? security::wrong_key(address) : error.what());
+            return;
         }
-        if (hello.servers.empty()) return {};
+        wire::Frame answer{.kind = wire::Kind::response, .session = session.id, .call = guest.call};
+        wire::Writer out;
+        if (const std::string refusal = refuse(std::move(list)); !refusal.empty()) {
+            answer.code = static_cast<std::uint16_t>(Errc::invalid_argument);
+            out.string(refusal);
+            complain(session.client + " is refused: " + refusal);
+            gone.push_back(session.peer);
+        } else {
+            wire::encode(out, wire::Welcome{.proof = guest.reception.proof(),
+                                            .memory_limit = store_->arena().stats().limit});
+            sessions[session.id] = guest.session;
+            log(LogLevel::debug, session.client + " connected");
+        }
+        send_body(session, answer, out.data());
+    }
+
+    // Of a client with whom nothing is agreed on.
+    void turn_away(net::Peer peer, std::uint64_t session, std::uint64_t call, Errc code,
+                   const std::string& why) {
+        if (session == 0) complain("a client is refused: " + why);
+        wire::Writer out;
+        out.string(why);
+        send_body(peer, nullptr,
+                  {.kind = wire::Kind::response,
+                   .code = static_cast<std::uint16_t>(code),
+                   .session = session,
+                   .call = call},
+                  out.data());
+        gone.push_back(peer);
+    }
+
+    const security::Reception::Policy& policy() const override { return greeting_policy; }
+
+    std::string refuse(std::vector<std::string> list) override {
+        if (list.empty()) return {};
         const std::scoped_lock lock(servers_mutex);
-        std::sort(hello.servers.begin(), hello.servers.end());
-        if (servers.empty() || store_->stats().models == 0) servers = hello.servers;
-        if (servers == hello.servers) return {};
-        return address + " holds models of clients of the servers '" + join(servers) +
-               "', this client has '" + join(hello.servers) + "'; give all clients the same list";
+        std::sort(list.begin(), list.end());
+        if (servers.empty() || store_->stats().models == 0) servers = list;
+        if (servers == list) return {};
+        return address + " holds models of clients of the servers '" + join_words(servers) +
+               "', this client has '" + join_words(list) + "'; give all clients the same list";
+    }
+
+    // Takes the seal off a message, if there has to be one; false if it is not right.
+    static bool open(const Session& session, std::span<std::byte>& message) {
+        if (!session.seals) return true;
+        message = session.seals->in.open(message);
+        return !message.empty();
     }
 
     // ------------------------------------------------------------------ responses
 
-    void send(net::Peer peer, wire::Frame frame, std::span<const std::byte> part) {
-        endpoint->send(peer, wire::encode(frame), part);
+    void send(const Session& session, wire::Frame frame, std::span<const std::byte> part) {
+        endpoint->send(session.peer, wire::encode(frame), part,
+                       session.seals ? &session.seals->out : nullptr);
     }
 
-    void send_body(net::Peer peer, wire::Frame frame, std::span<const std::byte> body) {
-        const std::size_t room = endpoint->max_message() - wire::frame_header_size;
+    void send_body(const Session& session, wire::Frame frame, std::span<const std::byte> body) {
+        send_body(session.peer, session.seals ? &session.seals->out : nullptr, frame, body);
+    }
+
+    void send_body(net::Peer peer, security::Seal* seal, wire::Frame frame,
+                   std::span<const std::byte> body) {
+        const std::size_t room = endpoint->max_message() - wire::frame_header_size -
+                                 (seal ? security::Seal::tag_size : std::size_t{0});
         frame.total = static_cast<std::uint32_t>(body.size());
         do {
             const std::size_t size = std::min(room, body.size() - frame.offset);
-            send(peer, frame, body.subspan(frame.offset, size));
+            endpoint->send(peer, wire::encode(frame), body.subspan(frame.offset, size), seal);
             frame.offset += static_cast<std::uint32_t>(size);
         } while (frame.offset < body.size());
     }
@@ -485,7 +602,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         const Session& session = *call.session();
         if (!sessions.contains(session.id)) return;
         send_body(
-            session.peer,
+            session,
             {.kind = wire::Kind::response, .code = code, .session = session.id, .call = call.id()},
             body);
         if (code == static_cast<std::uint16_t>(Errc::protocol)) {
@@ -622,6 +739,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
 
     // Of the progress thread.
     std::unordered_map<std::uint64_t, std::shared_ptr<Session>> sessions;
+    Lobby lobby;
     struct Moving {
         std::unique_ptr<Transfer> transfer;
         std::uint64_t session = 0;
@@ -643,6 +761,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     std::unique_ptr<net::Endpoint> endpoint;
 
     std::string address;
+    security::Reception::Policy greeting_policy;
     std::unique_ptr<Workers> workers;
     std::thread::id progress_id;  // set before any request can come
     std::thread progress_thread;

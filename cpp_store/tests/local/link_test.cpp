@@ -20,6 +20,7 @@
 #include "local/socket.hpp"
 #include "local/staging.hpp"
 #include "random_models.hpp"
+#include "security/greeting.hpp"
 
 namespace cpp_store {
 namespace {
@@ -133,6 +134,7 @@ TEST(SameHost, IsFoundFromTheAddress) {
 TEST(SameHost, IsFoundWhereTheServerListensAtAllAddresses) {
     Server::Options options;
     options.address = "ofi+tcp://0.0.0.0:0";
+    options.insecure = true;
     Server server(std::make_shared<Store>(Store::Options{}), options);
     const std::string port = server.address().substr(server.address().rfind(':'));
     for (const std::string& address : {server.address(), "ofi+tcp://127.0.0.1" + port}) {
@@ -258,7 +260,16 @@ wire::Frame request(wire::Operation operation) {
 
 std::vector<std::byte> hello() {
     wire::Writer out;
-    wire::encode(out, wire::Hello{.address = {}, .client = "hostile", .key = {}, .servers = {}});
+    wire::Hello hello;
+    hello.client = "hostile";
+    hello.servers = security::digest_of({});
+    wire::encode(out, hello);
+    return out.take();
+}
+
+std::vector<std::byte> join() {
+    wire::Writer out;
+    wire::encode(out, wire::Join{});
     return out.take();
 }
 
@@ -266,6 +277,9 @@ local::Socket introduced(const Running& running) {
     local::Socket socket = running.knock();
     socket.set_patience(10s, 10s);
     socket.send_body(request(wire::Operation::hello), hello());
+    const auto challenge = socket.receive();
+    EXPECT_TRUE(challenge && challenge->frame.code == 0);
+    socket.send_body(request(wire::Operation::join), join());
     const auto welcome = socket.receive();
     EXPECT_TRUE(welcome && welcome->frame.code == 0);
     return socket;
@@ -461,8 +475,12 @@ TEST(SameHost, SaysWhenTheStoreIsFull) {
 TEST(SameHost, WantsTheKeyOfTheServer) {
     Running running("secret");
     std::string message;
-    EXPECT_EQ(code_of([&] { (void)running.connect(); }, &message), Errc::invalid_argument);
+    EXPECT_EQ(code_of([&] { (void)running.connect(); }, &message), Errc::permission);
     EXPECT_THAT(message, HasSubstr("wants a key"));
+    EXPECT_EQ(code_of([&] { Cluster({.servers = {running.server->address()}, .key = "guess"}); },
+                      &message),
+              Errc::permission);
+    EXPECT_THAT(message, HasSubstr("the key is not the server's"));
     Cluster cluster({.servers = {running.server->address()}, .timeout = 30s, .key = "secret"});
     EXPECT_THAT(cluster.transports(), testing::ElementsAre("shm"));
 }

@@ -326,9 +326,28 @@ TEST(Cluster, WantsTheKeyOfTheServer) {
     options.key = "secret";
     options.log = [](LogLevel, std::string_view) {};
     const Server server(std::make_shared<Store>(Store::Options{}), options);
-    EXPECT_EQ(code_of([&] { Cluster({.servers = {server.address()}, .key = "guess"}); }),
-              Errc::invalid_argument);
-    EXPECT_NO_THROW(Cluster({.servers = {server.address()}, .key = "secret"}));
+    const auto connect = [&](std::string key) {
+        Cluster cluster({.servers = {server.address()}, .key = std::move(key), .same_host = false});
+        cluster.ping(0);
+    };
+    std::string message;
+    EXPECT_EQ(code_of([&] { connect("guess"); }, &message), Errc::permission);
+    EXPECT_THAT(message, HasSubstr("the key is not the server's"));
+    EXPECT_EQ(code_of([&] { connect(""); }, &message), Errc::permission);
+    EXPECT_THAT(message, HasSubstr("wants a key"));
+    EXPECT_NO_THROW(connect("secret"));
+    options.key.clear();
+    const Server open(std::make_shared<Store>(Store::Options{}), options);
+    for (const bool same_host : {false, true}) {
+        EXPECT_EQ(
+            code_of(
+                [&] {
+                    Cluster({.servers = {open.address()}, .key = "secret", .same_host = same_host});
+                },
+                &message),
+            Errc::permission);
+        EXPECT_THAT(message, HasSubstr("the server has no key"));
+    }
 }
 
 TEST(Cluster, ServesManyThreadsAtOnce) {

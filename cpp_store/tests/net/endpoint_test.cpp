@@ -28,7 +28,7 @@ std::vector<std::byte> random_bytes(std::size_t size, unsigned seed) {
 }
 
 struct Inbox : Endpoint::Listener {
-    void received(std::span<const std::byte> message) override {
+    void received(std::span<std::byte> message) override {
         messages.emplace_back(message.begin(), message.end());
     }
     void send_failed(Peer, int error) override { errors.push_back(error); }

@@ -98,6 +98,15 @@ TEST(Wire, OtherMessagesRoundTrip) {
     stats.memory.limit = 1;
     stats.bytes_inherited = 2;
     ForeignReferences foreign{"h", {{"o", {{1, 2}}}}};
+    Hello hello{.address = data, .client = "h/1", .dialled = "d", .has_key = true, .encrypt = true};
+    hello.ciphers = 6;
+    hello.nonce.fill(std::byte{1});
+    hello.public_key.fill(std::byte{2});
+    hello.servers.fill(std::byte{3});
+    Challenge challenge{.session = 5, .has_key = true, .encrypt = true, .cipher = 2};
+    challenge.nonce.fill(std::byte{4});
+    Join join{.proof = {}, .servers = {"a", "b"}};
+    join.proof.fill(std::byte{5});
 
     Writer out;
     encode(out, layer);
@@ -105,6 +114,10 @@ TEST(Wire, OtherMessagesRoundTrip) {
     encode(out, fetch);
     encode(out, stats);
     encode(out, foreign);
+    encode(out, hello);
+    encode(out, challenge);
+    encode(out, join);
+    encode(out, Welcome{.proof = join.proof, .memory_limit = 6});
     Reader in(out.data());
 
     const Layer layer2 = decode_layer(in);
@@ -127,6 +140,22 @@ TEST(Wire, OtherMessagesRoundTrip) {
     EXPECT_EQ(stats2.memory.limit, 1u);
     EXPECT_EQ(stats2.bytes_inherited, 2u);
     EXPECT_EQ(decode_foreign(in).by_owner, foreign.by_owner);
+    const Hello hello2 = decode_hello(in);
+    EXPECT_EQ(
+        std::tie(hello2.address, hello2.client, hello2.dialled, hello2.has_key, hello2.encrypt,
+                 hello2.ciphers, hello2.nonce, hello2.public_key, hello2.servers),
+        std::tie(hello.address, hello.client, hello.dialled, hello.has_key, hello.encrypt,
+                 hello.ciphers, hello.nonce, hello.public_key, hello.servers));
+    const Challenge challenge2 = decode_challenge(in);
+    EXPECT_EQ(std::tie(challenge2.session, challenge2.has_key, challenge2.encrypt,
+                       challenge2.cipher, challenge2.nonce, challenge2.public_key),
+              std::tie(challenge.session, challenge.has_key, challenge.encrypt, challenge.cipher,
+                       challenge.nonce, challenge.public_key));
+    const Join join2 = decode_join(in);
+    EXPECT_EQ(std::tie(join2.proof, join2.servers), std::tie(join.proof, join.servers));
+    const Welcome welcome = decode_welcome(in);
+    EXPECT_EQ(welcome.proof, join.proof);
+    EXPECT_EQ(welcome.memory_limit, 6u);
     in.end();
 }
 
@@ -213,8 +242,8 @@ TEST(Wire, FramesRoundTripAndAreChecked) {
         std::uint8_t value;
     };
     for (const auto& [offset, value] :
-         {Change{0, 0}, Change{4, 9}, Change{5, 0}, Change{5, 8}, Change{6, 200}, Change{24, 9},
-          Change{27, 0xff}, Change{28, 6}}) {
+         {Change{0, 0}, Change{4, 9}, Change{5, 1}, Change{16, 0}, Change{16, 200}, Change{17, 1},
+          Change{18, 200}, Change{20, 9}, Change{23, 0xff}, Change{24, 6}}) {
         Bytes wrong = message;
         wrong[offset] = static_cast<std::byte>(value);
         EXPECT_EQ(code_of([&] { (void)decode_frame(wrong, part); }), Errc::protocol) << offset;

@@ -1,0 +1,62 @@
+// Clients that have said hello and have not joined yet: whoever reaches the port. They get little
+// memory and little time, and do not get to try many keys.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "security/greeting.hpp"
+#include "server/call.hpp"
+#include "server/rate.hpp"
+
+namespace cpp_store::server {
+
+// Where a client says it is: of an IP address, without the port. Whoever lies does not get the
+// answer, and without it cannot join.
+[[nodiscard]] std::string origin_of(std::span<const std::byte> address);
+
+// Belongs to the progress thread.
+class Lobby {
+  public:
+    using Clock = std::chrono::steady_clock;
+
+    struct Guest {
+        std::shared_ptr<Session> session;
+        security::Reception reception;
+        std::uint64_t call;  // of the hello, and of the join that is to come
+        std::string origin;
+        Clock::time_point since;
+    };
+
+    // Throws Errc::busy if too many are here, or come from where too many wrong keys came from.
+    void admit(const std::string& origin, Clock::time_point now);
+    // Whether one that is not admitted is told so. Of a flood most are not.
+    [[nodiscard]] bool answers(Clock::time_point now) { return answers_.take(now); }
+    void enter(Guest guest);
+    [[nodiscard]] bool contains(std::uint64_t session) const { return guests_.contains(session); }
+    [[nodiscard]] Guest leave(std::uint64_t session);
+    void note_wrong_key(const std::string& origin, Clock::time_point now);
+    // Those whose time is over.
+    [[nodiscard]] std::vector<Guest> expire(Clock::time_point now);
+
+  private:
+    static constexpr std::chrono::seconds patience{5};
+    static constexpr std::size_t most = 1024;
+    static constexpr std::size_t most_of_an_origin = 256;
+    static constexpr double answers_a_second = 1000;
+    static constexpr double wrong_keys_a_second = 1;
+    static constexpr double wrong_keys_at_once = 8;
+
+    std::unordered_map<std::uint64_t, Guest> guests_;      // by session
+    std::unordered_map<std::string, std::size_t> counts_;  // of guests, by origin
+    std::unordered_map<std::string, Rate> wrong_keys_;     // by origin
+    Rate answers_{answers_a_second, answers_a_second};
+};
+
+}  // namespace cpp_store::server
