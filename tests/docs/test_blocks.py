@@ -10,10 +10,11 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from .blocks import NOT_CODE, Block, blocks_of
 
 ROOT = Path(__file__).parent.parent.parent
 STAND_INS = Path(__file__).parent / "stand-ins"
@@ -38,38 +39,6 @@ main("--application digits --max_evals 3 --epochs 1 --seed 1 --output_dir runs/f
 }
 FILES_OF = {"README": ROOT / "docs/tutorial.md"}
 SHORTER = {"max_evals=64": "max_evals=4"}  # in Python; in shell, the stand-ins do it
-NOT_CODE = {"text", "toml", "json", "console"}
-_BLOCK = re.compile(
-    r"(?:^<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<language>\w*)(?P<rest>[^\n]*)\n"
-    r"(?P<code>.*?)^```$",
-    re.DOTALL | re.MULTILINE,
-)
-
-
-@dataclass(frozen=True)
-class Block:
-    line: int
-    language: str
-    title: str
-    code: str
-    why_not: str
-
-
-def blocks_of(page: Path) -> list[Block]:
-    text = page.read_text()
-    found = []
-    for match in _BLOCK.finditer(text):
-        title = re.search(r'title="([^"]+)"', match["rest"])
-        found.append(
-            Block(
-                text.count("\n", 0, match.start("language")) + 1,
-                match["language"],
-                title[1] if title else "",
-                match["code"],
-                match["why"] or "",
-            )
-        )
-    return found
 
 
 def script_of(blocks: list[Block], folder: Path) -> str:
