@@ -7,6 +7,7 @@ from fresh weights: what the architecture is worth by itself.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise InputError(f"--output {output}: expected a .keras file in a directory that is there")
     settings = _settings(run)
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from transfer_nas.search import worker
     from transfer_nas.trainer import TransferTrainer
     from transfer_nas.transfer import NoTransfer

@@ -94,6 +94,14 @@ def test_a_torn_last_line_is_dropped_wherever_it_is_cut(tmp_path: Path, name: st
             assert (tmp_path / name).read_bytes() == whole
 
 
+def test_a_run_of_a_newer_version_says_what_to_do(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    description = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**description, "format": 99}))
+    with pytest.raises(RunDirectoryError, match="found 99; a newer transfer-nas wrote it: update"):
+        resume(tmp_path)
+
+
 def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> None:
     begin(tmp_path).close()
     (tmp_path / "results.csv").unlink()

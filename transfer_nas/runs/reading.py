@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
-from transfer_nas.search.run_directory import FORMAT, MEASURES
+from transfer_nas.search.run_directory import FORMAT, MEASURES, wrong_format
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -238,9 +238,7 @@ def _description(path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: not a run's description ({cause})") from cause
     if found != FORMAT:
-        newer = isinstance(found, int) and found > FORMAT
-        advice = "; a newer transfer-nas wrote it: update this one" if newer else ""
-        raise RunDirectoryError(f"{file}: expected format {FORMAT}, found {found}{advice}")
+        raise wrong_format(file, found)
     space = description.get("space")
     if not (
         {"id", "settings", "started"} <= description.keys()

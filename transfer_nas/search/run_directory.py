@@ -274,9 +274,7 @@ def load_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
         if description["format"] != FORMAT:
-            raise RunDirectoryError(
-                f"{file}: expected format {FORMAT}, found {description['format']}"
-            )
+            raise wrong_format(file, description["format"])
         if not {"id", "settings", "space", "started"} <= description.keys():
             raise RunDirectoryError(f"{file}: not a search's run.json")
     except OSError as cause:
@@ -289,6 +287,13 @@ def load_description(path: Path) -> dict[str, Any]:
         raise RunDirectoryError(f"{file}: not a run's description ({cause})") from cause
     assert isinstance(description, dict)
     return description
+
+
+def wrong_format(file: Path, found: object) -> RunDirectoryError:
+    """Return the error of a description in another format, with what to do about a newer one."""
+    newer = isinstance(found, int) and found > FORMAT
+    advice = "; a newer transfer-nas wrote it: update this one" if newer else ""
+    return RunDirectoryError(f"{file}: expected format {FORMAT}, found {found}{advice}")
 
 
 def compare_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
