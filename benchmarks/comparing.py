@@ -72,8 +72,10 @@ def _higher_is_better(key: str, target: Sequence[Any] | None) -> bool | None:
     """Return whether more is better: as the target says, or else the unit; None: who knows."""
     if target is not None:
         return bool(target[0] == "at least")
-    if key.endswith(("_per_s", "_per_cpu_s")) or "_over_" in key:
+    # The unit may be followed by what was measured: "hdf5_ms_of_25".
+    words = key.split("_")
+    if "over" in words or "per_s" in key or "per_cpu_s" in key:
         return True
-    if key.endswith(("_s", "_ms", "_us", "_bytes")) or "bytes_per" in key:
+    if not {"s", "ms", "us", "seconds", "bytes"}.isdisjoint(words):
         return False
     return None

@@ -129,6 +129,7 @@ def test_comparing_a_run_with_itself_finds_nothing(finished: tuple[str, Path]) -
         ("a_ms", [10.0], [12.0], ""),  # within the noise that is assumed
         ("a_ms", [10.0], [20.0], "2.00 times WORSE"),
         ("a_per_s", [10.0], [20.0], "2.00 times better"),
+        ("hdf5_ms_of_25", [10.0], [20.0], "2.00 times WORSE"),
         ("a_ms", [10.0, 11.0, 12.0], [11.5, 13.0, 14.0], ""),  # the ranges overlap
         ("a_ms", [10.0, 10.1, 10.2], [12.0, 12.1, 12.2], "1.20 times WORSE"),
         ("a_ms", [10.0, 10.1], [10.2, 10.3], ""),  # apart, but by too little
