@@ -45,6 +45,15 @@ struct PutRequest {
     std::string graph;             // layer graph as JSON; opaque here
     std::string metadata;          // the user's JSON; opaque here
     std::uint64_t created_ns = 0;  // since the epoch; 0: now
+    // What others call the owner of its layers by. Empty: its id; else a name that no other put
+    // has, so that the id of a retired model is free though others still refer to its layers.
+    std::string owner;
+};
+
+// A layer whose model is not here: what its key and its tensors are.
+struct OwnerlessLayer {
+    LayerKey key;
+    std::vector<TensorSpec> tensors;
 };
 
 // The tensors of one layer, immutable and complete. Holding the pointer keeps the bytes.
@@ -211,6 +220,11 @@ class Store {
     // References of a model on another server (`holder`) to layers stored here. Idempotent.
     void acquire(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
     void release(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
+    // Brings layers of a retired model back that models on other servers refer to, from a server
+    // that still has them: reserves memory, and when it is filled, takes them in for a holder.
+    [[nodiscard]] PendingPut prepare_adoption(std::string_view owner,
+                                              std::vector<OwnerlessLayer> layers);
+    void adopt(PendingPut put, std::string_view holder);
     // Those whose last `acquire` is at least `age` old: a younger one may be a put in progress.
     [[nodiscard]] std::vector<std::string> holders(std::chrono::milliseconds age = {}) const;
     // Drops everything that a holder refers to here.

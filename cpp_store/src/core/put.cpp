@@ -174,7 +174,8 @@ struct PendingPut::Impl {
     };
 
     std::shared_ptr<Store::Impl> store;
-    std::shared_ptr<Model> model;  // as it will be, slots of inherited layers included
+    std::shared_ptr<Model> model;   // as it will be, slots of inherited layers included
+    std::vector<LayerKey> adopted;  // keys of the layers, instead of the model's table
     std::vector<std::pair<std::uint32_t, std::shared_ptr<LayerInArena>>> own;
     std::vector<std::span<std::byte>> buffers;
     std::vector<Target> targets;
@@ -194,6 +195,7 @@ struct PendingPut::Impl {
     void refer(const std::vector<Inherited>& layers);
     void sum_the_rest() noexcept;
     [[nodiscard]] std::shared_ptr<Owner> make_owner() const;
+    [[nodiscard]] std::vector<Slot> slots(const std::shared_ptr<Owner>& owner) const;
 };
 
 // One allocation for all tensors; each layer gets its own part of it.
@@ -204,8 +206,8 @@ void PendingPut::Impl::reserve(const std::vector<Own>& layers) {
         if (layer.tensors.empty()) continue;
         tensors += layer.tensors.size();
         auto stored = std::make_shared<LayerInArena>();
-        stored->owner = model->id;
-        stored->key = model->table->key(layer.layer);
+        stored->owner = model->owner;
+        stored->key = model->table ? model->table->key(layer.layer) : adopted[layer.layer];
         stored->serial = ++store->last_serial;
         stored->tensors.reserve(layer.tensors.size());
         for (const TensorSpec& spec : layer.tensors) {
@@ -290,7 +292,7 @@ void PendingPut::Impl::sum_the_rest() noexcept {
 
 std::shared_ptr<Owner> PendingPut::Impl::make_owner() const {
     auto owner = std::make_shared<Owner>();
-    owner->model = model->id;
+    owner->model = model->owner;
     owner->entries.reserve(own.size());
     for (const auto& [position, layer] : own) owner->entries.push_back({layer, 1});
     std::sort(
@@ -299,6 +301,22 @@ std::shared_ptr<Owner> PendingPut::Impl::make_owner() const {
     for (const Owner::Entry& entry : owner->entries) owner->keys.push_back(entry.layer->key);
     owner->referred = own.size();
     return owner;
+}
+
+// Of all layers, once those that the put brings have an owner.
+std::vector<Slot> PendingPut::Impl::slots(const std::shared_ptr<Owner>& owner) const {
+    std::vector<Slot> slots = model->slots;
+    for (const auto& [position, layer] : own) {
+        const std::size_t entry = owner->find(layer->key);
+        slots.push_back({.layer = position,
+                         .owner = owner,
+                         .entry = entry,
+                         .stored = owner->entries[entry].layer,
+                         .foreign_owner = {}});
+    }
+    std::sort(slots.begin(), slots.end(),
+              [](const Slot& a, const Slot& b) { return a.layer < b.layer; });
+    return slots;
 }
 
 PendingPut::PendingPut(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -314,7 +332,7 @@ std::vector<LayerLocation> PendingPut::layers() const {
     std::vector<LayerLocation> out;
     out.reserve(impl_->own.size());
     for (const auto& [position, layer] : impl_->own) {
-        out.push_back({position, impl_->model->id, layer});
+        out.push_back({position, impl_->model->owner, layer});
     }
     return out;
 }
@@ -342,8 +360,9 @@ void PendingPut::append(std::size_t tensor, std::span<const std::byte> piece) {
     }
 }
 
-void Store::Impl::check_id_is_free(std::string_view model) const {
-    if (!owners.contains(model) && !retired.contains(model)) return;
+void Store::Impl::check_is_free(std::string_view model, std::string_view owner) const {
+    const bool is_owned = owner == model && owners.contains(owner);
+    if (!is_owned && !retired.contains(model)) return;
     throw Error(Errc::already_exists,
                 "model '" + std::string(model) +
                     "' was retired, but others still refer to its layers; choose another id");
@@ -355,19 +374,21 @@ PendingPut Store::prepare(PutRequest request) {
     pending->store = impl_;
     auto model = std::make_shared<Model>();
     model->description = describe(request);
+    const std::string owner = request.owner.empty() ? request.model : request.owner;
     {
         Garbage garbage;
         const std::lock_guard lock(impl_->mutex);
         impl_->expire_leases(garbage);
         const auto same = impl_->models.find(request.model);
         if (same == impl_->models.end()) {
-            impl_->check_id_is_free(request.model);
+            impl_->check_is_free(request.model, owner);
         } else if (same->second->description != model->description) {
             throw Error(Errc::already_exists,
                         "there is a model '" + request.model + "' with other content");
         }
     }
     model->id = std::move(request.model);
+    model->owner = owner;
     model->ns = std::move(request.ns);
     model->table = std::move(request.table);
     model->score = request.score;
@@ -379,6 +400,47 @@ PendingPut Store::prepare(PutRequest request) {
     pending->reserve(request.own);
     pending->refer(request.inherited);
     return PendingPut(std::move(pending));
+}
+
+std::size_t Store::Impl::find_or_add(Owner& owner, const StoredLayerPtr& layer) {
+    const std::size_t entry = owner.find(layer->key);
+    if (entry != owner.entries.size()) return entry;
+    ++counts.layers;
+    counts.tensors += layer->tensors.size();
+    counts.bytes_stored += bytes_of(*layer);
+    return owner.add(layer);
+}
+
+PendingPut Store::prepare_adoption(std::string_view owner, std::vector<OwnerlessLayer> layers) {
+    auto pending = std::make_unique<PendingPut::Impl>();
+    pending->store = impl_;
+    pending->model = std::make_shared<Model>();
+    pending->model->owner = owner;
+    std::vector<Own> own;
+    for (OwnerlessLayer& layer : layers) {
+        own.push_back({static_cast<std::uint32_t>(own.size()), std::move(layer.tensors)});
+        pending->adopted.push_back(layer.key);
+    }
+    pending->reserve(own);
+    return PendingPut(std::move(pending));
+}
+
+void Store::adopt(PendingPut put, std::string_view holder) {
+    PendingPut::Impl& pending = *put.impl_;
+    pending.sum_the_rest();
+    const std::string& name = pending.model->owner;
+    const std::lock_guard lock(impl_->mutex);
+    auto& owner = impl_->owners[name];
+    if (!owner) {
+        owner = std::make_shared<Owner>();
+        owner->model = name;
+    }
+    Holder& held = impl_->holders[std::string(holder)];
+    held.acquired = impl_->options.clock();
+    for (const auto& [position, layer] : pending.own) {
+        const std::size_t entry = impl_->find_or_add(*owner, layer);
+        if (held.references.insert({owner, entry}).second) impl_->refer(*owner, entry);
+    }
 }
 
 std::uint64_t Store::commit(PendingPut put) {
@@ -395,16 +457,7 @@ std::uint64_t Store::commit(PendingPut put) {
     model->content = content.value();
     const std::size_t layers_inherited = model->slots.size();
     const std::shared_ptr<Owner> owner = pending.make_owner();
-    std::vector<Slot> slots = model->slots;
-    for (const auto& [position, layer] : pending.own) {
-        slots.push_back({.layer = position,
-                         .owner = owner,
-                         .entry = owner->find(layer->key),
-                         .stored = layer,
-                         .foreign_owner = {}});
-    }
-    std::sort(slots.begin(), slots.end(),
-              [](const Slot& a, const Slot& b) { return a.layer < b.layer; });
+    std::vector<Slot> slots = pending.slots(owner);
 
     const std::lock_guard lock(impl_->mutex);
     if (const auto same = impl_->models.find(model->id); same != impl_->models.end()) {
@@ -412,25 +465,35 @@ std::uint64_t Store::commit(PendingPut put) {
         throw Error(Errc::already_exists,
                     "there is a model '" + model->id + "' with other content");
     }
-    impl_->check_id_is_free(model->id);
+    impl_->check_is_free(model->id, model->owner);
+    // Layers of a model that has an owner's name of its own may have been adopted before it.
+    const auto adopted = impl_->owners.find(model->owner);
+    const bool is_new = adopted == impl_->owners.end();
     impl_->models.emplace(model->id, model);
     try {
-        if (!owner->entries.empty()) impl_->owners.emplace(model->id, owner);
+        if (is_new && !owner->entries.empty()) impl_->owners.emplace(model->owner, owner);
         impl_->index.add(model->id, model->ns, *model->table, model->score, model->created_ns);
     } catch (...) {
         impl_->models.erase(model->id);
-        impl_->owners.erase(model->id);
+        if (is_new) impl_->owners.erase(model->owner);
         throw;
+    }
+    StoreStats& counts = impl_->counts;
+    if (is_new) {
+        counts.layers += owner->entries.size();
+        counts.tensors += pending.targets.size();
+        counts.bytes_stored += model->bytes_own;
+    } else {
+        for (const auto& [position, layer] : pending.own) {
+            impl_->refer(*adopted->second, impl_->find_or_add(*adopted->second, layer));
+        }
+        slots = pending.slots(adopted->second);
     }
     model->slots = std::move(slots);
     model->sequence = ++impl_->last_sequence;
     pending.referring = false;  // the model's from now on
 
-    StoreStats& counts = impl_->counts;
     ++counts.puts;
-    counts.layers += owner->entries.size();
-    counts.tensors += pending.targets.size();
-    counts.bytes_stored += model->bytes_own;
     counts.bytes_put += model->bytes_own;
     counts.bytes_referenced += model->bytes_own + model->bytes_inherited;
     counts.layers_inherited += layers_inherited;

@@ -2,6 +2,7 @@
 #include "cpp_store/store.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <random>
 
 #include "core/checksum.hpp"
@@ -12,8 +13,28 @@ namespace cpp_store {
 std::size_t Owner::find(const LayerKey& key) const noexcept {
     const auto at = std::lower_bound(keys.begin(), keys.end(), key);
     if (at == keys.end() || *at != key) return entries.size();
-    const auto entry = static_cast<std::size_t>(at - keys.begin());
+    const auto key_at = static_cast<std::size_t>(at - keys.begin());
+    const std::size_t entry = places.empty() ? key_at : places[key_at];
     return entries[entry].layer ? entry : entries.size();
+}
+
+std::size_t Owner::add(StoredLayerPtr layer) {
+    if (places.empty()) {
+        places.resize(keys.size());
+        std::iota(places.begin(), places.end(), 0u);
+    }
+    ++referred;
+    const auto at = std::lower_bound(keys.begin(), keys.end(), layer->key);
+    const auto place = places.begin() + (at - keys.begin());
+    if (at != keys.end() && *at == layer->key) {  // it was here before
+        entries[*place].layer = std::move(layer);
+        return *place;
+    }
+    const std::size_t entry = entries.size();
+    places.insert(place, static_cast<std::uint32_t>(entry));
+    keys.insert(at, layer->key);
+    entries.push_back({std::move(layer), 0});
+    return entry;
 }
 
 const Slot* Model::slot(std::uint32_t layer) const noexcept {

@@ -31,13 +31,16 @@ struct Owner {
         StoredLayerPtr layer;  // null: nobody refers to it any more
         std::uint32_t referrers = 0;
     };
-    std::string model;
-    std::vector<Entry> entries;  // ascending by key
-    std::vector<LayerKey> keys;  // of the entries
-    std::size_t referred = 0;    // entries with referrers
+    std::string model;                  // as others call it
+    std::vector<Entry> entries;         // never move, as others keep their positions
+    std::vector<LayerKey> keys;         // of the entries, ascending
+    std::vector<std::uint32_t> places;  // of the entry of each key; empty: as the keys
+    std::size_t referred = 0;           // entries with referrers
 
     // Index of the entry of that key, or entries.size() if it is not here (any more).
     [[nodiscard]] std::size_t find(const LayerKey& key) const noexcept;
+    // Adds a layer that is not here, which nobody refers to yet; returns its entry.
+    std::size_t add(StoredLayerPtr layer);
 };
 
 // A layer with tensors, as a model refers to it.
@@ -58,6 +61,7 @@ struct Slot {
 
 struct Model {
     std::string id;
+    std::string owner;  // of its own layers, by name
     std::string ns;
     LayerTablePtr table;
     std::vector<Slot> slots;  // ascending by layer
@@ -139,8 +143,10 @@ struct Store::Impl {
         std::string_view owner, const LayerKey& key) const;
     void refer(Owner& owner, std::size_t entry) noexcept;
     void drop(Owner& owner, std::size_t entry, Garbage& garbage);
-    // Throws Errc::already_exists if the id cannot become a new model.
-    void check_id_is_free(std::string_view model) const;
+    // Entry of a layer of an owner, which is added if it is not here; nobody refers to it then.
+    std::size_t find_or_add(Owner& owner, const StoredLayerPtr& layer);
+    // Throws Errc::already_exists if the id cannot become a new model, or its layers have an owner.
+    void check_is_free(std::string_view model, std::string_view owner) const;
     // Takes away what a retired model without leases refers to.
     ForeignReferences drop_references(const ModelPtr& model, Garbage& garbage);
 

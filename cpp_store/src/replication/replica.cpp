@@ -1,0 +1,338 @@
+#include "replication/replica.hpp"
+
+#include <algorithm>
+#include <charconv>
+
+namespace cpp_store::replication {
+namespace {
+
+constexpr char separator = '@';
+constexpr std::size_t most_changes = 4096;  // in one answer
+
+// What a put would have said of a model that another server has.
+PutRequest request_of(const Pulled& pulled) {
+    const ModelInfo& info = pulled.info;
+    PutRequest request{.model = info.model,
+                       .ns = info.ns,
+                       .table = info.table,
+                       .own = {},
+                       .inherited = {},
+                       .score = info.score,
+                       .parent = info.parent,
+                       .graph = info.graph,
+                       .metadata = info.metadata,
+                       .created_ns = pulled.version,
+                       .owner = pulled.owner};
+    auto data = pulled.layers.begin();
+    for (const LayerLocation& location : info.layers) {
+        if (location.owner == pulled.owner) {
+            if (data == pulled.layers.end() || data->key != info.table->key(location.layer)) {
+                throw Error(Errc::protocol, "model '" + info.model + "' came without its tensors");
+            }
+            request.own.push_back({location.layer, (data++)->specs});
+        } else {
+            request.inherited.push_back({.layer = location.layer,
+                                         .owner = location.owner,
+                                         .foreign = true,
+                                         .bytes = info.table->nbytes(location.layer)});
+        }
+    }
+    return request;
+}
+
+void fill(PendingPut& put, const std::vector<LayerData>& layers) {
+    std::size_t tensor = 0;
+    for (const LayerData& layer : layers) {
+        for (const auto& bytes : layer.tensors) {
+            if (put.buffers()[tensor].size() != bytes.size()) {
+                throw Error(Errc::protocol, "a tensor came with other bytes than it has");
+            }
+            put.fill(tensor++, bytes.data());
+        }
+    }
+}
+
+}  // namespace
+
+std::string versioned(std::string_view model, Version version) {
+    return std::string(model) + separator + std::to_string(version);
+}
+
+std::optional<Heir> heir_of(std::string_view name) {
+    const std::size_t at = name.rfind(separator);
+    if (at == std::string_view::npos) return std::nullopt;
+    Heir heir{std::string(name.substr(0, at)), 0};
+    const std::string_view digits = name.substr(at + 1);
+    const char* const end = digits.data() + digits.size();
+    const auto [rest, error] = std::from_chars(digits.data(), end, heir.version);
+    if (error != std::errc{} || rest != end) return std::nullopt;
+    return heir;
+}
+
+std::string id_of(std::string_view owner) {
+    const std::optional<Heir> named = heir_of(owner);
+    return named ? named->model : std::string(owner);
+}
+
+References references_of(const PutRequest& request) {
+    References references;
+    for (const Inherited& inherited : request.inherited) {
+        references[inherited.owner].emplace_back(request.table->name(inherited.layer));
+    }
+    return references;
+}
+
+std::vector<LayerKey> keys_of(const std::vector<std::string>& names) {
+    std::vector<LayerKey> keys;
+    keys.reserve(names.size());
+    for (const std::string& name : names) keys.push_back(layer_key(name));
+    return keys;
+}
+
+Replica::Replica(Store& store, Placement placement, std::size_t self, std::uint64_t incarnation,
+                 std::function<Clock::time_point()> clock, std::size_t most_tombstones)
+    : store_(store),
+      placement_(std::move(placement)),
+      self_(self),
+      incarnation_(incarnation),
+      clock_(std::move(clock)),
+      ledger_(most_tombstones) {
+    for (const std::string& model : store_.list()) {
+        const ModelInfo info = store_.lookup(model);
+        References references;
+        for (const LayerLocation& layer : info.layers) {
+            if (!layer.stored) {
+                references[layer.owner].emplace_back(info.table->name(layer.layer));
+            }
+        }
+        ledger_.published(model, info.created_ns, std::move(references));
+    }
+    for (const std::string& holder : store_.holders()) {
+        if (auto heir = heir_of(holder)) held_[*std::move(heir)].since = clock_();
+    }
+}
+
+std::mutex& Replica::stripe(std::string_view model) const {
+    return stripes_[std::hash<std::string_view>{}(model) % stripes];
+}
+
+State Replica::known(std::string_view model) const {
+    const std::scoped_lock lock(mutex_);
+    const Ledger::Entry* const entry = ledger_.find(model);
+    if (!entry) return {};
+    return {entry->retired ? Presence::gone : Presence::visible, entry->version};
+}
+
+State Replica::state(std::string_view model) const {
+    State state = known(model);
+    if (state.presence == Presence::gone && store_.is_alive(model)) {
+        state.presence = Presence::leased;
+    }
+    return state;
+}
+
+std::pair<ModelInfo, Version> Replica::look_up(std::string_view model) const {
+    const std::scoped_lock order(stripe(model));
+    return {store_.lookup(model), known(model).version};
+}
+
+// ------------------------------------------------------------------------------------ put, retire
+
+void Replica::check_is_newer(std::string_view model, Version version) const {
+    const State before = known(model);
+    if (before.presence != Presence::gone || version > before.version) return;
+    throw Error(Errc::already_exists, "model '" + std::string(model) + "' was retired since");
+}
+
+PendingPut Replica::prepare(PutRequest request) {
+    check_is_newer(request.model, request.created_ns);
+    for (Inherited& inherited : request.inherited) inherited.foreign = true;
+    if (request.owner.empty()) request.owner = versioned(request.model, request.created_ns);
+    return store_.prepare(std::move(request));
+}
+
+Replica::Published Replica::commit(PendingPut put, std::string_view model, Version version,
+                                   References references) {
+    const std::scoped_lock order(stripe(model));
+    check_is_newer(model, version);
+    const std::uint64_t bytes = store_.commit(std::move(put));
+    const std::scoped_lock lock(mutex_);
+    // The same content under a later version: a client that heard no answer tries again, and has
+    // acquired what is inherited for this version.
+    const Ledger::Entry* const before = ledger_.find(model);
+    if (!before || version > before->version) {
+        ledger_.published(model, version, std::move(references));
+    }
+    return {bytes, ledger_.find(model)->first == version};
+}
+
+Replica::Buried Replica::bury(std::string_view model, Version version) {
+    Buried buried;
+    {
+        const std::scoped_lock order(stripe(model));
+        const State before = known(model);
+        buried.before = before.version;
+        if (before.presence == Presence::visible && version >= before.version) {
+            // What it refers to elsewhere ends there, when it is out of use at all its servers.
+            (void)store_.retire(model);
+            buried.retired = true;
+        }
+        if (buried.retired || version > before.version) {
+            const std::scoped_lock lock(mutex_);
+            ledger_.retired(model, version);
+        }
+    }
+    doubt(model, version, true);
+    return buried;
+}
+
+// ------------------------------------------------------------------------------------ references
+
+void Replica::acquire(std::string_view owner, std::span<const LayerKey> keys,
+                      std::string_view holder) {
+    const std::optional<Heir> heir = heir_of(holder);
+    if (!heir) throw Error(Errc::invalid_argument, "a holder without a version");
+    store_.acquire(owner, keys, holder);
+    const std::scoped_lock lock(mutex_);
+    held_[*heir].since = clock_();
+}
+
+void Replica::release(std::string_view owner, std::span<const LayerKey> keys,
+                      std::string_view holder) {
+    store_.release(owner, keys, holder);
+}
+
+void Replica::doubt(std::string_view model, Version version, bool retired) {
+    const std::scoped_lock lock(mutex_);
+    for (auto held = held_.lower_bound({std::string(model), 0});
+         held != held_.end() && held->first.model == model; ++held) {
+        if (held->first.version > version) break;
+        held->second.heard_of = true;
+        if (retired || held->first.version < version) ++held->second.doubts;
+    }
+}
+
+void Replica::doubt_all_of(std::size_t server) {
+    const std::scoped_lock lock(mutex_);
+    for (auto& [heir, held] : held_) {
+        if (placement_.keeps(server, heir.model)) held.doubts += held.heard_of ? 1 : 0;
+    }
+}
+
+std::vector<std::pair<Heir, unsigned>> Replica::doubtful(Clock::time_point now,
+                                                         Clock::duration age) {
+    std::vector<std::pair<Heir, unsigned>> heirs;
+    const std::scoped_lock lock(mutex_);
+    for (const auto& [heir, held] : held_) {
+        if (held.doubts > 0 || (!held.heard_of && now - held.since >= age)) {
+            heirs.emplace_back(heir, held.doubts);
+        }
+    }
+    return heirs;
+}
+
+void Replica::confirm(const Heir& heir, unsigned doubts) {
+    const std::scoped_lock lock(mutex_);
+    const auto held = held_.find(heir);
+    if (held == held_.end() || held->second.doubts != doubts) return;
+    held->second.heard_of = true;
+    held->second.doubts = 0;
+}
+
+void Replica::end(const Heir& heir) {
+    store_.release_holder(versioned(heir.model, heir.version));
+    const std::scoped_lock lock(mutex_);
+    held_.erase(heir);
+}
+
+// ------------------------------------------------------------------------------------ changes
+
+void Replica::check_ready() const {
+    if (ready_) return;
+    throw Error(Errc::connection, placement_.servers()[self_] +
+                                      " was away and is being brought up to date by its peers");
+}
+
+Replica::Changes Replica::changes(std::size_t asker, std::uint64_t incarnation,
+                                  std::uint64_t since) const {
+    Changes out{.incarnation = incarnation_,
+                .since = incarnation == incarnation_ ? since : 0,
+                .last = 0,
+                .forgotten = 0,
+                .changes = {}};
+    const std::scoped_lock lock(mutex_);
+    out.last = ledger_.last_change();
+    out.forgotten = ledger_.forgotten();
+    // Of an heir everybody may hold references, who hears only that it is retired.
+    out.changes = ledger_.after(out.since, most_changes, [&](const Change& change) {
+        if (change.retired || placement_.keeps(asker, change.model)) return true;
+        return std::ranges::any_of(change.references, [&](const auto& layers) {
+            return placement_.keeps(asker, id_of(layers.first));
+        });
+    });
+    return out;
+}
+
+bool Replica::wants(const Change& change) const {
+    if (change.retired || !placement_.keeps(self_, change.model)) return false;
+    const std::scoped_lock lock(mutex_);
+    const Ledger::Entry* const here = ledger_.find(change.model);
+    // What is not newer than a retirement that was forgotten may have been retired by it.
+    return change.version > (here ? here->version : ledger_.forgotten());
+}
+
+void Replica::take_in(const Pulled& pulled) {
+    PutRequest request = request_of(pulled);
+    const std::string& model = pulled.info.model;
+    const References references = references_of(request);
+    const State here = known(model);
+    if (here.presence == Presence::visible && here.version < pulled.version) {
+        // Two puts of one id, each at a server that the other could not reach: the later one stays,
+        // unless they are the same.
+        try {
+            PendingPut same = prepare(request);
+            fill(same, pulled.layers);
+            commit(std::move(same), model, pulled.version, references);
+            return;
+        } catch (const Error& error) {
+            if (error.code() != Errc::already_exists) throw;
+        }
+        bury(model, here.version);
+    }
+    PendingPut put = prepare(std::move(request));
+    fill(put, pulled.layers);
+    commit(std::move(put), model, pulled.version, references);
+}
+
+std::vector<LayerKey> Replica::missing(std::string_view owner,
+                                       std::span<const LayerKey> keys) const {
+    std::vector<LayerKey> missing;
+    for (const LayerKey& key : keys) {
+        try {
+            (void)store_.find_layers(owner, {&key, 1});
+        } catch (const Error&) {
+            missing.push_back(key);
+        }
+    }
+    return missing;
+}
+
+void Replica::adopt(std::string_view owner, const std::vector<LayerData>& layers,
+                    std::string_view holder) {
+    std::vector<OwnerlessLayer> described;
+    for (const LayerData& layer : layers) described.push_back({layer.key, layer.specs});
+    PendingPut put = store_.prepare_adoption(owner, std::move(described));
+    fill(put, layers);
+    store_.adopt(std::move(put), holder);
+    if (const std::optional<Heir> heir = heir_of(holder)) {
+        const std::scoped_lock lock(mutex_);
+        held_[*heir].since = clock_();
+    }
+}
+
+std::vector<std::string> Replica::visible_until(Version version) const {
+    const std::scoped_lock lock(mutex_);
+    return ledger_.visible_until(version);
+}
+
+}  // namespace cpp_store::replication
