@@ -26,11 +26,14 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }
 h2 { margin: 2.5rem 0 .3rem; border-top: 1px solid #8886; padding-top: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .1rem .8rem .1rem 0; text-align: left; } td.n { text-align: right; }
+td, th { padding: .1rem .8rem .1rem 0; text-align: left; }
+td.n { text-align: right; } td.n, td.met, td.missed { white-space: nowrap; }
 .met { color: #1a7f37; } .missed { color: #cf222e; font-weight: 600; }
-.scroll, figure { overflow-x: auto; margin: .5rem 0; } svg { background: #fff; max-width: 100%;
-height: auto; border-radius: 6px; } details { margin: .5rem 0; } summary { cursor: pointer; }
-@media (prefers-color-scheme: dark) { .met { color: #3fb950; } .missed { color: #f85149; } }
+.scroll, figure { overflow-x: auto; margin: .5rem 0; } details { margin: .5rem 0; }
+svg { background: #fff; min-width: 34rem; max-width: 100%; height: auto; border-radius: 6px; }
+summary { cursor: pointer; }
+@media (prefers-color-scheme: dark) { .met { color: #3fb950; } .missed { color: #f85149; }
+svg { filter: invert(.9) hue-rotate(180deg); } }
 """
 
 
@@ -80,11 +83,17 @@ def _table(results: Mapping[str, float], targets: figures.Targets) -> str:
     for key, value in results.items():
         said = figures.verdict(value, targets.get(key))
         style = "missed" if said.startswith("MISSED") else "met"
+        name = html.escape(key).replace("_", "_<wbr>")
         rows.append(
-            f"<tr><td>{html.escape(key)}</td><td class=n>{value:,.4g}</td>"
+            f"<tr><td>{name}</td><td class=n>{_number(value)}</td>"
             f"<td class={style}>{html.escape(said)}</td></tr>"
         )
     return f"<div class=scroll><table>{''.join(rows)}</table></div>" if rows else ""
+
+
+def _number(value: float) -> str:
+    """Return four digits, or all of a large number; neither as powers of ten."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
 def _plots(answer: Mapping[str, Any]) -> list[str]:
@@ -134,7 +143,7 @@ def _lines(title: str, found: Mapping[str, re.Match[str]], values: Mapping[str, 
     axes.set(xscale="log", yscale="log", title=title)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return _svg(figure)
+    return _svg(figure, title)
 
 
 def _bars(title: str, values: Mapping[str, float], targets: figures.Targets) -> str:
@@ -147,7 +156,7 @@ def _bars(title: str, values: Mapping[str, float], targets: figures.Targets) -> 
     positions = range(len(names))
     axes.barh(positions, list(values.values()), color="#4878cf", height=0.7)
     for position, (key, value) in enumerate(values.items()):
-        axes.text(value, position, f" {value:.3g}", va="center", fontsize=8)
+        axes.text(value, position, f" {_number(value)}", va="center", fontsize=8)
         if key in targets:
             limit = targets[key][1]
             axes.plot([limit, limit], [position - 0.45, position + 0.45], color="#d65f5f", lw=2)
@@ -157,14 +166,17 @@ def _bars(title: str, values: Mapping[str, float], targets: figures.Targets) -> 
         axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_title(f"{title} (red: target)" if any(key in targets for key in names) else title)
-    return _svg(figure)
+    return _svg(figure, title)
 
 
-def _svg(figure: Any) -> str:
+def _svg(figure: Any, title: str) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
     drawn = out.getvalue()[out.getvalue().index("<svg") :]
-    return re.sub("<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub("<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    # Scrolls in its figure where the screen is narrow; so it is reached by keyboard, too.
+    label = html.escape(title)
+    return drawn.replace("<svg ", f'<svg role="img" tabindex="0" aria-label="{label}" ', 1)
 
 
 def _plain(value: Any) -> str:
