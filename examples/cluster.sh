@@ -7,6 +7,16 @@
 
 PYTHON=${PYTHON:-python}
 
+# Have servers and their clients prove to each other that they know a key, which is made in the directory $1, unless
+# CPP_STORE_KEY_FILE names one.
+use_key() {
+    if [ -z "${CPP_STORE_KEY_FILE:-}" ]; then
+        CPP_STORE_KEY_FILE=$1/key
+        "$PYTHON" -m cpp_store.command keygen "$CPP_STORE_KEY_FILE" > /dev/null || return
+    fi
+    export CPP_STORE_KEY_FILE
+}
+
 # Start a server on this host; its address goes to a file of the directory $1. Runs until it is killed.
 serve() {
     local address_of_host
