@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,18 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def server(memory: int, *, touched: int = 0) -> Iterator[ServerProcess]:
+def server(
+    memory: int, *, touched: int = 0, key: str = "", flags: Sequence[str] = ()
+) -> Iterator[ServerProcess]:
     """Run ``cpp-store-server``; yield it when it has touched that many bytes of its pool."""
-    command = [_program(), "--json", "--log-level", "error", "--memory", str(memory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [_program(), "--json", "--log-level", "error", "--memory", str(memory), *flags]
+    environment = os.environ | {"CPP_STORE_KEY": key}  # an empty one is none
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         try:
             ready = json.loads(process.stdout.readline())
             started = ServerProcess(ready["address"], process.pid)
-            with cpp_store.connect(started.address) as store:
+            with cpp_store.connect(started.address, key=key) as store:
                 wait_until(lambda: store.stats()["memory_touched"] >= touched)
             yield started
         finally:
