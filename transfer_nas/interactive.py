@@ -182,7 +182,7 @@ class Search:
 
         self._best_row()
         model: keras.Model = keras.saving.load_model(
-            trained_model.finish(self.output_dir, self.application)
+            trained_model.finish(self.output_dir, self.application), safe_mode=True
         )
         return model
 

@@ -14,6 +14,15 @@ namespace cpp_store {
 
 enum class LogLevel : std::uint8_t { error = 0, warning = 1, info = 2, debug = 3 };
 
+// What clients may take of a server. Whoever wants more is told so (Errc::busy), or waits.
+struct ServerLimits {
+    std::size_t clients = 16'384;         // connections; through this host's socket, as many more
+    std::size_t clients_of_host = 4'096;  // by the address that they come from
+    // Of one client; its other calls wait meanwhile. A single call may be larger.
+    std::uint64_t bytes_in_flight = std::uint64_t{1} << 30;
+    double requests_per_second = 200'000;  // of one client; 0: any number
+};
+
 // Serves a store until it is stopped: one thread moves bytes, `threads` others do what requests
 // ask for. While nothing happens, all of them sleep. Clients can reach nothing but the store's
 // calls: the server reads from and writes to the memory that they offer, never the other way.
@@ -27,6 +36,7 @@ class Server {
         std::string key;
         bool insecure = false;
         bool encrypt = false;  // all that goes over a network, whether clients ask for it or not
+        ServerLimits limits{};
         // Of a client that has begun a message or waits for its bytes to move, until it is dropped.
         // One that asks for nothing is looked for every three times as long.
         std::chrono::milliseconds silence{20'000};

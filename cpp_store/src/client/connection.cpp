@@ -9,7 +9,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
+#include "core/checksum.hpp"
 #include "net/libfabric.hpp"
 #include "net/waiting.hpp"
 
@@ -95,10 +97,54 @@ PendingCall::~PendingCall() {
 }
 
 wire::Reader PendingCall::response() const {
-    if (code_ == 0) return wire::Reader(body_);
+    if (code_ == 0) {
+        if (!exposures_.empty() && exposures_.front().writable) check_sums();
+        return wire::Reader(body_);
+    }
     std::string why = wire::Reader(body_).string();
     const bool known = code_ < errc_count;
     throw Error(known ? static_cast<Errc>(code_) : Errc::protocol, why);
+}
+
+std::uint64_t PendingCall::exposed_bytes() const {
+    std::uint64_t bytes = 0;
+    for (const Exposure& exposure : exposures_) bytes += exposure.memory.size();
+    return bytes;
+}
+
+std::span<const std::byte> PendingCall::take_memory(std::uint64_t most) {
+    while (exposure_ < exposures_.size() && offset_ == exposures_[exposure_].memory.size()) {
+        ++exposure_;
+        offset_ = 0;
+    }
+    if (exposure_ == exposures_.size()) return {};
+    const auto rest = exposures_[exposure_].memory.subspan(offset_);
+    const auto taken = rest.first(std::min<std::uint64_t>(most, rest.size()));
+    offset_ += taken.size();
+    moved_ += taken.size();
+    return taken;
+}
+
+// The memory that was fetched into holds what the server says it sent.
+void PendingCall::check_sums() const {
+    bool is_right = true;
+    if (encrypts_) {
+        is_right = moved_ == exposed_bytes();
+    } else {
+        // They are the last part of the response.
+        const std::size_t size = exposures_.size() * sizeof(Checksum) + sizeof(std::uint32_t);
+        if (body_.size() < size) throw Error(Errc::protocol, "malformed message: no checksums");
+        wire::Reader in{std::span<const std::byte>(body_).last(size)};
+        const std::vector<Checksum> sums = in.sums(exposures_.size());
+        for (std::size_t i = 0; i < sums.size(); ++i) {
+            const auto memory = exposures_[i].memory;
+            is_right = is_right && checksum_of(memory.data(), memory.size()) == sums[i];
+        }
+    }
+    if (!is_right) {
+        throw Error(Errc::connection,
+                    connection_->address() + ": the bytes of tensors were changed on their way");
+    }
 }
 
 // ------------------------------------------------------------------------------------ Connection
@@ -154,6 +200,7 @@ void Connection::connect_locked() {
     session_ = 0;
     joining_ = false;
     seals_.reset();
+    encrypts_ = false;
     broken_.clear();
     responses_ = {};
     last_heard_ = last_probe_ = Clock::now();
@@ -183,6 +230,7 @@ void Connection::say_hello(Clock::time_point deadline) {
     const std::vector<std::byte> join = request.join(challenge);
     session_ = request.session();
     seals_ = request.take_seals();
+    encrypts_ = request.encrypts();
     joining_ = true;
     const std::vector<std::byte> answer = ask(wire::Operation::join, join, deadline);
     joining_ = false;
@@ -236,20 +284,26 @@ std::chrono::milliseconds Connection::time_for(std::span<const Exposure> exposur
 void Connection::send_locked(wire::Operation operation, std::uint64_t call,
                              std::span<const std::byte> body) {
     check_size(operation, body);
-    security::Seal* const seal = seals_ ? &seals_->out : nullptr;
-    const std::size_t room = endpoint_->max_message() - wire::frame_header_size -
-                             (seal ? security::Seal::tag_size : std::size_t{0});
     wire::Frame frame{.kind = wire::Kind::request,
                       .code = static_cast<std::uint16_t>(operation),
                       .session = session_,
                       .call = call,
                       .total = static_cast<std::uint32_t>(body.size())};
     do {
-        const std::size_t size = std::min(room, body.size() - frame.offset);
-        endpoint_->send(endpoint_->server(), wire::encode(frame), body.subspan(frame.offset, size),
-                        seal);
+        const std::size_t size = std::min(room(), body.size() - frame.offset);
+        send_frame(frame, body.subspan(frame.offset, size));
         frame.offset += static_cast<std::uint32_t>(size);
     } while (frame.offset < body.size());
+}
+
+std::size_t Connection::room() const {
+    return endpoint_->max_message() - wire::frame_header_size -
+           (seals_ ? security::Seal::tag_size : std::size_t{0});
+}
+
+void Connection::send_frame(const wire::Frame& frame, std::span<const std::byte> part) {
+    endpoint_->send(endpoint_->server(), wire::encode(frame), part,
+                    seals_ ? &seals_->out : nullptr);
 }
 
 PendingCallPtr Connection::start(wire::Operation operation, const Encode& encode,
@@ -267,7 +321,10 @@ PendingCallPtr Connection::start(wire::Operation operation, const Encode& encode
     }
     std::vector<wire::Remote> remotes;
     remotes.reserve(exposures.size());
-    for (const Exposure& exposure : exposures) {
+    call->encrypts_ = encrypts_;
+    if (seals_) call->exposures_.assign(exposures.begin(), exposures.end());
+    if (encrypts_) remotes.resize(exposures.size());
+    for (const Exposure& exposure : encrypts_ ? std::span<const Exposure>() : exposures) {
         const auto& region =
             call->regions_.emplace_back(endpoint_->expose(exposure.memory, exposure.writable));
         remotes.push_back({region.address(), region.key()});
@@ -275,6 +332,7 @@ PendingCallPtr Connection::start(wire::Operation operation, const Encode& encode
     try {
         wire::Writer body;
         encode(body, remotes);
+        if (operation == wire::Operation::put) add_sums(body, exposures);
         call->id_ = ++last_call_;
         if (calls_.empty()) last_heard_ = Clock::now();  // before, nobody asked
         call->deadline_ = Clock::now() + time_for(exposures);
@@ -372,7 +430,7 @@ std::chrono::microseconds Connection::before_sleep(PendingCall& call, int& fd) {
 
 void Connection::check(PendingCall& call, Clock::time_point now) {
     if (now >= call.deadline_) {
-        const bool exposed = !call.regions_.empty();
+        const bool exposed = !call.regions_.empty() || !call.exposures_.empty();
         fail(call, Errc::deadline,
              options_.address + " is alive, but has not done it within the time-out; give it more");
         // The server may still be about to write: only the end of the endpoint ends its right.
@@ -396,9 +454,7 @@ void Connection::check(PendingCall& call, Clock::time_point now) {
         }
     }
     last_probe_ = now;
-    endpoint_->send(endpoint_->server(),
-                    wire::encode({.kind = wire::Kind::probe, .session = session_}), {},
-                    seals_ ? &seals_->out : nullptr);
+    send_frame({.kind = wire::Kind::probe, .session = session_}, {});
 }
 
 // ------------------------------------------------------------------------------------ answers
@@ -418,10 +474,19 @@ void Connection::received(std::span<std::byte> message) {
         silent_since_ = {};
         std::span<const std::byte> part;
         const wire::Frame frame = wire::decode_frame(message, part);
-        if (frame.kind != wire::Kind::response) return;
+        const bool is_bulk = frame.kind == wire::Kind::bulk || frame.kind == wire::Kind::credit;
+        if (frame.kind != wire::Kind::response && !is_bulk) return;
         const auto found = calls_.find(frame.call);
         if (found == calls_.end()) {
             responses_.forget(frame.call);
+            return;
+        }
+        if (is_bulk) {
+            if (frame.kind == wire::Kind::credit) {
+                send_bulk(*found->second, part);
+            } else {
+                take_bulk(*found->second, part);
+            }
             return;
         }
         if (auto body = responses_.add(frame, part)) {
@@ -443,6 +508,53 @@ bool Connection::is_refusal(std::span<const std::byte> message) const {
     } catch (const Error&) {
         return false;
     }
+}
+
+void Connection::add_sums(wire::Writer& body, std::span<const Exposure> exposures) const {
+    if (!seals_ || encrypts_) return;
+    std::vector<Checksum> sums;
+    sums.reserve(exposures.size());
+    for (const Exposure& exposure : exposures) {
+        sums.push_back(checksum_of(exposure.memory.data(), exposure.memory.size()));
+    }
+    body.sums(sums);
+}
+
+void Connection::send_bulk(PendingCall& call, std::span<const std::byte> credit) {
+    call.credit_ = std::max(call.credit_, wire::Reader(credit).u64());
+    while (call.moved_ < call.credit_) {
+        const auto part =
+            call.take_memory(std::min<std::uint64_t>(room(), call.credit_ - call.moved_));
+        if (part.empty()) throw Error(Errc::protocol, "malformed message: credit for no bytes");
+        send_frame({.kind = wire::Kind::bulk,
+                    .session = session_,
+                    .call = call.id_,
+                    .total = static_cast<std::uint32_t>(part.size())},
+                   part);
+    }
+}
+
+void Connection::take_bulk(PendingCall& call, std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+        const auto memory = call.take_memory(bytes.size());
+        if (memory.empty() || !call.exposures_.front().writable) {
+            throw Error(Errc::protocol, "malformed message: bytes that nobody asked for");
+        }
+        // Exposed to be written to, which its type does not say.
+        std::memcpy(const_cast<std::byte*>(memory.data()), bytes.data(), memory.size());
+        bytes = bytes.subspan(memory.size());
+    }
+    const std::uint64_t total = call.exposed_bytes();
+    const std::uint64_t allowed = std::max(call.credit_, wire::bulk_window);
+    if (allowed >= total || allowed - call.moved_ > wire::bulk_window / 2) return;
+    call.credit_ = call.moved_ + wire::bulk_window;
+    wire::Writer out;
+    out.u64(call.credit_);
+    send_frame({.kind = wire::Kind::credit,
+                .session = session_,
+                .call = call.id_,
+                .total = static_cast<std::uint32_t>(out.data().size())},
+               out.data());
 }
 
 void Connection::send_failed(net::Peer, int error) {
@@ -479,7 +591,7 @@ void Connection::disconnect(const std::string& why) {
 void Connection::abandon(PendingCall& call) {
     const std::scoped_lock lock(mutex_);
     if (call.done_) return;
-    const bool exposed = !call.regions_.empty();
+    const bool exposed = !call.regions_.empty() || !call.exposures_.empty();
     calls_.erase(call.id_);
     responses_.forget(call.id_);
     call.regions_.clear();

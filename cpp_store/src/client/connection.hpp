@@ -71,6 +71,10 @@ class PendingCall {
         : connection_(std::move(connection)) {}
 
     void wait_for_local();
+    // The memory whose bytes move next, at most so many; empty at the end.
+    [[nodiscard]] std::span<const std::byte> take_memory(std::uint64_t most);
+    [[nodiscard]] std::uint64_t exposed_bytes() const;
+    void check_sums() const;
 
     std::shared_ptr<Connection> connection_;
     std::unique_ptr<local::Call> local_;  // of a server on this host
@@ -79,6 +83,14 @@ class PendingCall {
     std::shared_ptr<Waiter> waiter_;
     Clock::time_point deadline_;
     std::vector<net::MemoryRegion> regions_;
+    // Of a connection that seals: the memory whose bytes are summed or, if it encrypts, travel in
+    // messages: next from `offset_` of one of them, after `moved_` bytes in all.
+    std::vector<Exposure> exposures_;
+    bool encrypts_ = false;
+    std::size_t exposure_ = 0;
+    std::size_t offset_ = 0;
+    std::uint64_t moved_ = 0;
+    std::uint64_t credit_ = 0;  // that is: that may be sent; or that the server may send
     // Written under the connection's lock before done_ is set.
     std::uint16_t code_ = 0;
     std::vector<std::byte> body_;
@@ -154,6 +166,13 @@ class Connection : public std::enable_shared_from_this<Connection>,
     [[nodiscard]] bool is_refusal(std::span<const std::byte> message) const;
     void send_locked(wire::Operation operation, std::uint64_t call,
                      std::span<const std::byte> body);
+    // What a request says of memory that it exposes, where messages are sealed.
+    void add_sums(wire::Writer& body, std::span<const Exposure> exposures) const;
+    // The next bytes of a call in messages: what the server lets us send, and what it sends.
+    void send_bulk(PendingCall& call, std::span<const std::byte> credit);
+    void take_bulk(PendingCall& call, std::span<const std::byte> bytes);
+    void send_frame(const wire::Frame& frame, std::span<const std::byte> part);
+    [[nodiscard]] std::size_t room() const;  // in a message, for a part of a body
     void finish(PendingCall& call, std::uint16_t code, std::vector<std::byte> body);
     void fail(PendingCall& call, Errc code, const std::string& why);
     // Everything under way fails, and the server's rights to memory of ours end.
@@ -176,6 +195,7 @@ class Connection : public std::enable_shared_from_this<Connection>,
     std::uint64_t session_ = 0;
     bool joining_ = false;                    // the server may refuse us, in clear
     std::unique_ptr<security::Seals> seals_;  // null: nothing is sealed
+    bool encrypts_ = false;                   // nothing travels by RMA
     std::string broken_;  // why the endpoint, still there, is of no use any more
     std::uint64_t last_call_ = 0;
     std::unordered_map<std::uint64_t, PendingCall*> calls_;

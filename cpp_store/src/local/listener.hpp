@@ -23,6 +23,9 @@ class Host {
     [[nodiscard]] virtual const security::Reception::Policy& policy() const = 0;
     // Why a client of these servers may not connect; empty if it may.
     [[nodiscard]] virtual std::string refuse(std::vector<std::string> servers) = 0;
+    [[nodiscard]] virtual const ServerLimits& limits() const = 0;
+    // A warning; at most one a second is written, so that nobody can fill the log.
+    virtual void complain(const std::string& line) = 0;
     virtual void log(LogLevel level, const std::string& line) = 0;
     virtual void request_shutdown() = 0;
 };
@@ -45,8 +48,6 @@ class Listener {
         std::shared_ptr<Session> session;
         std::thread thread;
     };
-    static constexpr std::size_t max_sessions = 4096;
-
     void run();
     static void join_finished(std::list<Thread>& sessions);
 

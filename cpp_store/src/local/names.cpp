@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "cpp_store/types.hpp"
+#include "net/wire.hpp"
 
 namespace cpp_store::local {
 namespace {
@@ -21,7 +22,8 @@ constexpr std::string_view any_host = "*";  // of a server that listens at all a
 std::string socket_name(const net::Address& address, std::string_view place) {
     static constexpr std::string_view digits = "0123456789abcdef";
     const LayerKey hash = layer_key(address.provider + " " + std::string(place));
-    std::string name = "cpp_store/";
+    // Of this version of the wire format: others would not understand each other.
+    std::string name = "cpp_store/" + std::to_string(wire::version) + "/";
     for (const std::uint64_t half : {hash.high, hash.low}) {
         for (int shift = 60; shift >= 0; shift -= 4) name += digits[(half >> shift) & 15];
     }

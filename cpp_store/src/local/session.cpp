@@ -51,7 +51,7 @@ void Session::run() {
         if (error.code() == Errc::connection) {
             log(LogLevel::debug, client + " is gone: " + error.what());
         } else {
-            log(LogLevel::warning, client + " is dropped: " + error.what());
+            complain(client + " is dropped: " + error.what());
         }
     } catch (const std::exception& error) {
         log(LogLevel::error, std::string("a client of this host is dropped: ") + error.what());
@@ -73,6 +73,11 @@ void Session::run() {
 void Session::log(LogLevel level, const std::string& line) {
     const std::scoped_lock lock(mutex_);
     if (!ended_) host_.log(level, line);
+}
+
+void Session::complain(const std::string& line) {
+    const std::scoped_lock lock(mutex_);
+    if (!ended_) host_.complain(line);
 }
 
 void Session::serve() {
@@ -120,6 +125,9 @@ void Session::request(wire::Operation operation, std::uint64_t id, std::vector<s
     const auto call =
         std::make_shared<server::Call>(*this, client_, operation, id, std::move(body));
     try {
+        if (client_ && !client_->requests_rate.take(Clock::now())) {
+            throw Error(Errc::busy, "more requests a second than a client may make; try again");
+        }
         switch (operation) {
             case Operation::hello:
                 hello(*call);
@@ -183,8 +191,7 @@ void Session::hello(server::Call& call) {
     } catch (const Error& error) {
         stopping_ = true;
         if (error.code() == Errc::permission) {
-            host_.log(LogLevel::warning,
-                      std::string("a client of this host is refused: ") + error.what());
+            host_.complain(std::string("a client of this host is refused: ") + error.what());
         }
         throw;
     }
@@ -201,16 +208,19 @@ void Session::join(server::Call& call) {
         refusal = host_.refuse(reception_->join(call.bytes()));
     } catch (const Error& error) {
         if (error.code() != Errc::permission) throw;
-        host_.log(LogLevel::warning, client + " is refused: " + error.what());
+        host_.complain(client + " is refused: " + error.what());
         throw Error(Errc::permission, security::wrong_key(host_.policy().address));
     }
     if (!refusal.empty()) {
-        host_.log(LogLevel::warning, client + " is refused: " + refusal);
+        host_.complain(client + " is refused: " + refusal);
         throw Error(Errc::invalid_argument, refusal);
     }
     stopping_ = false;
     socket_.set_patience(std::chrono::milliseconds(0), silence);
     client_ = std::make_shared<server::Session>(0, FI_ADDR_UNSPEC, client);
+    if (const double rate = host_.limits().requests_per_second; rate > 0) {
+        client_->requests_rate = {rate, rate};
+    }
     host_.log(LogLevel::debug, client + " connected from this host");
     wire::Writer out;
     wire::encode(out, wire::Welcome{.proof = reception_->proof(),

@@ -45,6 +45,7 @@ class Session final : public server::Host {
     void handle(const Message& message);
     [[nodiscard]] bool has_pins();
     void log(LogLevel level, const std::string& line);
+    void complain(const std::string& line);
     void request(wire::Operation operation, std::uint64_t id, std::vector<std::byte> body);
     void check_stranger(const wire::Frame& frame, std::size_t part) const;
     void hello(server::Call& call);

@@ -197,6 +197,14 @@ void Writer::raw(std::span<const std::byte> data) {
     data_.insert(data_.end(), data.begin(), data.end());
 }
 
+void Writer::sums(std::span<const Checksum> values) {
+    count(values.size());
+    for (const Checksum& value : values) {
+        u64(value.high);
+        u64(value.low);
+    }
+}
+
 void Writer::key(const LayerKey& value) {
     u64(value.high);
     u64(value.low);
@@ -258,6 +266,16 @@ std::array<std::byte, 32> Reader::bytes32() {
     std::array<std::byte, 32> value;
     std::ranges::copy(raw(value.size()), value.begin());
     return value;
+}
+
+std::vector<Checksum> Reader::sums(std::size_t count) {
+    if (this->count(sizeof(Checksum)) != count) reject("checksums of other tensors");
+    std::vector<Checksum> values(count);
+    for (Checksum& value : values) {
+        value.high = u64();
+        value.low = u64();
+    }
+    return values;
 }
 
 LayerKey Reader::key() {

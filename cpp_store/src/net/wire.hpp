@@ -62,8 +62,13 @@ enum class Kind : std::uint8_t {
     unpin = 5,    // client: layers that it has no views of any more
     region = 6,   // server: a memory file of the arena, or that one is no more
     staging = 7,  // server: memory to put tensors into; go ahead
+    // Of connections that encrypt, where nothing travels by RMA:
+    bulk = 8,    // the next bytes of a call's tensors
+    credit = 9,  // how many of them the other end may have sent in all
 };
-inline constexpr std::uint8_t kind_count = 7;
+inline constexpr std::uint8_t kind_count = 9;
+// Bytes of one call that are on their way in messages; of a fetch, without being asked for.
+inline constexpr std::uint64_t bulk_window = 4u << 20;
 
 // Values are part of the format: append, never renumber.
 enum class Operation : std::uint16_t {
@@ -120,6 +125,7 @@ class Writer {
     void id(std::string_view text);               // throws Errc::invalid_argument beyond max_id
     void bytes(std::span<const std::byte> data);  // u32 length, then they
     void raw(std::span<const std::byte> data);    // they alone
+    void sums(std::span<const Checksum> values);
     void key(const LayerKey& value);
     void keys(std::span<const LayerKey> values);
     void strings(std::span<const std::string> values);
@@ -154,6 +160,8 @@ class Reader {
     [[nodiscard]] std::span<const std::byte> bytes(std::uint32_t limit = max_string);
     [[nodiscard]] std::span<const std::byte> raw(std::uint64_t length);
     [[nodiscard]] std::array<std::byte, 32> bytes32();
+    // Of exactly so many tensors.
+    [[nodiscard]] std::vector<Checksum> sums(std::size_t count);
     [[nodiscard]] LayerKey key();
     [[nodiscard]] std::vector<LayerKey> keys();
     [[nodiscard]] std::vector<std::string> strings();

@@ -78,8 +78,8 @@ std::vector<std::byte> Request::join(std::span<const std::byte> body) {
         if (options_.way == Way::network) {
             const Cipher cipher = choose_cipher(available_ciphers(),
                                                 static_cast<std::uint8_t>(1u << challenge.cipher));
-            seals_ = make_seals(cipher, agreed.to_server, agreed.to_client,
-                                challenge.encrypt || options_.encrypt);
+            encrypts_ = challenge.encrypt || options_.encrypt;
+            seals_ = make_seals(cipher, agreed.to_server, agreed.to_client, encrypts_);
         }
     }
     wire::Writer out;

@@ -41,6 +41,7 @@ class Request {
     // After join(): for messages from join on, or null.
     [[nodiscard]] std::unique_ptr<Seals> take_seals() noexcept { return std::move(seals_); }
     [[nodiscard]] std::uint64_t session() const noexcept { return session_; }
+    [[nodiscard]] bool encrypts() const noexcept { return encrypts_; }
     // Throws Errc::permission if the server's proof is wrong.
     void check(const wire::Welcome& welcome) const;
 
@@ -50,6 +51,7 @@ class Request {
     std::vector<std::byte> hello_;
     std::optional<Bytes32> expected_;  // the server's proof
     std::unique_ptr<Seals> seals_;
+    bool encrypts_ = false;
     std::uint64_t session_ = 0;
 };
 

@@ -1,6 +1,6 @@
 // How two ends prove to each other that they know the key, and agree on keys of their connection.
 //
-// Field by field, with what it is good for: docs/wire.md, "Handshake".
+// Field by field, with what it is good for: docs/formats.md, "Handshake".
 #pragma once
 
 #include <array>

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -17,6 +18,7 @@
 #include "net/endpoint.hpp"
 #include "net/wire.hpp"
 #include "security/seal.hpp"
+#include "server/rate.hpp"
 #include "server/transfer.hpp"
 
 namespace cpp_store::server {
@@ -33,11 +35,18 @@ struct Session {
     const net::Peer peer;
     const std::string client;                // "host/pid"
     std::unique_ptr<security::Seals> seals;  // null: nothing is sealed
+    bool encrypts = false;                   // bulk comes in messages, not by RMA
+    // Bulk comes by RMA, which is not sealed: messages say what its checksums are.
+    [[nodiscard]] bool sums_bulk() const noexcept { return seals && !encrypts; }
     net::Assembler requests;
     Clock::time_point heard = Clock::now();  // its last message
     Clock::time_point moved{};               // the last step of a transfer of it
     Clock::time_point probed{};
     unsigned probes = 0;  // sent since it was heard
+    std::string origin;   // origin_of() its address
+    Rate requests_rate;
+    std::uint64_t bytes_in_flight = 0;
+    std::deque<std::function<void()>> waiting;  // transfers, until less is in flight
 
     // What it may still use: ended with it.
     void add_lease(std::uint64_t lease) {

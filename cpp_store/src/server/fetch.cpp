@@ -3,10 +3,11 @@
 namespace cpp_store::server {
 namespace {
 
-// Pairs the tensors with the client's buffers; small ones go into the response.
+// Pairs the tensors with the client's buffers; small ones go into the response. `sums` are those of
+// the others.
 std::vector<Transfer::Piece> pair_up(const std::vector<StoredLayerPtr>& stored,
                                      const std::vector<wire::Fetch::Destination>& destinations,
-                                     wire::Writer& response) {
+                                     wire::Writer& response, std::vector<Checksum>& sums) {
     std::vector<Transfer::Piece> pieces;
     pieces.reserve(destinations.size());
     wire::InlineBudget budget;
@@ -27,6 +28,7 @@ std::vector<Transfer::Piece> pair_up(const std::vector<StoredLayerPtr>& stored,
                                              : " has no buffer"));
             }
             pieces.push_back({tensor.extent.data, nbytes, destination->remote});
+            sums.push_back(tensor.checksum);
         }
     }
     if (pieces.size() != destinations.size()) {
@@ -82,7 +84,9 @@ void fetch(Call& call) {
         call.reply(std::move(out));
         return;
     }
-    std::vector<Transfer::Piece> pieces = pair_up(stored, request.destinations, out);
+    std::vector<Checksum> sums;
+    std::vector<Transfer::Piece> pieces = pair_up(stored, request.destinations, out, sums);
+    if (call.session()->sums_bulk()) out.sums(sums);
     if (pieces.empty()) {
         call.reply(std::move(out));
         return;

@@ -57,7 +57,7 @@ std::vector<Lobby::Guest> Lobby::expire(Clock::time_point now) {
     std::erase_if(wrong_keys_, [now](const auto& tried) { return tried.second.is_full(now); });
     std::vector<std::uint64_t> over;
     for (const auto& [id, guest] : guests_) {
-        if (now - guest.since >= patience) over.push_back(id);
+        if (now - guest.since >= patience_) over.push_back(id);
     }
     std::vector<Guest> expired;
     for (const std::uint64_t id : over) expired.push_back(leave(id));

@@ -2,6 +2,7 @@
 // memory and little time, and do not get to try many keys.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -34,6 +35,10 @@ class Lobby {
         Clock::time_point since;
     };
 
+    // Guests have so long to join, 5 seconds at most.
+    explicit Lobby(std::chrono::milliseconds patience)
+        : patience_(std::min<std::chrono::milliseconds>(patience, std::chrono::seconds(5))) {}
+
     // Throws Errc::busy if too many are here, or come from where too many wrong keys came from.
     void admit(const std::string& origin, Clock::time_point now);
     // Whether one that is not admitted is told so. Of a flood most are not.
@@ -46,13 +51,13 @@ class Lobby {
     [[nodiscard]] std::vector<Guest> expire(Clock::time_point now);
 
   private:
-    static constexpr std::chrono::seconds patience{5};
     static constexpr std::size_t most = 1024;
     static constexpr std::size_t most_of_an_origin = 256;
     static constexpr double answers_a_second = 1000;
     static constexpr double wrong_keys_a_second = 1;
     static constexpr double wrong_keys_at_once = 8;
 
+    const std::chrono::milliseconds patience_;
     std::unordered_map<std::uint64_t, Guest> guests_;      // by session
     std::unordered_map<std::string, std::size_t> counts_;  // of guests, by origin
     std::unordered_map<std::string, Rate> wrong_keys_;     // by origin

@@ -2,6 +2,7 @@
 #include <malloc.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -26,6 +27,7 @@ struct Settings {
     std::string key_file;
     bool insecure = false;
     bool encrypt = false;
+    cpp_store::ServerLimits limits;
     LogLevel log_level = LogLevel::info;
 };
 
@@ -49,6 +51,21 @@ int parse(int argc, char** argv, Settings& settings) {
                  "Serve without a key at an address that other hosts reach");
     app.add_flag("--encrypt", settings.encrypt,
                  "Encrypt all that goes over a network; takes a key");
+    app.add_option("--max_clients", settings.limits.clients, "Connections at a time")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--max_clients_of_host", settings.limits.clients_of_host,
+                   "Connections at a time from one address")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--max_bytes_in_flight", settings.limits.bytes_in_flight,
+                   "Bytes of one client on their way; its other calls wait meanwhile")
+        ->transform(CLI::AsSizeValue(false))
+        ->default_str("1GiB");
+    app.add_option("--max_requests_per_second", settings.limits.requests_per_second,
+                   "Of one client; what is more is refused. 0: any number")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
     app.add_flag("--json", settings.json, "Print the address as one line of JSON");
     app.add_option("--log-level", settings.log_level, "What to write to standard error")
         ->transform(
@@ -79,6 +96,14 @@ int parse(int argc, char** argv, Settings& settings) {
     return -1;
 }
 
+// Each client over tcp takes a descriptor, and the limit that shells set is a thousand.
+void allow_many_descriptors() {
+    rlimit limit{};
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 void announce(const cpp_store::Server& server, const Settings& settings) {
     if (settings.json) {
         std::printf("{\"address\": \"%s\", \"memory\": %llu, \"threads\": %u, \"pid\": %d}\n",
@@ -101,6 +126,7 @@ int serve(const Settings& settings, int signals) {
                                             : cpp_store::security::read_key_file(settings.key_file);
     options.insecure = settings.insecure;
     options.encrypt = settings.encrypt;
+    options.limits = settings.limits;
     cpp_store::Server server(std::make_shared<cpp_store::Store>(store), std::move(options));
     announce(server, settings);
     std::array<pollfd, 2> waiting{pollfd{signals, POLLIN, 0},
@@ -131,6 +157,7 @@ int main(int argc, char** argv) {
     sigaddset(&stop, SIGTERM);
     sigaddset(&stop, SIGINT);
     sigprocmask(SIG_BLOCK, &stop, nullptr);
+    allow_many_descriptors();
     signal(SIGPIPE, SIG_IGN);  // a client that goes is no reason to end
     const int signals = signalfd(-1, &stop, SFD_CLOEXEC);
     try {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 
 namespace cpp_store::server {
 
@@ -13,6 +14,9 @@ class Rate {
 
     Rate(double per_second, double burst)
         : per_second_(per_second), burst_(burst), tokens_(burst) {}
+
+    // As often as one likes.
+    Rate() : Rate(0, std::numeric_limits<double>::infinity()) {}
 
     // Whether it may happen once more now; then it has.
     [[nodiscard]] bool take(Clock::time_point now) {

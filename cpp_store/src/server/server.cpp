@@ -23,6 +23,8 @@
 #include "security/greeting.hpp"
 #include "server/call.hpp"
 #include "server/lobby.hpp"
+#include "server/old_clients.hpp"
+#include "server/stream.hpp"
 #include "server/workers.hpp"
 
 namespace cpp_store {
@@ -54,7 +56,6 @@ constexpr int sweeps = 4;
 constexpr int standstill = 6;  // of a transfer, whatever its client says
 constexpr int probe_interval = 3;
 constexpr unsigned most_probes = 500;
-constexpr std::size_t max_sessions = 65536;
 
 constexpr std::array<void (*)(Call&), wire::operation_count> handlers = {
     nullptr, nullptr, put,    read,    fetch,    best_matches, end_lease,
@@ -201,9 +202,19 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         workers.reset();
         endpoint->close();  // from here on nothing touches the memory of transfers
         transfers.clear();
+        for (const auto& [id, session] : sessions) session->waiting.clear();
         endpoint.reset();
         shutdown_wanted.set();
     }
+
+    // Of a call; one of both.
+    struct Moving {
+        std::unique_ptr<Transfer> transfer;
+        std::unique_ptr<Stream> stream;
+        std::uint64_t session = 0;
+        std::uint64_t call = 0;
+        std::uint64_t bytes = 0;
+    };
 
     // ------------------------------------------------------------------ the progress thread
 
@@ -214,7 +225,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         while (!stopping) {
             may_work = true;
             heard = false;
-            const std::size_t handled = endpoint->progress() + run_posted();
+            const std::size_t handled = endpoint->progress() + run_posted() + send_streams();
             if (handled > 0) {
                 if (looking && heard) spin.found();
                 looking = false;
@@ -320,6 +331,10 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     void received(std::span<std::byte> message) override {
         heard = true;
         try {
+            if (const auto old = decode_old_hello(message)) {
+                refuse_old(*old);
+                return;
+            }
             const std::uint64_t id = wire::session_of(message);
             if (id == 0) {
                 hello(message);
@@ -346,6 +361,10 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
                     return;
                 case wire::Kind::probe:
                     send(*session, {.kind = wire::Kind::echo, .session = session->id}, {});
+                    return;
+                case wire::Kind::bulk:
+                case wire::Kind::credit:
+                    move_stream(*session, frame, part);
                     return;
                 case wire::Kind::response:
                 case wire::Kind::echo:
@@ -374,6 +393,11 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         if (!body) return;
         const auto operation = static_cast<wire::Operation>(frame.code);
         auto call = std::make_shared<Call>(*this, session, operation, frame.call, std::move(*body));
+        if (!session->requests_rate.take(session->heard)) {
+            call->fail(
+                Error(Errc::busy, "more requests a second than a client may make; try again"));
+            return;
+        }
         if (operation == wire::Operation::ping) {
             call->reply();
         } else if (operation == wire::Operation::bye) {
@@ -456,7 +480,13 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         const auto now = Clock::now();
         std::optional<Error> refusal;
         try {
-            if (sessions.size() >= max_sessions) throw Error(Errc::busy, "too many clients");
+            if (sessions.size() >= options.limits.clients) {
+                throw Error(Errc::busy, "too many clients; try again later");
+            }
+            if (const auto count = clients_of_host.find(origin);
+                count != clients_of_host.end() && count->second >= options.limits.clients_of_host) {
+                throw Error(Errc::busy, "too many clients of one host; try again later");
+            }
             lobby.admit(origin, now);
         } catch (const Error& error) {
             if (!lobby.answers(now)) throw;
@@ -482,6 +512,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         send_body(peer, nullptr, {.kind = wire::Kind::response, .session = id, .call = call},
                   reception.challenge());
         session->seals = reception.take_seals();
+        session->encrypts = reception.encrypts();
         lobby.enter({.session = std::move(session),
                      .reception = std::move(reception),
                      .call = call,
@@ -524,6 +555,11 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
             wire::encode(out, wire::Welcome{.proof = guest.reception.proof(),
                                             .memory_limit = store_->arena().stats().limit});
             sessions[session.id] = guest.session;
+            session.origin = guest.origin;
+            ++clients_of_host[session.origin];
+            if (const double rate = options.limits.requests_per_second; rate > 0) {
+                session.requests_rate = {rate, rate};
+            }
             log(LogLevel::debug, session.client + " connected");
         }
         send_body(session, answer, out.data());
@@ -544,7 +580,16 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         gone.push_back(peer);
     }
 
+    void refuse_old(const OldHello& old) {
+        complain("a client of version 1 of the wire format is refused");
+        if (!lobby.answers(Clock::now())) return;
+        const net::Peer peer = endpoint->insert(old.address);
+        endpoint->send(peer, encode_old_refusal(old, address), {});
+        gone.push_back(peer);
+    }
+
     const security::Reception::Policy& policy() const override { return greeting_policy; }
+    const ServerLimits& limits() const override { return options.limits; }
 
     std::string refuse(std::vector<std::string> list) override {
         if (list.empty()) return {};
@@ -618,27 +663,152 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
                         std::vector<Transfer::Piece> pieces, std::function<void()> then) override {
         post([this, call = std::move(call), direction, pieces = std::move(pieces),
               then = std::move(then)]() mutable {
-            const net::Peer peer = call->session()->peer;
-            if (!sessions.contains(call->session()->id)) return;
-            const std::uint64_t id = ++last_transfer;
-            try {
-                const auto& transfer = transfers[id].transfer = std::make_unique<Transfer>(
-                    *endpoint, peer, direction, std::move(pieces),
-                    [this, session = call->session()] { return pace_for(*session); },
-                    [this, call, then = std::move(then), id](int error) mutable {
-                        finished(call, std::move(then), id, error);
-                    });
-                transfers[id].session = call->session()->id;
-                transfer->start();
-            } catch (const std::exception& error) {  // memory that cannot be registered
-                transfers.erase(id);
-                call->fail(error);
+            Session& session = *call->session();
+            std::uint64_t bytes = 0;
+            for (const Transfer::Piece& piece : pieces) bytes += piece.length;
+            auto start = [this, call = std::move(call), direction, pieces = std::move(pieces),
+                          then = std::move(then), bytes]() mutable {
+                start_now(call, direction, std::move(pieces), std::move(then), bytes);
+            };
+            const std::uint64_t limit = options.limits.bytes_in_flight;
+            const std::uint64_t flying = session.bytes_in_flight;
+            if (flying > 0 && (flying >= limit || bytes > limit - flying)) {
+                session.waiting.emplace_back(std::move(start));
+            } else {
+                start();
             }
         });
     }
 
+    void start_now(const CallPtr& call, Transfer::Direction direction,
+                   std::vector<Transfer::Piece> pieces, std::function<void()> then,
+                   std::uint64_t bytes) {
+        Session& session = *call->session();
+        if (!sessions.contains(session.id)) return;
+        const std::uint64_t id = ++last_transfer;
+        Moving& moving = transfers[id];
+        moving.session = session.id;
+        moving.call = call->id();
+        moving.bytes = bytes;
+        session.bytes_in_flight += bytes;
+        auto done = [this, call, then = std::move(then), id](int error) mutable {
+            finished(call, std::move(then), id, error);
+        };
+        if (session.encrypts) {
+            start_stream(session, id, moving,
+                         std::make_unique<Stream>(direction, std::move(pieces), std::move(done)));
+            return;
+        }
+        try {
+            moving.transfer = std::make_unique<Transfer>(
+                *endpoint, session.peer, direction, std::move(pieces),
+                [this, session = call->session()] { return pace_for(*session); }, std::move(done));
+            moving.transfer->start();
+        } catch (const std::exception& error) {  // memory that cannot be registered
+            end_transfer(session, id);
+            call->fail(error);
+        }
+    }
+
+    // What waited for the end of this one may begin.
+    void end_transfer(Session& session, std::uint64_t id) {
+        const auto found = transfers.find(id);
+        session.bytes_in_flight -= found->second.bytes;
+        transfers.erase(found);
+        if (session.waiting.empty()) return;
+        post(std::move(session.waiting.front()));  // not here: it may end at once, too
+        session.waiting.pop_front();
+    }
+
+    void start_stream(Session& session, std::uint64_t id, Moving& moving,
+                      std::unique_ptr<Stream> stream) {
+        session.moved = Clock::now();
+        moving.stream = std::move(stream);
+        if (moving.stream->direction() == Transfer::Direction::to_client) {
+            sending.insert(id);
+        } else {
+            tell_credit(session, moving);
+        }
+    }
+
+    void tell_credit(const Session& session, Moving& moving) {
+        const auto credit = moving.stream->new_credit();
+        if (!credit) return;
+        wire::Writer out;
+        out.u64(*credit);
+        send_body(session, {.kind = wire::Kind::credit, .session = session.id, .call = moving.call},
+                  out.data());
+    }
+
+    // Bytes of a put, or leave to send more of a fetch.
+    void move_stream(Session& session, const wire::Frame& frame, std::span<const std::byte> part) {
+        const auto found = std::ranges::find_if(transfers, [&](const auto& entry) {
+            return entry.second.stream && entry.second.session == session.id &&
+                   entry.second.call == frame.call;
+        });
+        if (found == transfers.end() && frame.kind == wire::Kind::credit) return;  // it is done
+        const bool comes = frame.kind == wire::Kind::bulk;
+        bool is_right =
+            found != transfers.end() && frame.total == part.size() &&
+            comes == (found->second.stream->direction() == Transfer::Direction::from_client);
+        if (is_right) {
+            Stream& stream = *found->second.stream;
+            session.moved = Clock::now();
+            is_right = comes ? stream.take(part)
+                             : part.size() == 8 && stream.give_credit(wire::Reader(part).u64());
+        }
+        if (!is_right) {
+            drop(session, "sent bytes that nobody asked for");
+        } else if (comes && found->second.stream->is_over()) {
+            const auto stream = std::move(found->second.stream);
+            stream->end();
+        } else if (comes) {
+            tell_credit(session, found->second);
+        } else {
+            sending.insert(found->first);
+        }
+    }
+
+    // A few messages of each stream to a client, so that nobody waits long for another one's.
+    std::size_t send_streams() {
+        if (sending.empty()) return 0;
+        constexpr int messages = 4;
+        const std::size_t room =
+            endpoint->max_message() - wire::frame_header_size - security::Seal::tag_size;
+        std::size_t sent = 0;
+        for (const std::uint64_t id : std::set(sending)) {
+            const auto found = transfers.find(id);
+            const auto session =
+                found == transfers.end() ? sessions.end() : sessions.find(found->second.session);
+            if (session == sessions.end()) {
+                sending.erase(id);
+                continue;
+            }
+            for (int i = 0; i < messages; ++i) {
+                const auto part = found->second.stream->next(room);
+                if (part.empty()) {
+                    sending.erase(id);  // until there is credit
+                    break;
+                }
+                send_body(*session->second,
+                          {.kind = wire::Kind::bulk,
+                           .session = session->first,
+                           .call = found->second.call},
+                          part);
+                ++sent;
+            }
+            session->second->moved = Clock::now();
+            if (found->second.stream->is_over()) {
+                sending.erase(id);
+                const auto stream = std::move(found->second.stream);
+                stream->end();
+            }
+        }
+        return sent;
+    }
+
     void finished(const CallPtr& call, std::function<void()> then, std::uint64_t id, int error) {
-        transfers.erase(id);
+        end_transfer(*call->session(), id);
         call->session()->moved = Clock::now();
         if (error != 0) {
             drop(*call->session(), std::string(wire::operation_name(call->operation())) +
@@ -678,9 +848,14 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         if (found == sessions.end()) return;
         const std::shared_ptr<Session> kept = found->second;
         sessions.erase(found);
-        for (auto& [id, moving] : transfers) {
-            if (moving.session == kept->id) moving.transfer->cancel(FI_ECANCELED);
-        }
+        if (--clients_of_host[kept->origin] == 0) clients_of_host.erase(kept->origin);
+        kept->waiting.clear();
+        std::erase_if(transfers, [&](const auto& entry) {
+            const Moving& moving = entry.second;
+            if (moving.session != kept->id) return false;
+            if (moving.transfer) moving.transfer->cancel(FI_ECANCELED);
+            return moving.stream != nullptr;  // nothing else touches its memory
+        });
         gone.push_back(kept->peer);
         pass_on(kept->take_leases(), kept->client);
     }
@@ -701,14 +876,18 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     }
 
     // At most a line a second: whoever sends garbage shall not fill the log.
-    void complain(const std::string& what) {
-        const auto now = Clock::now();
-        if (now - last_complaint < std::chrono::seconds(1)) {
-            ++complaints_held_back;
-            return;
+    void complain(const std::string& what) override {
+        unsigned more = 0;
+        {
+            const std::scoped_lock lock(complaints_mutex);
+            const auto now = Clock::now();
+            if (now - last_complaint < std::chrono::seconds(1)) {
+                ++complaints_held_back;
+                return;
+            }
+            last_complaint = now;
+            more = std::exchange(complaints_held_back, 0u);
         }
-        last_complaint = now;
-        const auto more = std::exchange(complaints_held_back, 0u);
         log(LogLevel::warning,
             what + (more ? " (and " + std::to_string(more) + " more like this)" : ""));
     }
@@ -734,17 +913,19 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     std::vector<std::function<void()>> posted;
     std::vector<std::function<void()>> running;
 
+    std::mutex complaints_mutex;  // guards the next two
+    Clock::time_point last_complaint{};
+    unsigned complaints_held_back = 0;
+
     std::mutex servers_mutex;          // guards `servers`
     std::vector<std::string> servers;  // the sorted list of the clients whose models are here
 
     // Of the progress thread.
     std::unordered_map<std::uint64_t, std::shared_ptr<Session>> sessions;
-    Lobby lobby;
-    struct Moving {
-        std::unique_ptr<Transfer> transfer;
-        std::uint64_t session = 0;
-    };
+    std::unordered_map<std::string, std::size_t> clients_of_host;  // by origin
+    Lobby lobby{options.silence};
     std::unordered_map<std::uint64_t, Moving> transfers;
+    std::set<std::uint64_t> sending;  // streams of them with something to send
     std::uint64_t last_transfer = 0;
     // Of clients that move no bulk: the last one, and the last of another one.
     std::uint64_t small_caller = 0;
@@ -756,8 +937,6 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     std::vector<net::Peer> gone;  // to be removed from the endpoint at the next sweep
     Clock::time_point last_expiry = Clock::now();
     Clock::time_point last_sweep = Clock::now();
-    Clock::time_point last_complaint{};
-    unsigned complaints_held_back = 0;
     std::unique_ptr<net::Endpoint> endpoint;
 
     std::string address;

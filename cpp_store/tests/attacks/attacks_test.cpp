@@ -82,7 +82,7 @@ class Attack : public testing::TestWithParam<bool> {
         return out.take();
     }
 
-    const Bytes kept_ = Bytes(100'000, std::byte{7});
+    const Bytes kept_ = Bytes(5'000'000, std::byte{7});
     std::mutex mutex_;
     std::string log_;
     std::uint64_t used_ = 0;
@@ -228,6 +228,95 @@ TEST_P(Attack, HellosThatNeverJoinAreBoundedAndRefusedInWords) {
     EXPECT_TRUE(logs("too many clients connect at once"));
 }
 
+TEST_P(Attack, BulkThatNobodyAskedForDropsTheConnection) {
+    RawClient raw = client();
+    const Bytes bytes(1000);
+    raw.send({.kind = wire::Kind::bulk, .call = 1, .total = 1000}, bytes);
+    EXPECT_TRUE(logs("hostile/1 is dropped: sent bytes that nobody asked for"));
+}
+
+// A put of which the client says one thing and lets another be read: nothing is stored.
+TEST_P(Attack, ChangedBulkIsNotStored) {
+    RawClient raw = client();
+    const Bytes tensor(1 << 20, std::byte{9});
+    const net::MemoryRegion region = raw.expose(tensor);
+    wire::Put put;
+    put.request.model = "changed";
+    put.request.table = std::make_shared<const LayerTable>(
+        std::vector<LayerTable::Layer>{{"layer", {}, tensor.size()}});
+    put.request.own = {{0, {{DType::uint8, {tensor.size()}}}}};
+    put.tensors = {{{DType::uint8, {tensor.size()}},
+                    tensor.size(),
+                    wire::Remote{region.address(), region.key()},
+                    {}}};
+    wire::Writer out;
+    wire::encode(out, put);
+    if (!GetParam()) out.sums(std::vector{Checksum{1, 2}});
+    const auto answer = raw.call(wire::Operation::put, out.data(), GetParam() ? 300ms : 5s);
+    EXPECT_EQ(answer.has_value(), !GetParam()) << "encrypted, it waits for bytes in messages";
+    if (GetParam()) {
+        EXPECT_TRUE(logs("hostile/1 is dropped: its bytes do not move any more"));
+    } else {
+        EXPECT_EQ(raw.code(), Errc::connection);
+    }
+}
+
+// Whoever asks for other bytes than there are, or for more than it has room for, gets none.
+TEST_P(Attack, ReadsBeyondWhatWasGrantedAreRefused) {
+    RawClient raw = client();
+    const Bytes memory(100);
+    const net::MemoryRegion region = raw.expose(memory);
+    wire::Fetch fetch;
+    fetch.groups = {{"kept", {layer_key("layer")}}};
+    fetch.deliver = true;
+    fetch.serials = {
+        server_->store()->find_layers("kept", std::vector{layer_key("layer")})[0]->serial};
+    for (const std::uint64_t claimed : {std::uint64_t{100}, std::uint64_t{1} << 60}) {
+        fetch.destinations = {{{region.address(), region.key()}, claimed}};
+        wire::Writer out;
+        wire::encode(out, fetch);
+        ASSERT_TRUE(raw.call(wire::Operation::fetch, out.data()));
+        EXPECT_EQ(raw.code(), Errc::invalid_argument);
+    }
+    fetch.serials = {12'345};
+    wire::Writer out;
+    wire::encode(out, fetch);
+    ASSERT_TRUE(raw.call(wire::Operation::fetch, out.data()));
+    EXPECT_EQ(raw.code(), Errc::not_found) << "a layer that it was not told of";
+}
+
+// Old clients are told what to do in words that they print.
+TEST_P(Attack, ClientsOfVersion1GetALine) {
+    std::vector<std::byte> name;
+    struct Listener : net::Endpoint::Listener {
+        void received(std::span<std::byte> message) override {
+            text.assign(reinterpret_cast<const char*>(message.data()), message.size());
+        }
+        void send_failed(net::Peer, int) override {}
+        std::string text;
+    } listener;
+    net::Endpoint endpoint(net::Address::parse(server_->address()), net::Endpoint::Role::client,
+                           listener);
+    wire::Writer hello;
+    hello.u32(wire::magic);
+    hello.u8(1);   // version
+    hello.u8(1);   // request
+    hello.u16(0);  // hello
+    hello.u64(0);
+    hello.u64(42);
+    hello.u32(static_cast<std::uint32_t>(4 + endpoint.name().size()));
+    hello.u32(0);
+    hello.bytes(endpoint.name());
+    endpoint.send(endpoint.server(), hello.data(), {});
+    ASSERT_TRUE(wait_until([&] {
+        endpoint.progress();
+        return !listener.text.empty();
+    }));
+    EXPECT_EQ(listener.text[4], 1) << "in its own version";
+    EXPECT_THAT(listener.text,
+                HasSubstr("speaks version 2 of the wire format, this client version 1"));
+}
+
 TEST_P(Attack, AHelloMayNotBeLong) {
     RawClient raw(server_->address(), key, true);
     ASSERT_TRUE(raw.knock());
@@ -256,6 +345,91 @@ TEST_P(Attack, HostileFilesDoNoHarm) {
 
 INSTANTIATE_TEST_SUITE_P(Sealed, Attack, testing::Bool(),
                          [](const auto& tried) { return tried.param ? "encrypted" : "in_clear"; });
+
+// ------------------------------------------------------------------------------------ limits
+
+class Limited : public testing::Test {
+  protected:
+    Server& serve(const ServerLimits& limits) {
+        Store::Options memory;
+        memory.memory.limit = 256 << 20;
+        memory.memory.ahead = 0;
+        Server::Options options;
+        options.limits = limits;
+        options.log = [](LogLevel, std::string_view) {};
+        return server_.emplace(std::make_shared<Store>(memory), options);
+    }
+    std::optional<Server> server_;
+};
+
+TEST_F(Limited, ClientsBeyondTheLimitAreRefusedUntilOthersGo) {
+    for (const bool of_host : {false, true}) {
+        ServerLimits limits;
+        (of_host ? limits.clients_of_host : limits.clients) = 3;
+        const Server& server = serve(limits);
+        std::vector<std::unique_ptr<RawClient>> clients;
+        for (int i = 0; i < 3; ++i) {
+            clients.push_back(std::make_unique<RawClient>(server.address()));
+        }
+        RawClient more(server.address(), {}, true);
+        EXPECT_THROW(more.connect(), std::runtime_error);
+        EXPECT_EQ(more.code(), Errc::busy);
+        clients.back()->send(wire::Operation::bye, {});
+        EXPECT_TRUE(wait_until([&] {
+            try {
+                more.connect();
+                return true;
+            } catch (const std::runtime_error&) {
+                return false;
+            }
+        }));
+    }
+}
+
+TEST_F(Limited, RequestsBeyondTheRateAreRefusedAndLaterServed) {
+    for (const bool same_host : {false, true}) {
+        ServerLimits limits;
+        limits.requests_per_second = 100;
+        const Server& server = serve(limits);
+        Cluster cluster(
+            Cluster::Options{.servers = {server.address()}, .key = {}, .same_host = same_host});
+        const auto is_served = [&] {
+            try {
+                cluster.ping(0);
+                return true;
+            } catch (const Error& error) {
+                EXPECT_EQ(error.code(), Errc::busy);
+                return false;
+            }
+        };
+        int served = 0;
+        while (served < 10'000 && is_served()) ++served;
+        EXPECT_GE(served, 100);
+        EXPECT_LT(served, 10'000);
+        EXPECT_TRUE(wait_until(is_served));
+    }
+}
+
+TEST_F(Limited, TransfersBeyondTheLimitWaitForEachOther) {
+    ServerLimits limits;
+    limits.bytes_in_flight = 1 << 20;
+    const Server& server = serve(limits);
+    Cluster cluster(Cluster::Options{.servers = {server.address()}, .key = {}, .same_host = false});
+    const Bytes tensor(3 << 20, std::byte{5});
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 6; ++i) {
+        threads.emplace_back([&, i] {
+            PutRequest request;
+            request.model = "m" + std::to_string(i);
+            request.table = std::make_shared<const LayerTable>(
+                std::vector<LayerTable::Layer>{{"layer", {}, tensor.size()}});
+            request.own = {{0, {{DType::uint8, {tensor.size()}}}}};
+            cluster.put(request, std::vector<std::span<const std::byte>>{tensor});
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(cluster.list().size(), 6u);
+}
 
 TEST(Keyless, ServersAreOfOneHostOnly) {
     Server::Options options;

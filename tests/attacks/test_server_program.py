@@ -1,0 +1,166 @@
+"""`cpp-store-server` among people who mean it no good."""
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cpp_store
+from tests.cpp_store import servers
+
+ALONE = {key: value for key, value in os.environ.items() if not key.startswith("CPP_STORE_KEY")}
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    """Give a file with a key."""
+    file = tmp_path / "key"
+    cpp_store._core.make_key_file(str(file))
+    return file
+
+
+def ends_at_once(*arguments: str, **environment: str) -> str:
+    """Run the server, which must end with code 2 and one line."""
+    done = subprocess.run(
+        [str(servers.PROGRAM), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env=ALONE | environment,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_without_a_key_it_serves_no_other_hosts(key_file: Path) -> None:
+    for address in ("ofi+tcp://0.0.0.0:0", "ofi+tcp://[::]:0"):
+        assert "cpp-store keygen" in ends_at_once(address)
+    assert "to encrypt takes a key" in ends_at_once("--encrypt")
+    for arguments in (["--insecure"], ["--key_file", str(key_file)]):
+        process, address = servers.start("ofi+tcp://0.0.0.0:0", "--memory=1MiB", *arguments)
+        code, _ = servers.finish(process)
+        assert code == 0
+
+
+def test_it_takes_no_key_that_others_may_know(key_file: Path, tmp_path: Path) -> None:
+    key_file.chmod(0o644)
+    assert "chmod 600" in ends_at_once("--key_file", str(key_file))
+    assert "chmod 600" in ends_at_once(CPP_STORE_KEY_FILE=str(key_file))
+    key_file.chmod(0o600)
+    link = tmp_path / "link"
+    link.symlink_to(key_file)
+    assert "symbolic link" in ends_at_once("--key_file", str(link))
+    assert "can be guessed" in ends_at_once(CPP_STORE_KEY="1234")
+    assert "keygen" in ends_at_once("--key_file", str(tmp_path / "none"))
+
+
+def test_clients_need_its_key(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = key_file.read_text().strip()
+    with servers.running(1, "--memory=64MiB", f"--key_file={key_file}") as addresses:
+        for same_host in (True, False):
+            with pytest.raises(cpp_store.PermissionDenied, match="wants a key"):
+                cpp_store.connect(addresses, same_host=same_host)
+            with pytest.raises(PermissionError, match="the key is not the server's"):
+                cpp_store.connect(addresses, key="another key than it", same_host=same_host)
+            with cpp_store.connect(addresses, key=key, same_host=same_host) as store:
+                assert store.list() == []
+        monkeypatch.setenv("CPP_STORE_KEY_FILE", str(key_file))
+        for encrypt in (False, True):
+            with cpp_store.connect(addresses, same_host=False, encrypt=encrypt) as store:
+                weights = np.arange(3_000_000, dtype=np.float32)
+                store.put("m", {"a": [weights, weights[:10]]})
+                np.testing.assert_array_equal(store.read("m")["a"][0], weights)
+                store.retire("m")
+
+
+def test_the_key_is_seen_nowhere(key_file: Path) -> None:
+    key = key_file.read_text().strip()
+    process, address = servers.start("--memory=1MiB", "--key_file", str(key_file))
+    with pytest.raises(cpp_store.PermissionDenied) as refused:
+        cpp_store.connect(address, key="another key than it")
+    assert key not in Path(f"/proc/{process.pid}/cmdline").read_text()
+    assert key not in Path(f"/proc/{process.pid}/environ").read_text()
+    code, log = servers.finish(process)
+    assert code == 0
+    assert key not in log and "another key" not in log
+    assert "another key" not in str(refused.value)
+
+
+def port_of(address: str) -> tuple[str, int]:
+    host, port = address.split("://")[1].rsplit(":", 1)
+    return host, int(port)
+
+
+def unix_socket_of(pid: int) -> str:
+    """Return the name of the abstract socket that a process listens at."""
+    inodes = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        fields = line.split()
+        if f"socket:[{fields[6]}]" in inodes and len(fields) > 7 and fields[3] == "00010000":
+            return "\0" + fields[7].removeprefix("@")
+    raise AssertionError("it listens at no socket")
+
+
+@pytest.fixture
+def server(key_file: Path) -> Iterator[tuple[int, str, str]]:
+    """Give a server that must outlive the test: its process, address and key."""
+    process, address = servers.start("--memory=64MiB", "--key_file", str(key_file))
+    yield process.pid, address, key_file.read_text().strip()
+    code, log = servers.finish(process)
+    assert code == 0, log
+
+
+def assert_it_serves(address: str, key: str) -> None:
+    for same_host in (True, False):
+        with cpp_store.connect(address, key=key, same_host=same_host, timeout=20) as store:
+            store.put("m", {"a": [np.zeros(100_000)]})
+            assert store.read("m")["a"][0].shape == (100_000,)
+            store.retire("m")
+
+
+def test_a_thousand_connections_that_say_nothing(server: tuple[int, str, str]) -> None:
+    pid, address, key = server
+    quiet = [socket.create_connection(port_of(address), timeout=10) for _ in range(1_000)]
+    name = unix_socket_of(pid)
+    near = []
+    for _ in range(1_000):
+        each = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        each.connect(name)
+        each.settimeout(10)
+        near.append(each)
+    assert_it_serves(address, key)
+    begin = time.monotonic()
+    assert all(each.recv(1) == b"" for each in near)  # they had their time
+    assert time.monotonic() - begin < 15
+    for each in quiet + near:
+        each.close()
+    assert_it_serves(address, key)
+
+
+def test_bytes_that_come_slowly_or_are_none_of_ours(server: tuple[int, str, str]) -> None:
+    _, address, key = server
+    rng = random.Random(1)
+    messages = (Path(__file__).parent / "messages").iterdir()
+    sent = [file.read_bytes() for file in sorted(messages)]
+    sent += [rng.randbytes(rng.randint(1, 5_000)) for _ in range(40)]
+    open_ones = []
+    for each in sent:
+        slow = socket.create_connection(port_of(address), timeout=10)
+        slow.sendall(each[:1])
+        open_ones.append(slow)
+    assert_it_serves(address, key)
+    for slow, each in zip(open_ones, sent, strict=True):
+        with contextlib.suppress(OSError):  # the server has seen enough
+            slow.sendall(each[1:])
+    assert_it_serves(address, key)
+    for slow in open_ones:
+        slow.close()
+    assert_it_serves(address, key)
