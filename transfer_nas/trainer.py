@@ -7,7 +7,9 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -203,17 +205,17 @@ class TransferTrainer:
         }
         if self._unreported:
             measures["transfer_error"] = self._unreported.popitem()[1]
+        engine = next(each for each in self._engines if each.supports(graph))
+        measures["engine"] = engine.name
+        resumption = self._resumption(job, engine)
+        fetch = functools.partial(self._fetch, job, graph, resumption.task is None)
         with contextlib.ExitStack() as leases:
-            with _timed(measures, "match_seconds"):
-                inheritance = self._best_match(graph, measures)
-            if inheritance is not None:
-                leases.enter_context(inheritance)
+            fetched = self._started(fetch, leases, at_once=not engine.is_slow_to_build)
             with _timed(measures, "build_seconds"):
-                engine = next(each for each in self._engines if each.supports(graph))
                 candidate = engine.candidate(graph, job.seed)
-                measures["engine"] = engine.name
-            resumption = self._resumption(job, engine)
-            loaded: _Weights = {}
+            ancestry = fetched.result()
+            measures |= ancestry.measures
+            inheritance, loaded = ancestry.inheritance, ancestry.loaded
             if resumption.task is not None:
                 phases, inherited, earlier = resumption.task
                 loaded = dict(inherited)
@@ -225,12 +227,9 @@ class TransferTrainer:
                 phases = self._phases(job, graph, (), ())
             else:
                 with _timed(measures, "load_seconds"):
-                    if inheritance is not None:
-                        loaded = self._read(inheritance, measures)
-                    grown = self._grown(job, graph, measures)
+                    grown = self._grown(job, graph, ancestry.parent, measures)
                     phases = self._phases(job, graph, loaded, grown)
                     candidate.load(self._starts(candidate, loaded, grown, phases[0].frozen))
-                measures["epochs"] = sum(phase.epochs for phase in phases)
             measures["epochs"] = sum(phase.epochs for phase in phases)
             resumption.begin(phases, loaded, measures)
             log = self._log.section("evaluation", job.id, anew=resumption.task is None)
@@ -248,6 +247,43 @@ class TransferTrainer:
     @functools.cached_property
     def _engines(self) -> Sequence[Engine]:
         return training.engines(self.application, self.batch_size, self.epochs, self._engine)
+
+    def _started(
+        self, fetch: Callable[[], _Ancestry], leases: contextlib.ExitStack, *, at_once: bool
+    ) -> Future[_Ancestry]:
+        """Call `fetch`, at once or in a thread; `leases` will end what it leased, come what may."""
+        if at_once:
+            fetched: Future[_Ancestry] = Future()
+            fetched.set_result(fetch())
+        else:
+            fetched = self._thread.submit(fetch)
+        leases.callback(_end_lease, fetched)
+        return fetched
+
+    @functools.cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix="transfer")
+
+    def _fetch(self, job: Job, graph: LayerGraph, wanted: bool) -> _Ancestry:
+        """Find a candidate's ancestor; read what it inherits, and its parent, if they are wanted.
+
+        May run beside the making of the candidate.
+        """
+        measures: dict[str, Measure] = {}
+        with _timed(measures, "match_seconds"):
+            inheritance = self._best_match(graph, measures)
+        ancestry = _Ancestry(measures, inheritance)
+        if not wanted or (inheritance is None and job.parent is None):
+            return ancestry
+        with contextlib.ExitStack() as lease:
+            if inheritance is not None:
+                lease.enter_context(inheritance)
+            with _timed(measures, "load_seconds"):
+                if inheritance is not None:
+                    ancestry.loaded = self._read(inheritance, measures)
+                ancestry.parent = self._parent(job, measures)
+            lease.pop_all()  # it is the caller's now
+        return ancestry
 
     def _best_match(self, graph: LayerGraph, measures: dict[str, Measure]) -> Inheritance | None:
         try:
@@ -268,20 +304,29 @@ class TransferTrainer:
         measures["bytes_transferred"] = inheritance.nbytes
         return tensors
 
-    def _grown(self, job: Job, graph: LayerGraph, measures: dict[str, Measure]) -> _Weights:
+    def _parent(self, job: Job, measures: dict[str, Measure]) -> tuple[LayerGraph, Tensors] | None:
+        """Return a candidate's parent, if the policy lets it grow from there and it is stored."""
+        if not self.policy.grow or job.parent is None:
+            return None
+        try:
+            return self._transfer.whole(self._model_id(job.parent))
+        except TransferError as error:
+            self._without_transfer(error, measures)
+            return None
+
+    def _grown(
+        self,
+        job: Job,
+        graph: LayerGraph,
+        parent: tuple[LayerGraph, Tensors] | None,
+        measures: dict[str, Measure],
+    ) -> _Weights:
         """Return what the layers of a candidate start from according to its parent.
 
         The best match has the longest prefix, and the policy decides whether that is kept as it
         is. What trains starts from the parent, all of it, since weights of two models do not go
         together; and the parent is the one that differs in a single gene.
         """
-        if not self.policy.grow or job.parent is None:
-            return {}
-        try:
-            parent = self._transfer.whole(self._model_id(job.parent))
-        except TransferError as error:
-            self._without_transfer(error, measures)
-            return {}
         if parent is None:
             return {}
         known, tensors = parent
@@ -394,6 +439,35 @@ class TransferTrainer:
 
     def _model_id(self, job: int) -> str:
         return f"{self._run}/{job}" if self._run else str(job)
+
+
+@dataclass
+class _Ancestry:
+    """What a candidate has of other models.
+
+    Attributes
+    ----------
+    measures
+        Of finding and reading it.
+    inheritance
+        The best match, leased; None: there is none.
+    loaded
+        The weights of its prefix; empty if they were not wanted or cannot be read.
+    parent
+        The parent's graph and weights, if the candidate grows from them.
+    """
+
+    measures: dict[str, Measure]
+    inheritance: Inheritance | None
+    loaded: _Weights = field(default_factory=dict)
+    parent: tuple[LayerGraph, Tensors] | None = None
+
+
+def _end_lease(fetched: Future[_Ancestry]) -> None:
+    if fetched.exception() is None:
+        inheritance = fetched.result().inheritance
+        if inheritance is not None:
+            inheritance.close()
 
 
 def _unchanged(candidate: Candidate, loaded: Tensors, phases: Sequence[Phase]) -> set[str]:

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from transfer_nas.logs import Log
 from transfer_nas.spaces import Gene, Space
 from transfer_nas.trainer import POLICIES, TransferTrainer
 from transfer_nas.training import ENGINES
+from transfer_nas.training.keras_engine import KerasEngine
 from transfer_nas.training.policy import Phase, Policy
 from transfer_nas.transfer import (
     HDF5Transfer,
@@ -480,6 +482,41 @@ def test_a_search_goes_on_without_transfer_and_says_so_once(
     assert all(e.measures["layers_transferred"] == 0 for e in evaluations)
 
 
+def test_weights_are_fetched_while_a_keras_model_is_built(
+    store: cpp_store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = StoreTransfer("clusters", store)
+    trains = trainer(transfer, engine="keras", epochs=1)
+    trains.evaluate(Job(0, PARENT, None, seed=1))
+    building, overlapped = threading.Event(), []
+    build, match = KerasEngine.candidate, transfer.best_match
+
+    def building_now(self: KerasEngine, graph: LayerGraph, seed: int) -> object:
+        building.set()
+        return build(self, graph, seed)
+
+    def matched(graph: LayerGraph) -> object:
+        overlapped.append(building.wait(60))
+        return match(graph)
+
+    monkeypatch.setattr(KerasEngine, "candidate", building_now)
+    monkeypatch.setattr(transfer, "best_match", matched)
+    child = trains.evaluate(Job(1, CHILD, parent=0, seed=2))
+    assert child.done and child.measures["layers_transferred"] == len(SHARED)
+    assert overlapped == [True]
+
+
+def test_a_lease_ends_though_the_model_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise MemoryError("on purpose")
+
+    method = Failing("read", TransferError("unreadable"))
+    monkeypatch.setattr(KerasEngine, "candidate", refused)
+    failed = trainer(method, engine="keras").evaluate(Job(1, CHILD, parent=0, seed=2))
+    assert failed.status == "F_MemoryError"
+    assert method.calls == ["best_match", "read", "close"]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -554,7 +591,8 @@ def test_another_process_gets_the_same_objectives(engine: str, tmp_path: Path) -
         trains.evaluate(Job(0, PARENT, None, seed=1)),
         trains.evaluate(Job(1, CHILD, parent=0, seed=2)),
     ]
-    there = in_another_process(tmp_path / "there", "tensorflow", engine)
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    there = in_another_process(tmp_path / "there", backend, engine)
     assert [e.objective for e in there] == [e.objective for e in here]
 
 
@@ -572,8 +610,7 @@ def test_a_candidate_that_is_out_of_memory_fails_and_leaves_none_of_it_behind(
 ) -> None:
     import weakref
 
-    import tensorflow as tf
-
+    tf = pytest.importorskip("tensorflow")
     from transfer_nas.training.keras_engine import KerasCandidate
 
     models: list[weakref.ref[object]] = []

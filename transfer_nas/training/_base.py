@@ -95,9 +95,12 @@ class Engine(ABC):
     ----------
     name
         For the record.
+    is_slow_to_build
+        Whether making a candidate takes so long that its weights had better be fetched meanwhile.
     """
 
     name: ClassVar[str]
+    is_slow_to_build: ClassVar[bool] = False
 
     @abstractmethod
     def supports(self, graph: LayerGraph) -> bool:

@@ -42,6 +42,7 @@ class KerasEngine(Engine):
     """
 
     name = "keras"
+    is_slow_to_build = True
 
     def __init__(
         self, application: Application, batch_size: int, *, cache_bytes: int = CACHE_BYTES
