@@ -1,7 +1,8 @@
 """``python -m transfer_nas.retrain RUN --job N``: train one model of a finished search, alone.
 
 The search judged it after a few epochs, most of them of inherited layers. This trains all of it
-from fresh weights: what the architecture is worth by itself.
+from fresh weights: what the architecture is worth by itself. What ``evolve --retrain`` leaves,
+``retrained-N.keras``, is another model, trained on from the weights of the search.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     run = runs.read(given.run)
     row = _row(run, given.job)
     folder = run.path if run.path.is_dir() else run.path.parent
-    output = Path(given.output or folder / f"retrained-{run.job[row]}.keras")
+    output = Path(given.output or folder / f"alone-{run.job[row]}.keras")
     if output.suffix != ".keras" or not output.parent.is_dir():
         raise InputError(f"--output {output}: expected a .keras file in a directory that is there")
+    if output.exists():
+        raise InputError(f"{output} is there already; remove it, or name another with --output")
     settings = _settings(run)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -106,7 +109,7 @@ def _parser() -> Parser:
     add("--job", type=int, metavar="N", help="which model (default: the best)")
     add("--epochs", type=int, metavar="N", help="(default: the application's)")
     add("--seed", type=int, default=0, help="of weights and of the order of rows (default: 0)")
-    add("--output", metavar="FILE", help="a .keras file (default: RUN/retrained-N.keras)")
+    add("--output", metavar="FILE", help="a .keras file (default: RUN/alone-N.keras)")
     add("--json", action="store_true", help="print the result as JSON")
     return parser
 

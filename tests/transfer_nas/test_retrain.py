@@ -30,7 +30,13 @@ def test_the_command_of_a_report_trains_the_model(
     assert command[:3] == ["python", "-m", "transfer_nas.retrain"]
     assert main([*command[3:], "--epochs", "2"]) == 0
     assert "after 2 epochs alone" in capsys.readouterr().out
-    assert (run / "retrained-3.keras").stat().st_size > 1_000
+    model = (run / "alone-3.keras").read_bytes()
+    assert len(model) > 1_000
+    # Neither what a search has retrained nor what this command has is overwritten.
+    assert not (run / "retrained-3.keras").exists()
+    assert main(command[3:]) == 2
+    assert "alone-3.keras is there already; remove it" in capsys.readouterr().err
+    assert (run / "alone-3.keras").read_bytes() == model
 
 
 @pytest.mark.parametrize(
