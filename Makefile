@@ -6,13 +6,14 @@
 #   make setup    what both stand on: Debian packages, .venv, the project installed in it
 #   make docs     the documentation as a site, in site/
 #
-# For developers: `make check` (formatting, lint, types), `make format`, `make release` (what is published, in
-# dist/), `make walk` (the tutorial as a new user types it), `make baseline` (benchmarks/baseline.json), `make clean`.
+# For developers: `make check` (formatting, lint, types), `make test-backends` (the trainer on JAX and Torch),
+# `make format`, `make release` (what is published, in dist/), `make walk` (the tutorial as a new user types it),
+# `make baseline` (benchmarks/baseline.json), `make clean`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup search baseline docs test test-cpp test-fuzz test-python test-wheel release walk check format clean debian-build debian-test
+.PHONY: setup search baseline docs test test-cpp test-fuzz test-python test-wheel test-backends release walk check format clean debian-build debian-test
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -77,6 +78,17 @@ test-wheel: setup
 	rm -rf build/portable
 	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir build/portable dist/setup/*.whl
 	$(BIN)/python tests/wheel_smoke.py build/portable/*.whl
+
+# No part of `make test`: minutes, and Torch is large. PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# takes the one without CUDA.
+test-backends: $(addprefix test-backend-,jax torch)
+
+test-backend-%: setup
+	[ -x build/backends/$*/bin/pip ] || $(PYTHON) -m venv build/backends/$*
+	build/backends/$*/bin/pip install --quiet --disable-pip-version-check \
+	    "$$(echo dist/setup/*.whl)[mpich]" "keras>=3.8" hypothesis pytest pytest-timeout $*
+	KERAS_BACKEND=$* build/backends/$*/bin/python -m pytest tests/transfer_nas/training \
+	    tests/transfer_nas/test_trainer.py tests/graph_meta/test_keras_io.py
 
 # A source distribution and, built from it, a portable wheel: for glibc as old as this system's.
 release: setup

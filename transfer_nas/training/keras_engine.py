@@ -223,10 +223,17 @@ class _FitTraining(Training):
         self._model, self._network = model, network
         self._x, self._y = as_tuple(x), as_tuple(data.y_train)
         self._batch_size = batch_size
+        self._random = _random_state()
         model.optimizer.build(network.trainable_variables)
 
     def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
         """See `Training`."""
+        import keras
+
+        # Whatever draws between the epochs, and as the first one is prepared, leaves no trace.
+        again = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda _: _set_random_state(self._random)
+        )
         self._model.optimizer.learning_rate = learning_rate
         history = self._network.fit(
             inputs(tuple(x[order] for x in self._x)),
@@ -234,16 +241,43 @@ class _FitTraining(Training):
             batch_size=self._batch_size,
             shuffle=False,
             verbose=0,
+            callbacks=[again],
         )
+        self._random = _random_state()
         return float(history.history["loss"][-1])
 
     def state(self) -> list[npt.NDArray[np.generic]]:
         """See `Training`."""
-        return state_of(self._model)
+        return [*self._random, *state_of(self._model)]
 
     def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
         """See `Training`."""
-        restore_to(self._model, state)
+        own = len(self._random)
+        self._random = [np.array(array) for array in state[:own]]
+        restore_to(self._model, state[own:])
+
+
+def _random_state() -> list[npt.NDArray[np.generic]]:
+    """Return copies of the states of the generators that are not variables of a model."""
+    return [generator.get_state().numpy() for generator in _generators()]
+
+
+def _set_random_state(state: Sequence[npt.NDArray[np.generic]]) -> None:
+    for generator, array in zip(_generators(), state, strict=True):
+        import torch
+
+        generator.set_state(torch.from_numpy(array))
+
+
+def _generators() -> list[Any]:
+    """Return Torch's generators, one a device: Dropout of Keras on Torch draws from them."""
+    import keras
+
+    if keras.backend.backend() != "torch":
+        return []
+    import torch
+
+    return [torch.default_generator, *torch.cuda.default_generators]
 
 
 def state_of(model: keras.Model) -> list[npt.NDArray[np.generic]]:

@@ -21,6 +21,10 @@ OPTIMIZERS = (
 
 
 def tensorflow_loop(data: Data, batch_size: int) -> KerasLoop:
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("a loop for TensorFlow")
     from transfer_nas.training.tensorflow_loop import TensorFlowLoop
 
     return TensorFlowLoop(data, batch_size, FrozenPrefixes(data, batch_size))
@@ -91,6 +95,8 @@ def test_each_row_counts_once_an_epoch() -> None:
 
     from graph_meta import keras_io
 
+    data = clusters()
+    loop = tensorflow_loop(data, 48)
     seen = []
 
     @keras.saving.register_keras_serializable("test")
@@ -101,13 +107,12 @@ def test_each_row_counts_once_an_epoch() -> None:
             tf.py_function(lambda x: seen.append(x.numpy()), [inputs], [])
             return inputs
 
-    data = clusters()
     inputs = keras.Input((6,))
     model = keras.Model(inputs, keras.layers.Dense(3)(Watch()(inputs)))
     model.compile(
         "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False
     )
-    training = tensorflow_loop(data, 48).training(model, keras_io.from_keras(model))
+    training = loop.training(model, keras_io.from_keras(model))
     order = np.random.default_rng(0).permutation(ROWS)
     training.epoch(order, 0.01)
     seen = [rows for rows in seen if len(rows)]
