@@ -155,12 +155,21 @@ def turns(task: tuple[str, int, float]) -> dict[str, Search]:
     }
 
 
-def search(name: str, policy: Policy | None, divisor: int, seed: int, budget: float) -> Search:
-    """Search for `budget` seconds; retrain the best network."""
+def search(
+    name: str,
+    policy: Policy | None,
+    divisor: int,
+    seed: int,
+    budget: float,
+    *,
+    beta: float = 0.0,
+    whole: bool = True,
+) -> Search:
+    """Search for `budget` seconds and retrain the best; if not `whole`, until the target."""
     application = applications.resolve(name)
     space = application.space()
     _ = application.data
-    algorithm = AgingEvolution(space, POPULATION, SAMPLE, seed)
+    algorithm = AgingEvolution(space, POPULATION, SAMPLE, seed, beta=beta)
     reached = math.inf
     epochs: list[float] = []
     best: Evaluation | None = None
@@ -174,7 +183,8 @@ def search(name: str, policy: Policy | None, divisor: int, seed: int, budget: fl
             epochs=application.epochs // divisor,
         )
         begin = time.process_time()
-        while (elapsed := time.process_time() - begin) < budget:
+        elapsed = 0.0
+        while elapsed < budget and (whole or reached == math.inf):
             (job,) = algorithm.ask(1)
             evaluation = trainer.evaluate(job)
             elapsed = time.process_time() - begin
@@ -186,8 +196,9 @@ def search(name: str, policy: Policy | None, divisor: int, seed: int, budget: fl
                 reached = elapsed
             dead = algorithm.tell(evaluation)
             trainer.retire([job for job in dead if job != best.job.id])
+            elapsed = time.process_time() - begin
         assert best is not None
-        retrained = retrain(name, best.job, method if policy else None)
+        retrained = retrain(name, best.job, method if policy else None) if whole else math.nan
     return Search(
         min(reached, budget),
         reached < budget,
