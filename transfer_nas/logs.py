@@ -161,7 +161,9 @@ def read_run(run: Path) -> dict[int, Tree]:
         if found:
             files[int(found[1])] = file
     if not files:
-        what = "there is no such directory" if not run.is_dir() else "holds no logs/rank-N.jsonl"
+        what = "holds no logs/rank-N.jsonl: expected the --output_dir of a transfer_nas.evolve"
+        if not run.is_dir():
+            what = "there is no such directory"
         raise RunDirectoryError(f"{run}: {what}")
     return {rank: read(files[rank]) for rank in sorted(files)}
 
