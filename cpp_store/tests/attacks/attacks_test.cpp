@@ -23,6 +23,7 @@ using testing::HasSubstr;
 using Bytes = std::vector<std::byte>;
 
 const std::string key = "the key of this test";
+constexpr auto silence = 400ms;
 
 class Attack : public testing::TestWithParam<bool> {
   protected:
@@ -34,7 +35,7 @@ class Attack : public testing::TestWithParam<bool> {
         Server::Options options;
         options.key = key;
         options.encrypt = GetParam();
-        options.silence = 400ms;
+        options.silence = silence;
         options.log_level = LogLevel::debug;
         options.log = [this](LogLevel, std::string_view line) {
             const std::scoped_lock lock(mutex_);
@@ -214,6 +215,19 @@ TEST_P(Attack, WhoDoesNotJoinIsForgottenSoon) {
     security::Request request = raw.request();
     ASSERT_TRUE(raw.call(wire::Operation::hello, request.hello()));
     EXPECT_TRUE(logs("it did not join after its hello"));
+}
+
+// The address of another client in a hello, which the server answers there and soon removes.
+TEST_P(Attack, WhoeverSaysAnothersAddressTakesNothingFromIt) {
+    RawClient raw = client();
+    RawClient stranger(server_->address(), "guess", true);
+    ASSERT_TRUE(stranger.knock());
+    for (int i = 0; i < 3; ++i) {
+        stranger.send(wire::Operation::hello, stranger.request(raw.name()).hello());
+    }
+    EXPECT_TRUE(logs("did not join after its hello"));
+    std::this_thread::sleep_for(silence);  // the addresses of those who are gone go some time later
+    EXPECT_TRUE(raw.call(wire::Operation::ping, {}));
 }
 
 TEST_P(Attack, BulkThatNobodyAskedForDropsTheConnection) {

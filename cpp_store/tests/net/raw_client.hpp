@@ -44,11 +44,13 @@ class RawClient : net::Endpoint::Listener {
         if (!stranger) connect();
     }
 
-    [[nodiscard]] security::Request request() const {
+    [[nodiscard]] const Bytes& name() const { return endpoint_->name(); }
+    // What it says, with another one's address if one is given.
+    [[nodiscard]] security::Request request(const Bytes& name = {}) const {
         std::optional<security::Secret> shared;
         if (!key_.empty()) shared = security::secret_of(key_);
         return security::Request({.address = server_,
-                                  .name = endpoint_->name(),
+                                  .name = name.empty() ? endpoint_->name() : name,
                                   .client = "hostile/1",
                                   .servers = {server_},
                                   .shared = shared});
