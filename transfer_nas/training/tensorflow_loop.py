@@ -181,7 +181,8 @@ def _gradients_unregistered() -> Iterator[None]:
     """Forget the gradients that tracing registers: nobody differentiates a training step again."""
     from tensorflow.python.framework import ops
 
-    registered = ops.gradient_registry._registry
+    # Where TensorFlow keeps them today is its own affair: kept elsewhere, they only take memory.
+    registered = getattr(getattr(ops, "gradient_registry", None), "_registry", {})
     before = set(registered)
     try:
         yield
