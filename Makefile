@@ -20,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What a build needs, and what the tests need besides.
-DEBIAN_BUILD := g++ cmake ninja-build python3-dev python3-venv libfabric-dev libxxhash-dev libsodium-dev libcli11-dev
+DEBIAN_BUILD := g++ cmake ninja-build python3-dev python3-venv libfabric-dev libxxhash-dev libsodium-dev libcli11-dev libsqlite3-dev
 DEBIAN_TEST := libgtest-dev libgmock-dev clang-14 clang-format-14 libclang-rt-14-dev chromium
 
 SOURCES := pyproject.toml CMakeLists.txt CMakePresets.json \

@@ -15,6 +15,10 @@ _IN_TREE = _ROOT / "cpp_store" in Path(cpp_store.__file__).resolve().parents
 PROGRAM = (
     _ROOT / "build" / "dev" / "cpp_store" if _IN_TREE else Path(sys.prefix) / "bin"
 ) / "cpp-store-server"
+# What a server says on standard error as it starts.
+MEMORY_ONLY = (
+    "cpp-store-server: models are kept in memory only; --data_dir DIR keeps them on disk\n"
+)
 
 
 def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:

@@ -122,6 +122,7 @@ def test_names_what_is_wrong(arguments: tuple[object, ...], message: str) -> Non
         ("ConnectionError", ConnectionError),
         ("DeadlineExceeded", TimeoutError),
         ("ProtocolError", Exception),
+        ("StorageError", OSError),
     ],
 )
 def test_exceptions_are_also_the_built_in_ones(name: str, builtin: type[Exception]) -> None:

@@ -18,8 +18,9 @@ enum class Errc : unsigned char {
     internal = 8,          // a bug of ours
     permission = 9,        // the key is wrong or missing, at one end
     busy = 10,             // more than a server lets one client do; later it will
+    storage = 11,          // a data directory cannot be read or written; names it and the cause
 };
-inline constexpr std::size_t errc_count = 11;  // 0 is none
+inline constexpr std::size_t errc_count = 12;  // 0 is none
 
 // Messages say what was expected, what was found and, where it helps, what to do.
 class Error : public std::runtime_error {

@@ -59,6 +59,9 @@ class PrefixIndex {
     void add(std::string_view model, std::string_view ns, const LayerTable& table, double score,
              std::uint64_t sequence = 0);
 
+    // Throws Errc::invalid_argument where add() would.
+    void check(std::string_view ns, const LayerTable& table);
+
     // Takes a model out at once. Returns false if there is none of that id.
     bool remove(std::string_view model);
 

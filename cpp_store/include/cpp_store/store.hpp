@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
@@ -74,7 +76,9 @@ using StoredLayerPtr = std::shared_ptr<const StoredLayer>;
 struct LayerLocation {
     std::uint32_t layer = 0;
     std::string owner;
-    StoredLayerPtr stored;  // null if the owner is foreign, or if the layer has no tensors
+    // Null if the owner is foreign, or if the layer has no tensors; and, where no tensors are asked
+    // for (lookup, best matches), of a store with a data directory.
+    StoredLayerPtr stored;
 };
 
 struct ModelInfo {
@@ -150,7 +154,16 @@ class PendingPut {
     std::unique_ptr<Impl> impl_;
 };
 
-// Thread-safe. No lock is held while tensor bytes are copied or summed.
+// When a put (and whatever else changes the store) is acknowledged, with a data directory.
+enum class Durability : std::uint8_t {
+    lazy = 0,  // when it is in memory; it is on disk within Options::lag
+    sync = 1,  // when it is on disk
+};
+
+// Thread-safe. No lock is held while tensor bytes are copied, summed, or on their way to disk.
+//
+// With a data directory, tensors that were not used for a while leave the memory when it is needed
+// for others, and come back when they are read (Options::memory limits what is there at a time).
 class Store {
   public:
     struct Options {
@@ -158,8 +171,21 @@ class Store {
         std::chrono::milliseconds lease{600'000};  // for leases whose taker says nothing
         std::function<std::chrono::steady_clock::time_point()> clock{
             &std::chrono::steady_clock::now};  // what leases expire by
+
+        // Where everything is kept; made if it is not there. Empty: nowhere, it ends with the
+        // store.
+        std::filesystem::path data_dir = {};
+        Durability durability = Durability::lazy;
+        // If lazy: of what was acknowledged longer ago than this before the last
+        // acknowledgement, a crash loses nothing. Where the disk cannot follow, puts wait.
+        std::chrono::milliseconds lag{1'000};
+        // Told in one line what went wrong where nobody waits for an answer; null: stderr.
+        std::function<void(std::string_view)> warn = nullptr;
     };
 
+    // With a data directory, recovers what is there. Throws Errc::invalid_argument if it cannot be
+    // one (in use by another store, not a directory, of a newer format, ...), Errc::storage if it
+    // cannot be read or written, or is damaged.
     explicit Store(const Options& options);
     ~Store();
     Store(const Store&) = delete;
@@ -176,8 +202,13 @@ class Store {
 
     // Second half: the model becomes visible, whole. A model of the same id and content is success
     // (the new copy is dropped); of other content, already_exists.
-    // Returns the bytes that the model added to the store.
+    // Returns the bytes that the model added to the store. Errc::storage: the data directory cannot
+    // be written; nothing has changed.
     std::uint64_t commit(PendingPut put);
+    // The same without waiting for the disk: `done` is called once, by this thread or another, with
+    // what commit() would have thrown or returned.
+    using Committed = std::function<void(std::exception_ptr, std::uint64_t)>;
+    void commit(PendingPut put, Committed done);
 
     // Tensors of the layers at `positions` of the model's table (empty: all). not_found if there is
     // no such model; invalid_argument for a position out of range.
@@ -192,6 +223,12 @@ class Store {
     [[nodiscard]] std::vector<StoredLayerPtr> find_layers(std::string_view owner,
                                                           std::span<const LayerKey> keys) const;
     void count_read(std::span<const StoredLayerPtr> layers) noexcept;
+    // The tensors of a model's layers, as read() does, also not counted.
+    [[nodiscard]] std::vector<LayerLocation> find_layers(
+        std::string_view model, std::span<const std::uint32_t> positions) const;
+    // Bytes of layers by owner.
+    [[nodiscard]] std::vector<std::uint64_t> layer_bytes(std::string_view owner,
+                                                         std::span<const LayerKey> keys) const;
 
     // Best matches; each is leased for `lease` (0: no lease, negative: Options::lease) so that its
     // tensors can be read and inherited though it is retired meanwhile. The match and its lease are
@@ -235,6 +272,13 @@ class Store {
 
     [[nodiscard]] StoreStats stats() const;
     [[nodiscard]] const Arena& arena() const noexcept;
+
+    [[nodiscard]] bool has_data_dir() const noexcept;
+    // Waits until all that was acknowledged is on disk. Without a data directory: nothing to do.
+    void flush();
+    // flush(), and lets go of the data directory: what changes the store is refused from now on,
+    // what is in memory can still be read. Idempotent. The destructor does it, too.
+    void close();
 
   private:
     friend class PendingPut;

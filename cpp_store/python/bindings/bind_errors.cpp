@@ -68,6 +68,8 @@ void bind_errors(py::module_& m) {
          "The key is not the server's, or one of both has none."},
         {Errc::busy, "Busy", PyExc_ConnectionError,
          "More than a server lets one client do at once; it can be tried again."},
+        {Errc::storage, "StorageError", PyExc_OSError,
+         "A data directory cannot be read or written, or is damaged; nothing was changed."},
     };
     for (const ErrorClass& each : derived) {
         py::tuple bases = py::make_tuple(py::handle(base));

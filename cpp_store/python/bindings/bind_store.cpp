@@ -20,9 +20,21 @@ namespace {
 
 using StorePtr = std::shared_ptr<Store>;
 
-StorePtr open(std::uint64_t memory) {
+StorePtr open(std::uint64_t memory, const std::string& data_dir, const std::string& durability,
+              double lag) {
     Store::Options options;
     options.memory.limit = memory;
+    options.data_dir = data_dir;
+    if (durability != "lazy" && durability != "sync") {
+        throw Error(Errc::invalid_argument,
+                    "durability: expected 'lazy' or 'sync', not '" + durability + "'");
+    }
+    options.durability = durability == "sync" ? Durability::sync : Durability::lazy;
+    if (!(lag > 0 && lag < 86'400)) {
+        throw Error(Errc::invalid_argument, "lag: expected seconds of up to a day");
+    }
+    options.lag = std::chrono::milliseconds(static_cast<std::int64_t>(lag * 1e3));
+    const py::gil_scoped_release release;
     return std::make_shared<Store>(options);
 }
 
@@ -90,6 +102,11 @@ std::unique_ptr<Allocation> allocate(StorePtr store, std::string model, const py
                            score, std::move(parent), std::move(graph), std::move(metadata)));
 }
 
+// A read of what is in memory is over before others could take the GIL.
+std::unique_ptr<py::gil_scoped_release> release_for_disk(const Store& store) {
+    return store.has_data_dir() ? std::make_unique<py::gil_scoped_release>() : nullptr;
+}
+
 // The layers of a model by name (None: all that have tensors), and its table for their names.
 struct Located {
     LayerTablePtr table;
@@ -103,6 +120,7 @@ Located locate(Store& store, const std::string& model, const std::optional<py::l
         if (names && names->empty()) return located;
         std::vector<std::uint32_t> positions;
         if (names) positions = positions_of(*located.table, *names, model);
+        const auto release = release_for_disk(store);
         located.layers = store.read(model, positions);
     } while (store.table(model) != located.table);
     for (const LayerLocation& location : located.layers) {
@@ -194,7 +212,11 @@ py::dict fetch(Store& store, const LayerTable& table, const py::list& layers, bo
         names[0] = name;
         const std::uint32_t layer = positions_of(table, names, owner).front();
         const LayerKey key = table.key(layer);
-        StoredLayerPtr stored = store.fetch(owner, {&key, 1}).front();
+        StoredLayerPtr stored;
+        {
+            const auto release = release_for_disk(store);
+            stored = store.fetch(owner, {&key, 1}).front();
+        }
         located.push_back({layer, std::move(owner), std::move(stored)});
     }
     return to_dict(table, located, copy);
@@ -262,7 +284,8 @@ void bind_store(py::module_& m) {
     bind_info(m);
     py::class_<Store, StorePtr> type(m, "LocalStore",
                                      "The store in process: cpp_store.embedded().");
-    type.def(py::init(&open), py::arg("memory"));
+    type.def(py::init(&open), py::arg("memory"), py::arg("data_dir") = "",
+             py::arg("durability") = "lazy", py::arg("lag") = 1.0);
     type.def("put", &put, py::arg("model"), py::arg("tensors"), py::arg("table"),
              py::arg("inherited"), py::arg("namespace"), py::arg("score"), py::arg("parent"),
              py::arg("graph"), py::arg("metadata"));
@@ -302,7 +325,8 @@ void bind_store(py::module_& m) {
     type.def("scrub", &Store::expire_leases, py::call_guard<py::gil_scoped_release>());
     type.def("verify", &Store::verify, py::call_guard<py::gil_scoped_release>());
     type.def("transports", [](const Store&) { return std::vector<std::string>(); });
-    type.def("close", [](const Store&) {});
+    type.def("flush", &Store::flush, py::call_guard<py::gil_scoped_release>());
+    type.def("close", &Store::close, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace cpp_store::python

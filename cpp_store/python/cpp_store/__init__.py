@@ -19,6 +19,7 @@ from cpp_store._core import (
     PermissionDenied,
     PrefixIndex,
     ProtocolError,
+    StorageError,
     StoreError,
 )
 from cpp_store._dlpack import DLPackArray, dlpack
@@ -45,6 +46,7 @@ __all__ = [
     "PrefixIndex",
     "ProtocolError",
     "Server",
+    "StorageError",
     "Store",
     "StoreError",
     "Submitter",

@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from cpp_store import _core
 from cpp_store._core import InvalidArgument, LocalStore, RemoteStore
-from cpp_store._store import Store, parse_memory
+from cpp_store._store import Store, open_local
 
 SERVERS_VARIABLE = "MODEL_SERVERS"
 
@@ -82,13 +82,12 @@ class Server:
     def __init__(
         self,
         address: str,
-        memory: int,
+        local: LocalStore,
         threads: int,
         key: str,
         insecure: bool = False,
         encrypt: bool = False,
     ) -> None:
-        local = LocalStore(memory)
         _core.add_library_prefixes([sys.prefix])
         self._server = _core.Server(address, local, threads, key, insecure, encrypt)
         self.address: str = self._server.address
@@ -118,6 +117,8 @@ def serve(
     key: str = "",
     insecure: bool = False,
     encrypt: bool = False,
+    data_dir: str | os.PathLike[str] | None = None,
+    durability: Literal["lazy", "sync"] = "lazy",
 ) -> Server:
     """Start a server in this process, as ``cpp-store-server`` is one of its own.
 
@@ -136,14 +137,17 @@ def serve(
         Allows to serve without a key where other hosts reach it.
     encrypt
         Whether to encrypt all that goes over a network, whether clients ask for it or not.
+    data_dir, durability
+        As for :func:`cpp_store.embedded`. Close ``store`` when the server has stopped.
 
     Raises
     ------
     InvalidArgument
         A malformed address, a provider that libfabric does not have, a port that is taken; no key
-        at an address that other hosts reach.
+        at an address that other hosts reach; a directory that cannot be had.
     ConnectionError
         There is no libfabric.
     """
     key = key or _core.key_of_environment()
-    return Server(address, parse_memory(memory), threads, key, insecure, encrypt)
+    local = open_local(memory, data_dir, durability)
+    return Server(address, local, threads, key, insecure, encrypt)

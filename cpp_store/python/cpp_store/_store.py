@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
+import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
@@ -630,16 +633,58 @@ class Store:
         self.close()
 
 
-def embedded(*, memory: int | str = "4GiB") -> Store:
+def embedded(
+    *,
+    memory: int | str = "4GiB",
+    data_dir: str | os.PathLike[str] | None = None,
+    durability: Literal["lazy", "sync"] = "lazy",
+) -> Store:
     """Open a store in this process.
 
     Parameters
     ----------
     memory
-        The most that tensors may take: bytes, or a number with a unit such as "512MiB" or "8GB".
-        Taken from the system as it is needed.
+        The most that tensors may take in memory: bytes, or a number with a unit such as "512MiB" or
+        "8GB". Taken from the system as it is needed. With a data directory the store may hold more:
+        what was not used for long leaves the memory, and comes back when it is read.
+    data_dir
+        Directory where everything is kept; what is there is found again. One store at a time may
+        have it open, until it is closed. None: the models end with the store.
+    durability
+        When a put returns: "lazy", when the model is in memory, and at most a second later it is on
+        disk; "sync", when it is on disk.
+
+    Raises
+    ------
+    InvalidArgument
+        The directory is open in another store, is none, holds other files, or is of a newer format.
+    StorageError
+        It cannot be read or written, or is damaged. Puts raise it, too, and change nothing then.
     """
-    return Store(LocalStore(parse_memory(memory)))
+    return Store(open_local(memory, data_dir, durability))
+
+
+def open_local(
+    memory: int | str, data_dir: str | os.PathLike[str] | None, durability: str
+) -> LocalStore:
+    """Open the store in process that :func:`embedded` and :func:`cpp_store.serve` wrap."""
+    directory = "" if data_dir is None else os.fspath(data_dir)
+    if data_dir is not None and not directory:
+        raise InvalidArgument("data_dir: expected a path, found nothing")
+    handle = LocalStore(parse_memory(memory), directory, durability)
+    if directory:
+        _on_disk.add(handle)
+    return handle
+
+
+# The last second of puts shall not depend on whether anybody closes the store.
+_on_disk: weakref.WeakSet[LocalStore] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for handle in list(_on_disk):
+        handle.close()
 
 
 _UNITS = {"": 1, "B": 1} | {

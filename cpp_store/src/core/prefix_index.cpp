@@ -92,6 +92,11 @@ void PrefixIndex::add(std::string_view model, std::string_view ns, const LayerTa
     impl_->last_sequence = std::max(impl_->last_sequence, sequence);
 }
 
+void PrefixIndex::check(std::string_view ns, const LayerTable& table) {
+    const std::lock_guard writing(impl_->writers);
+    impl_->dag.plan(table, layer_key(ns), impl_->plan);
+}
+
 bool PrefixIndex::remove(std::string_view model) {
     const std::lock_guard writing(impl_->writers);
     const ModelId id = impl_->find(model);

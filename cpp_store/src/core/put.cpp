@@ -6,31 +6,13 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "core/checksum.hpp"
-#include "core/store_impl.hpp"
+#include "core/pending_put.hpp"
 
 namespace cpp_store {
 
 namespace {
 
 constexpr std::size_t longest_name = 65'535;
-
-// A stored layer and the part of an allocation that it gives back when nobody holds it any more.
-struct LayerInArena : StoredLayer {
-    std::shared_ptr<Arena> arena;
-    Extent extent;
-
-    LayerInArena() = default;
-    LayerInArena(const LayerInArena&) = delete;
-    LayerInArena& operator=(const LayerInArena&) = delete;
-    ~LayerInArena() {
-        if (arena) arena->release(extent);
-    }
-};
-
-std::uint64_t padded(std::uint64_t bytes) noexcept {
-    return (bytes + Arena::alignment - 1) / Arena::alignment * Arena::alignment;
-}
 
 // XXH3-128 over values, each with its length, so that no two different sequences are the same
 // bytes.
@@ -165,39 +147,6 @@ std::uint64_t now_ns() {
 
 }  // namespace
 
-struct PendingPut::Impl {
-    struct alignas(64) Target {  // threads fill side by side
-        StoredLayer::Tensor* tensor = nullptr;
-        bool summed = false;
-        std::uint64_t filled = 0;                // by append()
-        std::unique_ptr<CopySum> sum = nullptr;  // of them, until they are all
-    };
-
-    std::shared_ptr<Store::Impl> store;
-    std::shared_ptr<Model> model;   // as it will be, slots of inherited layers included
-    std::vector<LayerKey> adopted;  // keys of the layers, instead of the model's table
-    std::vector<std::pair<std::uint32_t, std::shared_ptr<LayerInArena>>> own;
-    std::vector<std::span<std::byte>> buffers;
-    std::vector<Target> targets;
-    bool referring = false;  // the slots' references are counted, and not yet the visible model's
-
-    Impl() = default;
-    Impl(const Impl&) = delete;
-    Impl& operator=(const Impl&) = delete;
-    ~Impl() {
-        if (!referring) return;
-        Garbage garbage;
-        const std::lock_guard lock(store->mutex);
-        store->drop_references(model, garbage);
-    }
-
-    void reserve(const std::vector<Own>& layers);
-    void refer(const std::vector<Inherited>& layers);
-    void sum_the_rest() noexcept;
-    [[nodiscard]] std::shared_ptr<Owner> make_owner() const;
-    [[nodiscard]] std::vector<Slot> slots(const std::shared_ptr<Owner>& owner) const;
-};
-
 // One allocation for all tensors; each layer gets its own part of it.
 void PendingPut::Impl::reserve(const std::vector<Own>& layers) {
     std::uint64_t total = 0;
@@ -225,7 +174,7 @@ void PendingPut::Impl::reserve(const std::vector<Own>& layers) {
     targets.reserve(tensors);
 
     // From here on nothing throws but the allocation itself.
-    Extent rest = store->arena->allocate(total);
+    Extent rest = store->allocate(total);
     const auto cut = [&rest](std::uint64_t size) {
         const Extent part{rest.data, size, rest.region, rest.offset};
         if (size > 0) rest.data += size;
@@ -261,8 +210,9 @@ void PendingPut::Impl::refer(const std::vector<Inherited>& layers) {
         } else {
             std::tie(slot.owner, slot.entry) =
                 store->find_layer(inherited.owner, model->table->key(inherited.layer));
-            slot.stored = slot.owner->entries[slot.entry].layer;
-            const std::uint64_t found = cpp_store::bytes_of(*slot.stored);
+            const Owner::Entry& entry = slot.owner->entries[slot.entry];
+            if (!store->journal) slot.stored = entry.layer;
+            const std::uint64_t found = entry.nbytes();
             const std::uint64_t expected = model->table->nbytes(inherited.layer);
             if (expected != 0 && expected != found) {
                 throw Error(Errc::invalid_argument,
@@ -290,28 +240,43 @@ void PendingPut::Impl::sum_the_rest() noexcept {
     }
 }
 
+// What the data directory will know of the layers.
+void PendingPut::Impl::keep(Owner& made) const {
+    for (const auto& [position, layer] : own) {
+        auto kept = std::make_unique<Kept>();
+        kept->record.position = position;
+        for (const StoredLayer::Tensor& tensor : layer->tensors) {
+            kept->record.tensors.push_back({.spec = tensor.spec, .checksum = tensor.checksum});
+        }
+        kept->serial = layer->serial;
+        kept->resident = store->resident.end();
+        made.entries[made.find(layer->key)].kept = std::move(kept);
+    }
+}
+
 std::shared_ptr<Owner> PendingPut::Impl::make_owner() const {
-    auto owner = std::make_shared<Owner>();
-    owner->model = model->owner;
-    owner->entries.reserve(own.size());
-    for (const auto& [position, layer] : own) owner->entries.push_back({layer, 1});
+    auto made = std::make_shared<Owner>();
+    made->model = model->owner;
+    made->entries.reserve(own.size());
+    for (const auto& [position, layer] : own) made->entries.push_back({layer, 1, nullptr});
     std::sort(
-        owner->entries.begin(), owner->entries.end(),
+        made->entries.begin(), made->entries.end(),
         [](const Owner::Entry& a, const Owner::Entry& b) { return a.layer->key < b.layer->key; });
-    for (const Owner::Entry& entry : owner->entries) owner->keys.push_back(entry.layer->key);
-    owner->referred = own.size();
-    return owner;
+    for (const Owner::Entry& entry : made->entries) made->keys.push_back(entry.layer->key);
+    made->referred = own.size();
+    if (store->journal) keep(*made);
+    return made;
 }
 
 // Of all layers, once those that the put brings have an owner.
-std::vector<Slot> PendingPut::Impl::slots(const std::shared_ptr<Owner>& owner) const {
+std::vector<Slot> PendingPut::Impl::slots_with(const std::shared_ptr<Owner>& from) const {
     std::vector<Slot> slots = model->slots;
     for (const auto& [position, layer] : own) {
-        const std::size_t entry = owner->find(layer->key);
+        const std::size_t entry = from->find(layer->key);
         slots.push_back({.layer = position,
-                         .owner = owner,
+                         .owner = from,
                          .entry = entry,
-                         .stored = owner->entries[entry].layer,
+                         .stored = store->journal ? nullptr : from->entries[entry].layer,
                          .foreign_owner = {}});
     }
     std::sort(slots.begin(), slots.end(),
@@ -443,62 +408,15 @@ void Store::adopt(PendingPut put, std::string_view holder) {
     }
 }
 
-std::uint64_t Store::commit(PendingPut put) {
-    PendingPut::Impl& pending = *put.impl_;
-    pending.sum_the_rest();
-
-    // The model, complete, while nobody sees it.
-    const std::shared_ptr<Model> model = pending.model;
-    Digest content;
-    content.add(model->description);
-    for (const PendingPut::Impl::Target& target : pending.targets) {
-        content.add(target.tensor->checksum);
-    }
-    model->content = content.value();
-    const std::size_t layers_inherited = model->slots.size();
-    const std::shared_ptr<Owner> owner = pending.make_owner();
-    std::vector<Slot> slots = pending.slots(owner);
-
-    const std::lock_guard lock(impl_->mutex);
-    if (const auto same = impl_->models.find(model->id); same != impl_->models.end()) {
-        if (same->second->content == model->content) return same->second->bytes_own;
-        throw Error(Errc::already_exists,
-                    "there is a model '" + model->id + "' with other content");
-    }
-    impl_->check_is_free(model->id, model->owner);
-    // Layers of a model that has an owner's name of its own may have been adopted before it.
-    const auto adopted = impl_->owners.find(model->owner);
-    const bool is_new = adopted == impl_->owners.end();
-    impl_->models.emplace(model->id, model);
-    try {
-        if (is_new && !owner->entries.empty()) impl_->owners.emplace(model->owner, owner);
-        impl_->index.add(model->id, model->ns, *model->table, model->score, model->created_ns);
-    } catch (...) {
-        impl_->models.erase(model->id);
-        if (is_new) impl_->owners.erase(model->owner);
-        throw;
-    }
-    StoreStats& counts = impl_->counts;
-    if (is_new) {
-        counts.layers += owner->entries.size();
-        counts.tensors += pending.targets.size();
-        counts.bytes_stored += model->bytes_own;
-    } else {
-        for (const auto& [position, layer] : pending.own) {
-            impl_->refer(*adopted->second, impl_->find_or_add(*adopted->second, layer));
-        }
-        slots = pending.slots(adopted->second);
-    }
-    model->slots = std::move(slots);
-    model->sequence = ++impl_->last_sequence;
-    pending.referring = false;  // the model's from now on
-
-    ++counts.puts;
-    counts.bytes_put += model->bytes_own;
-    counts.bytes_referenced += model->bytes_own + model->bytes_inherited;
-    counts.layers_inherited += layers_inherited;
-    counts.bytes_inherited += model->bytes_inherited;
-    return model->bytes_own;
+// The model, complete, while nobody sees it.
+void PendingPut::Impl::complete() {
+    sum_the_rest();
+    Digest digest;
+    digest.add(model->description);
+    for (const Target& target : targets) digest.add(target.tensor->checksum);
+    model->content = digest.value();
+    owner = make_owner();
+    slots = slots_with(owner);
 }
 
 }  // namespace cpp_store

@@ -2,15 +2,33 @@
 
 namespace cpp_store {
 
+namespace {
+
+// Of a model that another call has retired meanwhile, too.
+[[noreturn]] void none(std::string_view model) {
+    throw Error(Errc::not_found, "there is no model '" + std::string(model) + "' to retire");
+}
+
+}  // namespace
+
 ForeignReferences Store::retire(std::string_view model) {
     Garbage garbage;
-    const std::lock_guard lock(impl_->mutex);
+    std::unique_lock lock(impl_->mutex);
     impl_->expire_leases(garbage);
-    const auto found = impl_->models.find(model);
-    if (found == impl_->models.end()) {
-        throw Error(Errc::not_found, "there is no model '" + std::string(model) + "' to retire");
-    }
+    auto found = impl_->models.find(model);
+    if (found == impl_->models.end()) none(model);
     const ModelPtr retired = found->second;
+    if (impl_->journal) {
+        durable::Wait wait(*impl_->journal);
+        impl_->journal->retire(retired->serial, wait.done());
+        if (impl_->journal->is_sync()) {
+            lock.unlock();
+            wait.get();
+            lock.lock();
+            found = impl_->models.find(model);
+            if (found == impl_->models.end() || found->second != retired) none(model);
+        }
+    }
     impl_->index.remove(model);
     impl_->models.erase(found);
     impl_->counts.bytes_referenced -= retired->bytes_own + retired->bytes_inherited;

@@ -2,10 +2,10 @@
 #include "cpp_store/store.hpp"
 
 #include <algorithm>
+#include <cstdio>
 #include <numeric>
 #include <random>
 
-#include "core/checksum.hpp"
 #include "core/store_impl.hpp"
 
 namespace cpp_store {
@@ -15,7 +15,8 @@ std::size_t Owner::find(const LayerKey& key) const noexcept {
     if (at == keys.end() || *at != key) return entries.size();
     const auto key_at = static_cast<std::size_t>(at - keys.begin());
     const std::size_t entry = places.empty() ? key_at : places[key_at];
-    return entries[entry].layer ? entry : entries.size();
+    const bool is_here = entries[entry].layer || entries[entry].referrers > 0;
+    return is_here ? entry : entries.size();
 }
 
 std::size_t Owner::add(StoredLayerPtr layer) {
@@ -33,7 +34,7 @@ std::size_t Owner::add(StoredLayerPtr layer) {
     const std::size_t entry = entries.size();
     places.insert(place, static_cast<std::uint32_t>(entry));
     keys.insert(at, layer->key);
-    entries.push_back({std::move(layer), 0});
+    entries.push_back({std::move(layer), 0, nullptr});
     return entry;
 }
 
@@ -42,6 +43,10 @@ const Slot* Model::slot(std::uint32_t layer) const noexcept {
         slots.begin(), slots.end(), layer,
         [](const Slot& slot, std::uint32_t position) { return slot.layer < position; });
     return at != slots.end() && at->layer == layer ? &*at : nullptr;
+}
+
+std::uint64_t Owner::Entry::nbytes() const {
+    return kept ? kept->record.nbytes() : bytes_of(*layer);
 }
 
 std::uint64_t bytes_of(const StoredLayer& layer) {
@@ -59,12 +64,29 @@ std::string hex(const LayerKey& key) {
     return out;
 }
 
+namespace {
+
+Store::Options with_defaults(Store::Options options) {
+    if (!options.warn) {
+        options.warn = [](std::string_view line) {
+            std::fprintf(stderr, "cpp_store: %.*s\n", static_cast<int>(line.size()), line.data());
+        };
+    }
+    return options;
+}
+
+}  // namespace
+
 // Leases start at a random number, so that one of a server that was restarted is no lease of its
 // successor.
 Store::Impl::Impl(const Options& given)
-    : options(given), arena(std::make_shared<Arena>(given.memory)) {
+    : options(with_defaults(given)), arena(std::make_shared<Arena>(given.memory)) {
     std::random_device random;
     next_lease = (std::uint64_t{random()} << 24) + 1;
+    if (!options.data_dir.empty()) {
+        last_serial = std::uint64_t{random()} << 24;
+        open_data_dir();
+    }
 }
 
 ModelPtr Store::Impl::find(std::string_view model) const {
@@ -95,15 +117,40 @@ void Store::Impl::drop(Owner& owner, std::size_t entry, Garbage& garbage) {
     Owner::Entry& dropped = owner.entries[entry];
     if (--dropped.referrers > 0) return;
     --counts.layers;
-    counts.tensors -= dropped.layer->tensors.size();
-    counts.bytes_stored -= bytes_of(*dropped.layer);
+    counts.tensors -= dropped.tensors();
+    counts.bytes_stored -= dropped.nbytes();
+    if (dropped.kept) {
+        if (dropped.kept->resident != resident.end()) resident.erase(dropped.kept->resident);
+        journal->drop_layer(owner.serial, dropped.kept->record.position);
+        if (dropped.kept->loading) loaded.notify_all();
+        dropped.kept.reset();
+    }
     garbage.layers.push_back(std::move(dropped.layer));
     if (--owner.referred == 0) owners.erase(owner.model);
 }
 
 Store::Store(const Options& options) : impl_(std::make_shared<Impl>(options)) {}
 
-Store::~Store() = default;
+Store::~Store() {
+    // Its thread may have the last reference to a put, and with it to all of this.
+    try {
+        close();
+    } catch (const std::exception& error) {
+        impl_->options.warn(error.what());
+    }
+}
+
+bool Store::has_data_dir() const noexcept {
+    return impl_->journal != nullptr;
+}
+
+void Store::flush() {
+    if (impl_->journal) impl_->journal->flush();
+}
+
+void Store::close() {
+    if (impl_->journal) impl_->journal->close();
+}
 
 LayerTablePtr Store::table(std::string_view model) const {
     return impl_->find(model)->table;
@@ -154,23 +201,20 @@ std::vector<std::string> Store::list(const std::string* ns) const {
 }
 
 std::vector<std::string> Store::verify() const {
-    std::vector<StoredLayerPtr> layers;
+    std::vector<Impl::Place> places;
     {
         const std::lock_guard lock(impl_->mutex);
-        layers.reserve(impl_->counts.layers);
+        places.reserve(impl_->counts.layers);
         for (const auto& [id, owner] : impl_->owners) {
-            for (const Owner::Entry& entry : owner->entries) {
-                if (entry.layer) layers.push_back(entry.layer);
+            for (std::size_t i = 0; i < owner->entries.size(); ++i) {
+                if (owner->entries[i].referrers > 0) places.push_back({owner, i});
             }
         }
     }
     std::vector<std::string> changed;
-    for (const StoredLayerPtr& layer : layers) {
-        const bool intact = std::all_of(
-            layer->tensors.begin(), layer->tensors.end(), [](const StoredLayer::Tensor& tensor) {
-                return checksum_of(tensor.extent.data, tensor.spec.nbytes()) == tensor.checksum;
-            });
-        if (!intact) changed.push_back(layer->owner + "/" + hex(layer->key));
+    for (const Impl::Place& place : places) {
+        if (impl_->is_intact(place)) continue;
+        changed.push_back(place.owner->model + "/" + hex(place.owner->keys[place.entry]));
     }
     std::sort(changed.begin(), changed.end());
     return changed;

@@ -6,12 +6,16 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
+#include <list>
 #include <mutex>
 #include <set>
 #include <unordered_map>
 #include <utility>
 
 #include "cpp_store/store.hpp"
+#include "durable/journal.hpp"
+#include "durable/records.hpp"
 
 namespace cpp_store {
 
@@ -25,13 +29,50 @@ struct StringHash {
 template <typename Value>
 using ById = std::unordered_map<std::string, Value, StringHash, std::equal_to<>>;
 
+// A stored layer and the part of an allocation that it gives back when nobody holds it any more.
+struct LayerInArena : StoredLayer {
+    std::shared_ptr<Arena> arena;
+    Extent extent;
+
+    LayerInArena() = default;
+    LayerInArena(const LayerInArena&) = delete;
+    LayerInArena& operator=(const LayerInArena&) = delete;
+    ~LayerInArena() {
+        if (arena) arena->release(extent);
+    }
+};
+
+[[nodiscard]] constexpr std::uint64_t padded(std::uint64_t bytes) noexcept {
+    return (bytes + Arena::alignment - 1) / Arena::alignment * Arena::alignment;
+}
+
+struct Owner;
+
+// What a store with a data directory knows of a layer, in memory or not.
+struct Kept {
+    durable::LayerRecord record;  // segment 0: not in a segment yet, so it must stay in memory
+    std::uint64_t serial = 0;     // StoredLayer::serial
+    bool loading = false;         // somebody is bringing it into memory
+    // Place in Store::Impl::resident; end(): it is not there.
+    std::list<std::pair<Owner*, std::size_t>>::iterator resident;
+};
+
 // The layers that one put brought, while anybody refers to one of them.
 struct Owner {
     struct Entry {
-        StoredLayerPtr layer;  // null: nobody refers to it any more
+        StoredLayerPtr layer;  // null: nobody refers to it any more, or it is on disk only
         std::uint32_t referrers = 0;
+        // Null without a data directory, and of layers that were adopted: these are in memory only,
+        // since another server has them on disk.
+        std::unique_ptr<Kept> kept = nullptr;
+
+        [[nodiscard]] std::uint64_t nbytes() const;
+        [[nodiscard]] std::size_t tensors() const noexcept {
+            return kept ? kept->record.tensors.size() : layer->tensors.size();
+        }
     };
     std::string model;                  // as others call it
+    std::uint64_t serial = 0;           // of the model, in the data directory; 0: not there
     std::vector<Entry> entries;         // never move, as others keep their positions
     std::vector<LayerKey> keys;         // of the entries, ascending
     std::vector<std::uint32_t> places;  // of the entry of each key; empty: as the keys
@@ -48,7 +89,7 @@ struct Slot {
     std::uint32_t layer = 0;
     std::shared_ptr<Owner> owner;  // null: foreign
     std::size_t entry = 0;         // of owner->entries
-    StoredLayerPtr stored;
+    StoredLayerPtr stored;         // null with a data directory: the entry has it
     std::string foreign_owner;
 
     [[nodiscard]] const std::string& owner_name() const noexcept {
@@ -72,8 +113,9 @@ struct Model {
     std::uint64_t created_ns = 0;
     std::uint64_t bytes_own = 0;
     std::uint64_t bytes_inherited = 0;
-    Checksum description;  // of all that the put said but the tensors' bytes
-    Checksum content;      // of everything
+    Checksum description;      // of all that the put said but the tensors' bytes
+    Checksum content;          // of everything
+    std::uint64_t serial = 0;  // in the data directory
 
     // Guarded by Store::Impl::mutex; all the rest is never changed once the model is visible.
     std::uint64_t sequence = 0;  // order of visibility in this store
@@ -116,7 +158,12 @@ struct Store::Impl {
     // Guards what follows, and that the index holds exactly the visible models. Never held while
     // tensor bytes are copied, summed or freed.
     mutable std::mutex mutex;
-    ById<ModelPtr> models;  // the visible ones
+    ById<ModelPtr> models;                          // the visible ones
+    std::set<std::string, std::less<>> committing;  // ids of puts that wait for the disk
+    std::condition_variable committed;              // one of them has left
+    // With a data directory: layers that are in memory and on disk, the longest unused first.
+    std::list<std::pair<Owner*, std::size_t>> resident;
+    mutable std::condition_variable loaded;  // a Kept::loading has become false
     ById<std::shared_ptr<Owner>> owners;
     std::set<std::string, std::less<>> retired;  // ids of retired models that leases hold
     std::unordered_map<std::uint64_t, Lease> leases;
@@ -130,11 +177,36 @@ struct Store::Impl {
     std::atomic<std::uint64_t> reads = 0;
     std::atomic<std::uint64_t> bytes_read = 0;
 
+    // Null without a data directory. Has its own lock, which is taken after `mutex`. The last
+    // member: its thread uses all others.
+    std::unique_ptr<durable::Journal> journal;
+
     explicit Impl(const Options& given);
 
     // Throws Errc::not_found. Takes the mutex.
     [[nodiscard]] ModelPtr find(std::string_view model) const;
     void count_read(std::span<const StoredLayerPtr> layers) noexcept;
+    [[nodiscard]] std::vector<LayerLocation> layers_of(const Model& model,
+                                                       std::span<const std::uint32_t> positions);
+
+    // Memory for a layer. With a data directory, others make room for it.
+    [[nodiscard]] Extent allocate(std::uint64_t bytes);
+    // Layers, brought into memory where they are not. Throws Errc::not_found for those that
+    // nobody refers to any more.
+    struct Place {
+        std::shared_ptr<Owner> owner;
+        std::size_t entry = 0;
+    };
+    [[nodiscard]] std::vector<StoredLayerPtr> pin(std::span<const Place> places);
+    // A layer as it is on disk, its checksums compared.
+    [[nodiscard]] std::shared_ptr<LayerInArena> load(const Owner& owner, std::size_t entry,
+                                                     const durable::LayerRecord& record,
+                                                     std::uint64_t layer_serial,
+                                                     durable::File& file);
+    // Whether a layer has the bytes that were put, wherever they are; one that is gone, too.
+    [[nodiscard]] bool is_intact(const Place& place) const;
+    void open_data_dir();  // and recover what is there
+    void moved(std::span<const std::pair<std::string, durable::LayerRecord>> layers);
 
     // All of the following expect the mutex to be held.
 
@@ -142,6 +214,16 @@ struct Store::Impl {
     [[nodiscard]] std::pair<std::shared_ptr<Owner>, std::size_t> find_layer(
         std::string_view owner, const LayerKey& key) const;
     void refer(Owner& owner, std::size_t entry) noexcept;
+    void log_release(const std::string& holder, const Holder::Reference& reference);
+    // Of an entry that has its layer in memory and on disk: used now.
+    void touch(Owner& owner, std::size_t entry);
+    // Where a layer's bytes are on disk.
+    void place(Owner& owner, std::size_t entry, const durable::LayerRecord& record);
+    // Lets go of layers that nobody uses, until so many bytes are free. Returns how many.
+    std::uint64_t evict(std::uint64_t bytes, Garbage& garbage);
+    // Adds a recovered model; throws Errc::storage if it cannot be.
+    void restore(durable::ModelRecord record,
+                 const std::unordered_map<std::uint64_t, std::shared_ptr<Owner>>& owners_by_serial);
     void drop(Owner& owner, std::size_t entry, Garbage& garbage);
     // Entry of a layer of an owner, which is added if it is not here; nobody refers to it then.
     std::size_t find_or_add(Owner& owner, const StoredLayerPtr& layer);

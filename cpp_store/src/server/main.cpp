@@ -28,6 +28,8 @@ struct Settings {
     bool insecure = false;
     bool encrypt = false;
     cpp_store::ServerLimits limits;
+    std::string data_dir;
+    cpp_store::Durability durability = cpp_store::Durability::lazy;
     LogLevel log_level = LogLevel::info;
 };
 
@@ -66,6 +68,17 @@ int parse(int argc, char** argv, Settings& settings) {
                    "Of one client; what is more is refused. 0: any number")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
+    app.add_option("--data_dir", settings.data_dir,
+                   "Directory where models are kept; without it they end with the server");
+    app.add_option("--durability", settings.durability,
+                   "When puts are acknowledged: lazy, when they are in memory (a second later they "
+                   "are on disk); sync, when they are on disk")
+        ->transform(CLI::CheckedTransformer(std::map<std::string, cpp_store::Durability>{
+                                                {"lazy", cpp_store::Durability::lazy},
+                                                {"sync", cpp_store::Durability::sync}})
+                        .description("lazy or sync"))
+        ->type_name("WHEN:")
+        ->default_str("lazy");
     app.add_flag("--json", settings.json, "Print the address as one line of JSON");
     app.add_option("--log-level", settings.log_level, "What to write to standard error")
         ->transform(
@@ -115,9 +128,25 @@ void announce(const cpp_store::Server& server, const Settings& settings) {
     std::fflush(stdout);
 }
 
+std::string where_kept(const cpp_store::Store& store, const Settings& settings) {
+    if (settings.data_dir.empty()) {
+        return "cpp-store-server: models are kept in memory only; --data_dir DIR keeps them on "
+               "disk";
+    }
+    const bool is_sync = settings.durability == cpp_store::Durability::sync;
+    return "cpp-store-server: models are kept in " + settings.data_dir + " (" +
+           (is_sync ? "sync" : "lazy") + "); found " + std::to_string(store.stats().models);
+}
+
 int serve(const Settings& settings, int signals) {
     cpp_store::Store::Options store;
     store.memory.limit = settings.memory;
+    store.data_dir = settings.data_dir;
+    store.durability = settings.durability;
+    store.warn = [](std::string_view line) {
+        std::fprintf(stderr, "cpp-store-server: %.*s\n", static_cast<int>(line.size()),
+                     line.data());
+    };
     cpp_store::Server::Options options;
     options.address = settings.address;
     options.threads = settings.threads;
@@ -127,7 +156,11 @@ int serve(const Settings& settings, int signals) {
     options.insecure = settings.insecure;
     options.encrypt = settings.encrypt;
     options.limits = settings.limits;
-    cpp_store::Server server(std::make_shared<cpp_store::Store>(store), std::move(options));
+    const auto kept = std::make_shared<cpp_store::Store>(store);
+    cpp_store::Server server(kept, std::move(options));
+    if (settings.log_level >= LogLevel::info) {
+        std::fprintf(stderr, "%s\n", where_kept(*kept, settings).c_str());
+    }
     announce(server, settings);
     std::array<pollfd, 2> waiting{pollfd{signals, POLLIN, 0},
                                   pollfd{server.shutdown_fd(), POLLIN, 0}};
@@ -142,6 +175,7 @@ int serve(const Settings& settings, int signals) {
         most = models;
     }
     server.stop();
+    kept->close();
     return 0;
 }
 
@@ -164,7 +198,9 @@ int main(int argc, char** argv) {
         return serve(settings, signals);
     } catch (const cpp_store::Error& error) {
         std::fprintf(stderr, "cpp-store-server: %s\n", error.what());
-        return error.code() == cpp_store::Errc::invalid_argument ? 2 : 1;
+        const bool is_theirs = error.code() == cpp_store::Errc::invalid_argument ||
+                               error.code() == cpp_store::Errc::storage;
+        return is_theirs ? 2 : 1;
     } catch (const std::exception& error) {
         std::fprintf(stderr, "cpp-store-server: %s\n", error.what());
         return 1;

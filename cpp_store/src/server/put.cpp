@@ -18,9 +18,18 @@ void check_sums(const std::vector<Transfer::Piece>& pieces, const std::vector<Ch
 }
 
 void commit(Call& call, PendingPut pending) {
-    wire::Writer out;
-    out.u64(call.store().commit(std::move(pending)));
-    call.reply(std::move(out));
+    call.store().commit(
+        std::move(pending),
+        [self = call.shared_from_this()](const std::exception_ptr& error, std::uint64_t bytes) {
+            try {
+                if (error) std::rethrow_exception(error);
+                wire::Writer out;
+                out.u64(bytes);
+                self->reply(std::move(out));
+            } catch (const std::exception& caught) {
+                self->fail(caught);
+            }
+        });
 }
 
 }  // namespace

@@ -35,26 +35,32 @@ Described describe_model(Call& call) {
     const wire::Read request = wire::decode_read(in);
     in.end();
 
-    const ModelInfo info = call.store().lookup(request.model);
-    std::vector<std::uint32_t> positions;
-    for (const std::string& name : request.layers) {
-        const std::size_t position = info.table->find(layer_key(name));
-        if (position == info.table->size()) {
-            throw Error(Errc::invalid_argument,
-                        "model '" + request.model + "' has no layer '" + name + "'");
+    LayerTablePtr table;
+    std::vector<LayerLocation> located;
+    do {  // again if it was retired and put anew in between
+        table = call.store().table(request.model);
+        std::vector<std::uint32_t> positions;
+        for (const std::string& name : request.layers) {
+            const std::size_t position = table->find(layer_key(name));
+            if (position == table->size()) {
+                throw Error(Errc::invalid_argument,
+                            "model '" + request.model + "' has no layer '" + name + "'");
+            }
+            positions.push_back(static_cast<std::uint32_t>(position));
         }
-        positions.push_back(static_cast<std::uint32_t>(position));
-    }
-    std::ranges::sort(positions);
+        std::ranges::sort(positions);
+        const auto repeated = std::ranges::unique(positions);
+        positions.erase(repeated.begin(), repeated.end());
+        located = call.store().find_layers(request.model, positions);
+    } while (call.store().table(request.model) != table);
     Described found;
-    for (const LayerLocation& location : info.layers) {
-        if (!positions.empty() && !std::ranges::binary_search(positions, location.layer)) continue;
+    for (LayerLocation& location : located) {
         wire::Layer layer;
-        layer.name = info.table->name(location.layer);
-        layer.owner = location.owner;
-        layer.key = info.table->key(location.layer);
+        layer.name = table->name(location.layer);
+        layer.owner = std::move(location.owner);
+        layer.key = table->key(location.layer);
         found.layers.push_back(std::move(layer));
-        found.stored.push_back(location.stored);
+        found.stored.push_back(std::move(location.stored));
     }
     return found;
 }

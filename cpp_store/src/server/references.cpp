@@ -19,8 +19,8 @@ void acquire(Call& call) {
     // What the holder inherits: its own server cannot know.
     wire::Writer out;
     out.count(references.keys.size());
-    for (StoredLayerPtr& layer : call.store().find_layers(references.owner, references.keys)) {
-        out.u64(total_bytes({std::move(layer)}));
+    for (const auto bytes : call.store().layer_bytes(references.owner, references.keys)) {
+        out.u64(bytes);
     }
     call.reply(std::move(out));
 }

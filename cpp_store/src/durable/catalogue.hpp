@@ -1,0 +1,89 @@
+// The catalogue of a data directory: an SQLite database in WAL mode (docs/formats.md has its
+// tables).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "durable/records.hpp"
+
+struct sqlite3;
+struct sqlite3_stmt;
+
+namespace cpp_store::durable {
+
+// For one thread at a time. Throws Errc::storage for whatever SQLite reports.
+class Catalogue {
+  public:
+    static constexpr int format = 1;
+
+    // Opens or makes it. Throws Errc::invalid_argument for a file that is no catalogue, or is one
+    // of a newer format.
+    explicit Catalogue(const std::filesystem::path& path);
+    ~Catalogue();
+    Catalogue(const Catalogue&) = delete;
+    Catalogue& operator=(const Catalogue&) = delete;
+
+    // What changes between begin() and commit() becomes durable at once, or not at all.
+    void begin();
+    void commit();
+    void rollback() noexcept;
+
+    void put(const ModelRecord& model);
+    void put_packet(std::uint64_t model, std::span<const std::byte> bytes);
+    // It matches no more; it inherits nothing more. Forgotten with its last layer.
+    void retire(std::uint64_t model);
+    // Returns the segment that the layer's bytes are in (0: a packet) and how many they are; two
+    // zeros if there is none.
+    struct Dropped {
+        std::uint64_t segment = 0;
+        std::uint64_t nbytes = 0;
+    };
+    Dropped drop_layer(std::uint64_t model, std::uint32_t position);
+    void acquire(const HolderRecord& reference);
+    void release(const HolderRecord& reference);
+    void add_segment(const SegmentRecord& segment);
+    void remove_segment(std::uint64_t serial);
+    // After its bytes were copied elsewhere.
+    void move_layer(const LayerRecord& layer);
+    void remove_unused_packets();
+
+    // Ascending by serial. Those that cannot be decoded: Errc::storage, or given to `broken`.
+    void models(const std::function<void(ModelRecord)>& each,
+                const std::function<void(std::uint64_t serial)>& broken = nullptr);
+    [[nodiscard]] std::vector<LayerRecord> layers_in(std::uint64_t segment);
+    [[nodiscard]] std::vector<HolderRecord> holders();
+    [[nodiscard]] std::vector<SegmentRecord> segments();
+    [[nodiscard]] std::vector<std::byte> packet(std::uint64_t model);
+    [[nodiscard]] std::uint64_t packet_bytes();
+    [[nodiscard]] std::string owner_of(std::uint64_t model);
+    [[nodiscard]] LayerTablePtr table_of(std::uint64_t model);
+    // What is of no use: layers of no model, references to no layer, packets of no model, and so
+    // on. As sentences; `repair` removes it.
+    [[nodiscard]] std::vector<std::string> leaks(bool repair);
+    void remove_model(std::uint64_t model);
+    // SQLite's own check of the file; empty if all is well.
+    [[nodiscard]] std::string integrity();
+    [[nodiscard]] std::uint64_t last_serial();
+
+  private:
+    class Statement;
+
+    void execute(const char* sql);
+    [[noreturn]] void fail(const char* what) const;
+    Statement& prepare(const char* sql);
+
+    std::filesystem::path path_;
+    sqlite3* database_ = nullptr;
+    std::map<std::string_view, std::unique_ptr<Statement>> statements_;  // by their SQL
+};
+
+}  // namespace cpp_store::durable

@@ -1,0 +1,63 @@
+// Every system call on a data directory's files, so that each of them can be made to fail. Those of
+// SQLite go through the same failpoints (see route_sqlite_calls).
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace cpp_store::durable {
+
+// An open file. All calls throw Errc::storage, naming the path and what the system said.
+class File {
+  public:
+    enum class Mode : std::uint8_t { read, create, lock };
+
+    File() = default;
+    // Never follows a symbolic link. `create` fails if there is such a file.
+    File(std::filesystem::path path, Mode mode);
+    File(File&& other) noexcept;
+    File& operator=(File&& other) noexcept;
+    ~File();
+
+    [[nodiscard]] bool is_open() const noexcept { return fd_ >= 0; }
+    [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }
+
+    // Appends all pieces, and has the kernel begin to write them out.
+    void append(std::vector<iovec> pieces);
+    // All bytes from `offset` on; fewer than asked for are an error ("ends early").
+    void read(std::span<std::byte> into, std::uint64_t offset) const;
+    // Of a file that is about to be read: ask the kernel to have it ready.
+    void announce(std::uint64_t offset, std::uint64_t size) const noexcept;
+    void sync();
+    [[nodiscard]] std::uint64_t size() const;
+    // Keeps other processes from doing the same, until it is closed. False if one has.
+    [[nodiscard]] bool lock();
+
+  private:
+    [[noreturn]] void fail(std::string_view what, int error) const;
+    void close() noexcept;
+
+    std::filesystem::path path_;
+    int fd_ = -1;
+};
+
+// Makes a directory (and none above it) that only its owner may look into, where there is none.
+// Throws Errc::invalid_argument if it cannot be made, is something else, or cannot be written to.
+void make_directory(const std::filesystem::path& path);
+// Makes the names in a directory durable.
+void sync_directory(const std::filesystem::path& path);
+// False if there is no such file, or it cannot be removed.
+bool remove_file(const std::filesystem::path& path) noexcept;
+[[nodiscard]] std::vector<std::string> list_directory(const std::filesystem::path& path);
+
+// Sends the system calls of SQLite through failpoints named `catalogue.*`, where there are any.
+void route_sqlite_calls();
+
+}  // namespace cpp_store::durable

@@ -1,0 +1,197 @@
+// What a store with a data directory has done and is not on disk yet, in the order in which it was
+// done; and the thread that brings it there.
+//
+// Changes reach the catalogue in their order, many in one transaction. So what is found after a
+// crash is what the store was at some moment: no model without all that it inherits. Tensors are
+// written before the transaction that speaks of them: as a segment of their own, or, where they are
+// few bytes, within it, which takes one sync instead of three. Later these are packed into a
+// segment.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <future>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "core/forks.hpp"
+#include "cpp_store/store.hpp"
+#include "durable/catalogue.hpp"
+#include "durable/files.hpp"
+#include "durable/records.hpp"
+#include "durable/segment.hpp"
+
+namespace cpp_store::durable {
+
+class Journal {
+  public:
+    struct Options {
+        std::filesystem::path directory;
+        bool sync = false;
+        std::chrono::milliseconds lag{1'000};
+        std::uint64_t most_waiting = std::uint64_t{256} << 20;  // bytes not on disk, if lazy
+        std::uint64_t most_packets = std::uint64_t{8} << 20;    // bytes before they are packed
+        std::function<void(std::string_view)> warn;
+    };
+    // Once: null if it is on disk, else why it is not. Called by the journal's thread, which holds
+    // no lock then.
+    using Done = std::function<void(std::exception_ptr)>;
+    // Layers whose bytes have moved, with the id of their owner.
+    using Moved = std::function<void(std::span<const std::pair<std::string, LayerRecord>>)>;
+
+    // Opens and locks the directory and brings it to a consistent state. Throws
+    // Errc::invalid_argument (in use, not a directory, of a newer format, ...) or Errc::storage.
+    explicit Journal(Options options);
+    ~Journal();  // closes; what cannot be written is told to `warn`
+    Journal(const Journal&) = delete;
+    Journal& operator=(const Journal&) = delete;
+
+    // What was there, before start().
+    void load(const std::function<void(ModelRecord)>& each) { catalogue_->models(each); }
+    [[nodiscard]] std::vector<HolderRecord> holders() { return catalogue_->holders(); }
+    void start(Moved moved);
+
+    [[nodiscard]] bool is_sync() const noexcept { return options_.sync; }
+    [[nodiscard]] std::uint64_t next_serial() noexcept { return ++last_serial_; }
+
+    // Before a change: throws Errc::storage if it cannot be taken now, because the last ones could
+    // not be written. If lazy, waits until the `bytes` that it brings are not too many.
+    void admit(std::uint64_t bytes);
+
+    // A large put's tensors, written and synced by its own thread, before put().
+    [[nodiscard]] bool is_large(std::uint64_t bytes) const noexcept;
+    void write_ahead(ModelRecord& model, std::span<const StoredLayerPtr> layers);
+
+    // Changes. Their order is that of the calls. Those with `done` that fail if they are waited for
+    // (sync) are forgotten; all others are tried again. Once done, model->layers say where they
+    // are.
+    void put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr> layers, Done done);
+    void retire(std::uint64_t model, Done done);
+    void acquire(HolderRecord reference, Done done);
+    void release(HolderRecord reference) noexcept;
+    void drop_layer(std::uint64_t model, std::uint32_t position) noexcept;
+
+    // Waits until all that was done so far is on disk. Throws Errc::storage.
+    void flush();
+    // Waits until something more of it is, and small tensors are packed so that they can be
+    // evicted. False if there was nothing, or it could not be written.
+    bool make_progress();
+    // flush(), then lets go of the directory: changes are refused from now on. Idempotent.
+    void close();
+
+    // Any thread.
+    [[nodiscard]] File open_segment(std::uint64_t serial) const;
+
+    struct Stats {
+        std::uint64_t waiting_bytes = 0;  // of tensors that are not on disk yet
+        std::uint64_t segments = 0;       // files
+        std::string failure;              // why the last changes could not be written; or empty
+    };
+    [[nodiscard]] Stats stats() const;
+    [[nodiscard]] const std::filesystem::path& directory() const noexcept {
+        return options_.directory;
+    }
+
+  private:
+    using Clock = std::chrono::steady_clock;
+    struct Change;
+    struct Use {  // of a segment
+        std::uint64_t data_bytes = 0;
+        std::uint64_t live_bytes = 0;
+        std::uint64_t layers = 0;
+    };
+    using Uses = std::map<std::uint64_t, Use>;
+
+    void check_process() const;  // throws in a fork
+    void recover();
+    void enqueue(Change change);
+    void run();
+    [[nodiscard]] bool is_due() const;
+    void write(std::vector<Change>& batch);
+    void write_tensors(std::vector<Change>& batch, Uses& uses);
+    void write_file(std::uint64_t serial, std::vector<SegmentTensor> tensors) const;
+    void apply(Change& change, Uses& changed);
+    void drop_empty(Uses& uses, std::vector<std::uint64_t>& emptied);
+    void take_over(const Uses& changed, const std::vector<std::uint64_t>& emptied);
+    void tidy();
+    bool pack(std::uint64_t segment, std::uint64_t most_bytes);
+    [[nodiscard]] std::filesystem::path path_of(std::uint64_t segment) const;
+
+    const Options options_;
+    const std::filesystem::path segments_path_;
+    const Birthplace birthplace_;
+    File lock_;
+    std::optional<Catalogue>
+        catalogue_;  // until it is closed; of the journal's thread once it runs
+    std::atomic<std::uint64_t> last_serial_ = 0;
+    Moved moved_;
+
+    // Of the journal's thread.
+    Uses uses_;
+    std::set<std::uint64_t> wasteful_;  // segments of which much is dead
+    std::atomic<std::uint64_t> packet_bytes_ = 0;
+    // Segments of commits that failed: perhaps such a commit is in the log all the same. They go
+    // when a later one has overwritten it.
+    std::vector<std::uint64_t> doomed_;
+
+    mutable std::mutex mutex_;          // guards what follows
+    std::condition_variable wake_;      // the journal's thread
+    std::condition_variable progress_;  // those who wait for it
+    std::deque<Change> queue_;
+    std::uint64_t waiting_bytes_ = 0;  // in the queue and in the batch at hand
+    Clock::time_point oldest_{};       // what is not on disk yet
+    std::uint64_t enqueued_ = 0;       // numbers of changes
+    std::uint64_t written_ = 0;
+    std::uint64_t attempts_ = 0;    // of batches
+    std::uint64_t hurry_ = 0;       // those who wait for a flush
+    std::uint64_t waited_for_ = 0;  // changes in the queue that somebody waits for
+    bool pack_wanted_ = false;
+    bool closing_ = false;
+    bool closed_ = false;
+    std::string failure_;  // of the last attempt
+    Stats stats_;
+    std::thread thread_;
+};
+
+// For whoever waits for a change, if the journal is one to wait for.
+class Wait {
+  public:
+    explicit Wait(const Journal& journal) {
+        if (journal.is_sync()) result_ = std::make_shared<std::promise<void>>();
+    }
+    [[nodiscard]] Journal::Done done() const {
+        if (!result_) return nullptr;
+        return [result = result_](const std::exception_ptr& error) {
+            if (error) {
+                result->set_exception(error);
+            } else {
+                result->set_value();
+            }
+        };
+    }
+    void get() const {
+        if (result_) result_->get_future().get();
+    }
+
+  private:
+    std::shared_ptr<std::promise<void>> result_;
+};
+
+// Opens the catalogue of a directory only after it has been made and locked.
+[[nodiscard]] File lock_directory(const std::filesystem::path& directory);
+
+}  // namespace cpp_store::durable

@@ -1,0 +1,503 @@
+// A store with a data directory: what a restart finds.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <map>
+#include <optional>
+#include <random>
+#include <thread>
+
+#include "cpp_store/store.hpp"
+
+namespace cpp_store {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::UnorderedElementsAre;
+using Bytes = std::vector<std::byte>;
+
+constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
+
+LayerTablePtr chain(const std::vector<std::string>& names) {
+    std::vector<LayerTable::Layer> layers;
+    for (const std::string& name : names) {
+        const auto position = static_cast<std::uint32_t>(layers.size());
+        layers.push_back({name, {}, 0});
+        if (position > 0) layers.back().requires_.push_back(position - 1);
+    }
+    return std::make_shared<LayerTable>(std::move(layers));
+}
+
+// What a layer's one tensor of `size` bytes is filled with.
+Bytes pattern(std::uint64_t size, std::string_view model, std::string_view layer) {
+    Bytes bytes(size);
+    std::uint64_t state =
+        std::hash<std::string_view>{}(model)*31 + std::hash<std::string_view>{}(layer);
+    for (std::byte& each : bytes) {
+        state = state * 6'364'136'223'846'793'005 + 1'442'695'040'888'963'407;
+        each = static_cast<std::byte>(state >> 56);
+    }
+    return bytes;
+}
+
+PutRequest request_of(const std::string& model, const std::vector<std::string>& names,
+                      std::uint64_t size, std::uint32_t inherited = 0,
+                      const std::string& owner = "") {
+    PutRequest request;
+    request.model = model;
+    request.table = chain(names);
+    for (std::uint32_t i = 0; i < names.size(); ++i) {
+        if (i < inherited) {
+            request.inherited.push_back({i, owner});
+        } else {
+            request.own.push_back({i, {{DType::uint8, {size}}}});
+        }
+    }
+    return request;
+}
+
+PendingPut filled(Store& store, PutRequest request) {
+    const std::string model = request.model;
+    const LayerTablePtr table = request.table;
+    const std::vector<Own> own = request.own;
+    PendingPut pending = store.prepare(std::move(request));
+    for (std::size_t i = 0; i < own.size(); ++i) {
+        const Bytes bytes = pattern(pending.buffers()[i].size(), model, table->name(own[i].layer));
+        pending.fill(i, bytes.data());
+    }
+    return pending;
+}
+
+std::uint64_t put(Store& store, PutRequest request) {
+    return store.commit(filled(store, std::move(request)));
+}
+
+// The bytes that a layer should have, by who put it.
+void expect_intact(Store& store, const std::string& model) {
+    const LayerTablePtr table = store.table(model);
+    for (const LayerLocation& location : store.read(model, {})) {
+        ASSERT_TRUE(location.stored) << model;
+        const StoredLayer::Tensor& tensor = location.stored->tensors.at(0);
+        const Bytes expected =
+            pattern(tensor.spec.nbytes(), location.owner, table->name(location.layer));
+        EXPECT_EQ(std::memcmp(tensor.extent.data, expected.data(), expected.size()), 0) << model;
+    }
+}
+
+Errc code_of(const std::function<void()>& call, std::string* message = nullptr) {
+    try {
+        call();
+    } catch (const Error& error) {
+        if (message) *message = error.what();
+        return error.code();
+    }
+    ADD_FAILURE() << "nothing was thrown";
+    return Errc::internal;
+}
+
+class DurableStore : public testing::TestWithParam<Durability> {
+  protected:
+    DurableStore() {
+        std::string name = (fs::temp_directory_path() / "cpp_store_XXXXXX").string();
+        root = ::mkdtemp(name.data());
+    }
+    ~DurableStore() override { fs::remove_all(root); }
+
+    Store::Options options(std::uint64_t limit = 64 * MiB) const {
+        Store::Options made;
+        made.memory = {.limit = limit, .region_size = 4 * MiB, .ahead = 0};
+        made.data_dir = root / "data";
+        made.durability = GetParam();
+        made.lag = milliseconds(50);
+        made.warn = [](std::string_view line) { ADD_FAILURE() << line; };
+        return made;
+    }
+    std::size_t files() const {
+        std::size_t count = 0;
+        for (const auto& entry : fs::directory_iterator(root / "data" / "segments")) {
+            count += entry.is_regular_file();
+        }
+        return count;
+    }
+
+    fs::path root;
+};
+
+INSTANTIATE_TEST_SUITE_P(Both, DurableStore, testing::Values(Durability::sync, Durability::lazy),
+                         [](const auto& each) {
+                             return each.param == Durability::sync ? "Sync" : "Lazy";
+                         });
+
+TEST_P(DurableStore, FindsAgainWhatWasPut) {
+    PutRequest request = request_of("m", {"a", "b"}, 1'000);
+    request.ns = "n";
+    request.score = std::numeric_limits<double>::quiet_NaN();
+    request.parent = "p";
+    request.graph = "{\"graph\": 1}";
+    request.metadata = "{\"x\": \"\\u0000\"}";
+    request.created_ns = 12'345;
+    {
+        Store store(options());
+        EXPECT_EQ(put(store, request), 2'000U);
+        put(store, request_of("child", {"a", "c"}, 2 * MiB, 1, "m"));
+        expect_intact(store, "child");
+    }
+    Store store(options());
+    EXPECT_THAT(store.list(), ElementsAre("m", "child"));
+    const ModelInfo info = store.lookup("m");
+    EXPECT_EQ(info.ns, "n");
+    EXPECT_TRUE(std::isnan(info.score));
+    EXPECT_EQ(info.parent, "p");
+    EXPECT_EQ(info.graph, request.graph);
+    EXPECT_EQ(info.metadata, request.metadata);
+    EXPECT_EQ(info.created_ns, 12'345U);
+    EXPECT_EQ(info.bytes_own, 2'000U);
+    EXPECT_EQ(*info.table, *request.table);
+    EXPECT_EQ(store.lookup("child").bytes_inherited, 1'000U);
+    EXPECT_EQ(store.stats().memory.used, 0U);
+    expect_intact(store, "m");
+    expect_intact(store, "child");
+    EXPECT_THAT(store.verify(), IsEmpty());
+    Query query;
+    query.ns = "n";
+    EXPECT_EQ(store.best_matches(*request.table, query, milliseconds(0)).at(0).match.model, "m");
+    // The same content again is success, as it was before.
+    EXPECT_EQ(put(store, request), 2'000U);
+    EXPECT_EQ(code_of([&] { put(store, request_of("m", {"a", "b"}, 999)); }), Errc::already_exists);
+}
+
+TEST_P(DurableStore, ForgetsWhatWasRetiredAndKeepsWhatIsInherited) {
+    {
+        Store store(options());
+        put(store, request_of("parent", {"a", "b"}, 2 * MiB));
+        put(store, request_of("child", {"a", "c"}, 100, 1, "parent"));
+        put(store, request_of("gone", {"x"}, 2 * MiB));
+        store.retire("parent");
+        store.retire("gone");
+    }
+    {
+        Store store(options());
+        EXPECT_THAT(store.list(), ElementsAre("child"));
+        EXPECT_EQ(store.stats().layers, 2U);
+        EXPECT_EQ(store.stats().bytes_stored, 2 * MiB + 100);
+        expect_intact(store, "child");
+        EXPECT_EQ(code_of([&] { put(store, request_of("parent", {"a"}, 10)); }),
+                  Errc::already_exists);
+        EXPECT_EQ(files(), GetParam() == Durability::sync ? 2U : 1U);
+        store.retire("child");
+        store.flush();
+        EXPECT_EQ(store.stats().bytes_stored, 0U);
+        EXPECT_EQ(files(), 0U);
+        put(store, request_of("parent", {"a"}, 10));
+    }
+    Store store(options());
+    EXPECT_THAT(store.list(), ElementsAre("parent"));
+}
+
+TEST_P(DurableStore, DropsWhatOnlyLeasesHeld) {
+    std::optional<Store> store(std::in_place, options());
+    put(*store, request_of("m", {"a"}, 100));
+    const auto leased = store->best_matches(*chain({"a"}), {}, milliseconds(60'000));
+    ASSERT_EQ(leased.size(), 1U);
+    store->retire("m");
+    const LayerKey key = layer_key("a");
+    EXPECT_EQ(store->fetch("m", {&key, 1}).size(), 1U);
+    store.reset();
+    store.emplace(options());
+    EXPECT_THAT(store->list(), IsEmpty());
+    EXPECT_EQ(store->stats().layers, 0U);
+    EXPECT_EQ(put(*store, request_of("m", {"a"}, 7)), 7U);
+}
+
+TEST_P(DurableStore, KeepsReferencesOfOtherServers) {
+    const LayerKey key = layer_key("a");
+    {
+        Store store(options());
+        put(store, request_of("m", {"a", "b"}, 100));
+        store.acquire("m", {&key, 1}, "elsewhere");
+        store.acquire("m", {&key, 1}, "other");
+        store.release("m", {&key, 1}, "other");
+        store.retire("m");
+    }
+    {
+        Store store(options());
+        EXPECT_THAT(store.holders(), ElementsAre("elsewhere"));
+        EXPECT_EQ(store.stats().layers, 1U);
+        EXPECT_EQ(store.fetch("m", {&key, 1}).at(0)->tensors.at(0).spec.nbytes(), 100U);
+        store.release_holder("elsewhere");
+        EXPECT_EQ(store.stats().layers, 0U);
+    }
+    Store store(options());
+    EXPECT_THAT(store.holders(), IsEmpty());
+    PutRequest foreign = request_of("child", {"a", "b"}, 100);
+    foreign.own.erase(foreign.own.begin());
+    foreign.inherited.push_back({.layer = 0, .owner = "far", .foreign = true, .bytes = 5});
+    put(store, foreign);
+    store.close();
+    Store again(options());
+    const ModelInfo info = again.lookup("child");
+    EXPECT_EQ(info.layers.at(0).owner, "far");
+    EXPECT_EQ(again.retire("child").by_owner.at("far").size(), 1U);
+}
+
+TEST_P(DurableStore, HoldsMoreThanItsMemory) {
+    constexpr std::uint64_t size = 512 * 1024;
+    constexpr int models = 40;  // 20 MiB in 8
+    {
+        Store store(options(8 * MiB));
+        for (int i = 0; i < models; ++i) {
+            put(store, request_of("m" + std::to_string(i), {"a" + std::to_string(i)}, size));
+        }
+        EXPECT_LE(store.stats().memory.used, 8 * MiB);
+        EXPECT_EQ(store.stats().bytes_stored, models * size);
+        // What somebody holds stays where it is.
+        const auto held = store.read("m0", {});
+        const Bytes before(held[0].stored->tensors[0].extent.data,
+                           held[0].stored->tensors[0].extent.data + size);
+        for (int round = 0; round < 2; ++round) {
+            for (int i = 0; i < models; ++i) expect_intact(store, "m" + std::to_string(i));
+        }
+        EXPECT_EQ(std::memcmp(held[0].stored->tensors[0].extent.data, before.data(), size), 0);
+        EXPECT_THAT(store.verify(), IsEmpty());
+        EXPECT_LE(store.stats().memory.used, 8 * MiB);
+    }
+    Store store(options(8 * MiB));
+    for (int i = 0; i < models; ++i) expect_intact(store, "m" + std::to_string(i));
+    // Nothing can leave: the error that there always was.
+    std::vector<std::vector<LayerLocation>> all;
+    EXPECT_EQ(code_of([&] {
+                  for (int i = 0; i < models; ++i)
+                      all.push_back(store.read("m" + std::to_string(i), {}));
+              }),
+              Errc::out_of_memory);
+    EXPECT_GE(all.size(), 15U);
+}
+
+TEST_P(DurableStore, PacksSmallModelsSoThatTheyCanLeave) {
+    Store store(options(MiB));
+    for (int i = 0; i < 400; ++i) {  // 2 MB in 1 MiB
+        put(store, request_of("m" + std::to_string(i), {"a", "b" + std::to_string(i % 7)}, 2'500));
+    }
+    for (int i = 0; i < 400; ++i) expect_intact(store, "m" + std::to_string(i));
+    for (int i = 0; i < 400; i += 2) store.retire("m" + std::to_string(i));
+    store.flush();
+    store.close();
+    Store again(options(MiB));
+    EXPECT_EQ(again.stats().models, 200U);
+    for (int i = 1; i < 400; i += 2) expect_intact(again, "m" + std::to_string(i));
+}
+
+TEST_P(DurableStore, WritesSegmentsAnewOfWhichMostIsDead) {
+    Store store(options());
+    put(store, request_of("big", {"a", "b", "c", "d"}, MiB));
+    put(store, request_of("child", {"a", "x"}, MiB, 1, "big"));
+    store.retire("big");
+    store.flush();
+    store.flush();
+    std::uint64_t bytes = 0;
+    for (const auto& entry : fs::directory_iterator(root / "data" / "segments")) {
+        bytes += entry.file_size();
+    }
+    EXPECT_LT(bytes, 3 * MiB);
+    expect_intact(store, "child");
+    store.close();
+    Store again(options());
+    expect_intact(again, "child");
+}
+
+TEST_P(DurableStore, IsOpenOnce) {
+    const Store store(options());
+    std::string message;
+    EXPECT_EQ(code_of([&] { const Store second(options()); }, &message), Errc::invalid_argument);
+    EXPECT_THAT(message, HasSubstr("in use"));
+}
+
+TEST_P(DurableStore, RefusesOtherDirectories) {
+    std::string message;
+    std::ofstream(root / "data") << "text";
+    EXPECT_EQ(code_of([&] { const Store store(options()); }, &message), Errc::invalid_argument);
+    EXPECT_THAT(message, HasSubstr("is not a directory"));
+    fs::remove(root / "data");
+    fs::create_directory_symlink(root, root / "data");
+    EXPECT_EQ(code_of([&] { const Store store(options()); }, &message), Errc::invalid_argument);
+    EXPECT_THAT(message, HasSubstr("symbolic link"));
+    fs::remove(root / "data");
+    fs::create_directory(root / "data");
+    std::ofstream(root / "data" / "thesis.tex") << "text";
+    EXPECT_EQ(code_of([&] { const Store store(options()); }, &message), Errc::invalid_argument);
+    EXPECT_THAT(message, HasSubstr("thesis.tex"));
+    fs::remove(root / "data" / "thesis.tex");
+    std::ofstream(root / "data" / "catalogue.sqlite") << std::string(4096, 'x');
+    EXPECT_EQ(code_of([&] { const Store store(options()); }, &message), Errc::invalid_argument);
+    EXPECT_THAT(message, HasSubstr("is no catalogue"));
+}
+
+TEST_P(DurableStore, RefusesChangesOnceItIsClosed) {
+    Store store(options());
+    put(store, request_of("m", {"a"}, 10));
+    store.close();
+    store.close();
+    EXPECT_EQ(code_of([&] { put(store, request_of("n", {"a"}, 10)); }), Errc::storage);
+    EXPECT_EQ(code_of([&] { store.retire("m"); }), Errc::storage);
+    expect_intact(store, "m");
+    const Store second(options());
+    EXPECT_THAT(second.list(), ElementsAre("m"));
+}
+
+TEST_P(DurableStore, NoticesDamagedBytes) {
+    fs::path segment;
+    {
+        Store store(options());
+        put(store, request_of("m", {"a"}, 2 * MiB));
+        put(store, request_of("n", {"b"}, 2 * MiB));
+    }
+    for (const auto& entry : fs::directory_iterator(root / "data" / "segments")) {
+        segment = std::max(segment, entry.path());
+    }
+    {
+        std::fstream file(segment, std::ios::in | std::ios::out | std::ios::binary);
+        file.seekp(-5, std::ios::end);
+        file.put('!');
+    }
+    {
+        Store store(options());
+        EXPECT_THAT(store.verify(), ElementsAre(HasSubstr("n/")));
+        std::string message;
+        EXPECT_EQ(code_of([&] { (void)store.read("n", {}); }, &message), Errc::storage);
+        EXPECT_THAT(message, HasSubstr(segment.filename().string()));
+        expect_intact(store, "m");
+    }
+    fs::remove(segment);
+    std::string message;
+    EXPECT_EQ(code_of([&] { const Store store(options()); }, &message), Errc::storage);
+    EXPECT_THAT(message, HasSubstr("cpp-store check"));
+}
+
+TEST_P(DurableStore, TakesPutsOfManyThreads) {
+    {
+        Store store(options());
+        std::vector<std::thread> threads;
+        std::atomic<int> wins = 0;
+        for (int t = 0; t < 8; ++t) {
+            threads.emplace_back([&, t] {
+                for (int i = 0; i < 20; ++i) {
+                    const std::string id = std::to_string(t) + "." + std::to_string(i);
+                    put(store, request_of(id, {"a" + id}, 300));
+                    expect_intact(store, id);
+                    try {  // one of them wins
+                        put(store, request_of("same" + std::to_string(i), {"a"},
+                                              100 + static_cast<std::uint64_t>(t)));
+                        ++wins;
+                    } catch (const Error& error) {
+                        EXPECT_EQ(error.code(), Errc::already_exists);
+                    }
+                    if (i % 2 == 0) store.retire(id);
+                }
+            });
+        }
+        for (std::thread& thread : threads) thread.join();
+        EXPECT_EQ(wins, 20);
+        EXPECT_EQ(store.stats().models, 8U * 10U + 20U);
+    }
+    Store store(options());
+    EXPECT_EQ(store.stats().models, 8U * 10U + 20U);
+    EXPECT_THAT(store.verify(), IsEmpty());
+}
+
+// Histories of puts, inheriting puts, retirements, reads and restarts, against a plain model.
+TEST_P(DurableStore, IsWhatAModelSaysAfterEveryRestart) {
+    struct Model {
+        std::vector<std::string> layers;
+        std::uint64_t size = 0;
+    };
+    for (unsigned seed = 0; seed < 6; ++seed) {
+        SCOPED_TRACE(seed);
+        std::mt19937 random(seed);
+        fs::remove_all(root / "data");
+        std::map<std::string, Model> models;
+        std::optional<Store> store(std::in_place, options(2 * MiB));
+        for (int step = 0; step < 250; ++step) {
+            const auto action = random() % 20;
+            const auto any = [&] {
+                auto chosen = models.begin();
+                std::advance(chosen, random() % models.size());
+                return chosen;
+            };
+            if (action < 10 || models.empty()) {
+                const std::string id = "m" + std::to_string(step);
+                Model made{{}, 1 + random() % (random() % 4 == 0 ? 300'000 : 3'000)};
+                std::uint32_t inherited = 0;
+                std::string owner;
+                if (!models.empty() && random() % 2 == 0) {
+                    // The first layer, from whoever owns it.
+                    const auto parent = any();
+                    owner = store->lookup(parent->first).layers.at(0).owner;
+                    made.layers.push_back(parent->second.layers[0]);
+                    inherited = 1;
+                } else {
+                    made.layers.push_back("root" + std::to_string(step));
+                }
+                for (auto i = random() % 3; i > 0; --i) {
+                    made.layers.push_back("l" + std::to_string(step) + "." + std::to_string(i));
+                }
+                put(*store, request_of(id, made.layers, made.size, inherited, owner));
+                models[id] = made;
+            } else if (action < 15) {
+                const auto chosen = any();
+                store->retire(chosen->first);
+                models.erase(chosen);
+            } else if (action < 19) {
+                expect_intact(*store, any()->first);
+            } else {
+                store.reset();
+                store.emplace(options(2 * MiB));
+                ASSERT_EQ(store->stats().models, models.size());
+            }
+        }
+        store.reset();
+        store.emplace(options(2 * MiB));
+        ASSERT_EQ(store->stats().models, models.size());
+        for (const auto& [id, model] : models) {
+            expect_intact(*store, id);
+            EXPECT_EQ(
+                store->best_matches(*chain(model.layers), {}, milliseconds(0)).at(0).match.layers,
+                model.layers.size());
+            store->retire(id);
+        }
+        EXPECT_EQ(store->stats().layers, 0U);
+        store->flush();
+        EXPECT_EQ(files(), 0U);
+    }
+}
+
+TEST_P(DurableStore, ReadsAndEvictsInManyThreads) {
+    Store store(options(4 * MiB));
+    constexpr int models = 24;
+    for (int i = 0; i < models; ++i) {
+        put(store, request_of("m" + std::to_string(i),
+                              {"a" + std::to_string(i), "b" + std::to_string(i)}, 200'000));
+    }
+    std::vector<std::thread> threads;
+    for (unsigned t = 0; t < 4; ++t) {
+        threads.emplace_back([&, t] {
+            std::mt19937 random(t);
+            for (int i = 0; i < 60; ++i)
+                expect_intact(store, "m" + std::to_string(random() % models));
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_LE(store.stats().memory.used, 4 * MiB);
+}
+
+}  // namespace
+}  // namespace cpp_store
