@@ -17,6 +17,7 @@ void bind_digest(pybind11::module_& m);
 void bind_store(pybind11::module_& m);
 void bind_client(pybind11::module_& m);  // after bind_store
 void bind_dlpack(pybind11::module_& m);
+void bind_check(pybind11::module_& m);
 
 // "layers" or "bytes"; throws Errc::invalid_argument for anything else.
 [[nodiscard]] Weight weight_from_name(std::string_view name);

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m) {
     cpp_store::python::bind_store(m);
     cpp_store::python::bind_client(m);
     cpp_store::python::bind_dlpack(m);
+    cpp_store::python::bind_check(m);
 }

@@ -1,0 +1,225 @@
+#include "cpp_store/check.hpp"
+
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "core/checksum.hpp"
+#include "cpp_store/error.hpp"
+#include "durable/catalogue.hpp"
+#include "durable/journal.hpp"
+#include "durable/segment.hpp"
+
+namespace cpp_store::durable {
+namespace {
+
+using LayerPlace = std::pair<std::uint64_t, std::uint32_t>;  // serial of its owner, position
+
+class Checker {
+  public:
+    Checker(const std::filesystem::path& directory, bool repair)
+        : segments_path_(directory / "segments"),
+          lock_(lock_directory(directory)),
+          catalogue_(directory / "catalogue.sqlite"),
+          repair_(repair) {}
+
+    CheckReport run() {
+        if (const std::string found = catalogue_.integrity(); !found.empty()) {
+            report_.damage.push_back("the catalogue itself: " + found);
+        }
+        load();
+        check_files();
+        for (const auto& [segment, layers] : by_segment_) check_layers(segment, layers);
+        check_references();
+        catalogue_.begin();
+        for (std::string& leak : catalogue_.leaks(repair_)) {
+            report_.leaks.push_back(std::move(leak));
+        }
+        if (repair_) repair();
+        catalogue_.commit();
+        if (repair_) {
+            for (const std::string& name : unknown_) remove_file(segments_path_ / name);
+        }
+        return std::move(report_);
+    }
+
+  private:
+    void load() {
+        catalogue_.models(
+            [this](ModelRecord model) {
+                (model.retired ? report_.retired : report_.models) += 1;
+                for (const LayerRecord& layer : model.layers) {
+                    ++report_.layers;
+                    report_.bytes += layer.nbytes();
+                    by_segment_[layer.segment].push_back(layer);
+                    if (layer.position >= model.table->size()) {
+                        report_.damage.push_back("model '" + model.id + "' has no layer " +
+                                                 std::to_string(layer.position));
+                        bad_.insert({model.serial, layer.position});
+                    }
+                }
+                models_.emplace(model.serial, std::move(model));
+            },
+            [this](std::uint64_t serial) {
+                report_.damage.push_back("model number " + std::to_string(serial) +
+                                         " of the catalogue cannot be decoded");
+                undecodable_.push_back(serial);
+            });
+    }
+
+    // Segments without an entry, entries without a segment.
+    void check_files() {
+        std::set<std::uint64_t> known;
+        for (const SegmentRecord& segment : catalogue_.segments()) {
+            known.insert(segment.serial);
+            ++report_.segments;
+            std::uint64_t live = 0;
+            for (const LayerRecord& layer : by_segment_[segment.serial]) live += layer.nbytes();
+            report_.dead_bytes += segment.data_bytes - std::min(live, segment.data_bytes);
+        }
+        for (const auto& [segment, layers] : by_segment_) {
+            if (segment == 0 || known.contains(segment)) continue;
+            report_.damage.push_back("segment " + std::to_string(segment) + " has no entry");
+            for (const LayerRecord& layer : layers) bad_.insert({layer.owner, layer.position});
+        }
+        for (const std::string& name : list_directory(segments_path_)) {
+            const std::uint64_t serial = segment_serial(name);
+            if (serial != 0 && name == segment_name(serial) && known.contains(serial)) continue;
+            report_.leaks.push_back("file segments/" + name + " that the catalogue does not know");
+            unknown_.push_back(name);
+        }
+    }
+
+    // Reads what is in one segment, or in packets.
+    void check_layers(std::uint64_t segment, const std::vector<LayerRecord>& layers) {
+        std::optional<File> file;
+        if (segment != 0) {
+            try {
+                file.emplace(segments_path_ / segment_name(segment), File::Mode::read);
+                (void)check_segment(*file);
+            } catch (const Error& error) {
+                report_.damage.push_back(error.what());
+            }
+        }
+        std::vector<std::byte> packet;
+        std::uint64_t packet_of = 0;
+        for (const LayerRecord& layer : layers) {
+            if (segment == 0 && packet_of != layer.owner) {
+                packet_of = layer.owner;
+                packet = catalogue_.packet(packet_of);
+            }
+            for (const TensorRecord& tensor : layer.tensors) {
+                if (is_intact(tensor, file, packet, segment)) continue;
+                const ModelRecord& owner = models_.at(layer.owner);
+                const std::string name = layer.position < owner.table->size()
+                                             ? std::string(owner.table->name(layer.position))
+                                             : std::to_string(layer.position);
+                report_.damage.push_back(
+                    "layer '" + name + "' of model '" + owner.id + "' in " +
+                    (segment != 0 ? "segments/" + segment_name(segment) : "the catalogue") +
+                    ": other bytes than were put");
+                bad_.insert({layer.owner, layer.position});
+                break;
+            }
+        }
+    }
+
+    static bool is_intact(const TensorRecord& tensor, const std::optional<File>& file,
+                          const std::vector<std::byte>& packet, std::uint64_t segment) {
+        const std::uint64_t size = tensor.spec.nbytes();
+        if (segment == 0) {
+            if (tensor.offset > packet.size() || size > packet.size() - tensor.offset) return false;
+            return checksum_of(packet.data() + tensor.offset, size) == tensor.checksum;
+        }
+        if (!file) return false;
+        try {
+            if (size > file->size()) return false;
+            std::vector<std::byte> bytes(size);
+            file->read(bytes, tensor.offset);
+            return checksum_of(bytes.data(), size) == tensor.checksum;
+        } catch (const Error&) {
+            return false;
+        }
+    }
+
+    void check_references() {
+        for (const auto& [serial, model] : models_) {
+            for (const InheritedRecord& inherited : model.inherited) {
+                if (inherited.owner == 0 || inherits_well(model, inherited)) continue;
+                report_.damage.push_back("model '" + model.id + "' inherits layer " +
+                                         std::to_string(inherited.position) +
+                                         " from one that is not there");
+                needing_.insert(serial);
+            }
+        }
+    }
+
+    [[nodiscard]] bool inherits_well(const ModelRecord& model,
+                                     const InheritedRecord& inherited) const {
+        const auto owner = models_.find(inherited.owner);
+        if (owner == models_.end() || inherited.position >= model.table->size()) return false;
+        for (const LayerRecord& layer : owner->second.layers) {
+            if (layer.position != inherited.owner_position) continue;
+            return layer.position < owner->second.table->size() &&
+                   owner->second.table->key(layer.position) == model.table->key(inherited.position);
+        }
+        return false;
+    }
+
+    // Drops bad layers and whoever needs one.
+    void repair() {
+        for (const auto& [serial, model] : models_) {
+            bool is_whole = !needing_.contains(serial);
+            for (const LayerRecord& layer : model.layers) {
+                is_whole = is_whole && !bad_.contains({serial, layer.position});
+            }
+            for (const InheritedRecord& inherited : model.inherited) {
+                is_whole = is_whole && !bad_.contains({inherited.owner, inherited.owner_position});
+            }
+            if (is_whole || model.retired) continue;
+            report_.dropped.push_back(model.id);
+            catalogue_.retire(serial);
+        }
+        for (const auto& [serial, position] : bad_) (void)catalogue_.drop_layer(serial, position);
+        for (const std::uint64_t serial : undecodable_) {
+            report_.dropped.push_back("number " + std::to_string(serial));
+            catalogue_.remove_model(serial);
+        }
+        while (!catalogue_.leaks(true).empty()) {  // what only they needed
+        }
+        for (const SegmentRecord& segment : catalogue_.segments()) {
+            if (!catalogue_.layers_in(segment.serial).empty()) continue;
+            catalogue_.remove_segment(segment.serial);
+            unknown_.push_back(segment_name(segment.serial));
+        }
+    }
+
+    const std::filesystem::path segments_path_;
+    const File lock_;
+    Catalogue catalogue_;
+    const bool repair_;
+    CheckReport report_;
+    std::map<std::uint64_t, ModelRecord> models_;  // by serial
+    std::map<std::uint64_t, std::vector<LayerRecord>> by_segment_;
+    std::set<LayerPlace> bad_;
+    std::set<std::uint64_t> needing_;  // models that inherit what is not there
+    std::vector<std::uint64_t> undecodable_;
+    std::vector<std::string> unknown_;  // files
+};
+
+}  // namespace
+}  // namespace cpp_store::durable
+
+namespace cpp_store {
+
+CheckReport check_directory(const std::filesystem::path& directory, bool repair) {
+    std::error_code error;
+    if (!std::filesystem::exists(directory / "catalogue.sqlite", error)) {
+        throw Error(Errc::invalid_argument,
+                    directory.string() + " is no data directory: it has no catalogue.sqlite");
+    }
+    return durable::Checker(directory, repair).run();
+}
+
+}  // namespace cpp_store
