@@ -116,7 +116,7 @@ def write(
         "metadata": info.metadata,
         "layers": layers,
     }
-    with _replacing(path, replace) as temporary:
+    with replacing(path, replace) as temporary:
         started(temporary)
         save_file(named, temporary, metadata={_KEY: json.dumps(document)})
 
@@ -129,7 +129,7 @@ def read(path: Path) -> Contents:
     FileError
         The file is missing, is no safetensors file, or has a dtype that stores do not keep.
     """
-    arrays, said = _map_tensors(path)
+    arrays, said = map_tensors(path)
     if _KEY not in said:
         return Contents({name: [array] for name, array in arrays.items()}, path.stem)
     try:
@@ -144,7 +144,7 @@ def read(path: Path) -> Contents:
         )
         return Contents(
             {
-                layer["name"]: [_restored(arrays[name], dtype) for name, dtype in layer["tensors"]]
+                layer["name"]: [restored(arrays[name], dtype) for name, dtype in layer["tensors"]]
                 for layer in layers
                 if layer["tensors"]
             },
@@ -175,20 +175,20 @@ def _name_tensors(
             name = layer if len(arrays) == 1 else f"{layer}/{number}"
             while name in named:  # a layer that is called as another one's tensor
                 name += "'"
-            named[name] = _plain(array)
+            named[name] = plain(array)
             described.append((name, array.dtype.name))
         layers.append({"name": layer, "requires": requires, "nbytes": nbytes, "tensors": described})
     return named, layers
 
 
-def _plain(array: Array) -> Array:
+def plain(array: Array) -> Array:
     """Return the array in a dtype that the format has."""
     if array.dtype != np.complex128:
         return array
     return np.frombuffer(array.tobytes(), np.float64).reshape(*array.shape, 2)
 
 
-def _restored(array: Array, dtype: str) -> Array:
+def restored(array: Array, dtype: str) -> Array:
     if dtype != "complex128":
         if array.dtype.name != dtype:
             raise ValueError(f"a tensor of {array.dtype} is said to be {dtype}")
@@ -198,7 +198,7 @@ def _restored(array: Array, dtype: str) -> Array:
     return array.reshape(-1).view(np.complex128).reshape(array.shape[:-1])
 
 
-def _map_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+def map_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """Tensors in the order of the file, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
@@ -228,7 +228,7 @@ def _map_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path, replace: bool) -> Iterator[Path]:
+def replacing(path: Path, replace: bool) -> Iterator[Path]:
     """Give a file to write beside `path`, which becomes it at the end."""
     if path.exists() and not replace:
         raise FileError(f"{path} exists already; --force replaces it")

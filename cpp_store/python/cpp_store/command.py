@@ -1,6 +1,7 @@
 """``cpp-store ls|stat|get|put|rm ADDRESS ...``: looks at models on servers, gets and puts some.
 
-``cpp-store keygen FILE`` makes a key for servers and their clients.
+``cpp-store keygen FILE`` makes a key for servers and their clients. ``check DIR`` looks at a data
+directory, with exit code 1 if there is something; ``export`` and ``import`` move models.
 
 ADDRESS is what the server printed; of several servers all addresses as one argument, with spaces
 between them, as in MODEL_SERVERS. Tables are for people; ``--json`` is for programs. Exit code 2
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cpp_store import _core, _files
+from cpp_store import _core, _disk_commands, _files
 from cpp_store._core import ModelInfo, NotFound, StoreError
 from cpp_store._server import connect
 from cpp_store._store import Store
@@ -67,6 +68,27 @@ def _on_servers(given: argparse.Namespace) -> int:
 def keygen(given: argparse.Namespace) -> int:
     """Write a new key to a new file that only its owner can read."""
     _core.make_key_file(given.file)
+    return OK
+
+
+def check(given: argparse.Namespace) -> int:
+    """Say whether a data directory is what it should be, and repair it if asked."""
+    found, lines, code = _disk_commands.check(given.directory, given.repair)
+    if given.json:
+        _print_json(found)
+    else:
+        print("\n".join(map(_printable, lines)))
+    return code
+
+
+def move(given: argparse.Namespace) -> int:
+    """Write models to a file, or store those of one, and say which."""
+    with _progress(lambda: given.verb):
+        done = given.move(given)
+    if given.json:
+        _print_json(done)
+    else:
+        _print_rows([("models", f"{len(done['models']):,}"), ("bytes", _size(done["bytes"]))])
     return OK
 
 
@@ -222,26 +244,32 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} ({self.prog} --help lists the arguments)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
-    common.add_argument(
-        "address", metavar="ADDRESS", help='as the server prints it; several: "ADDRESS ADDRESS"'
-    )
-    common.add_argument("--json", action="store_true", help="print JSON, for programs")
-    common.add_argument(
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
         "--timeout",
         type=float,
         default=10.0,
         metavar="SECONDS",
         help="for each call, besides the time for its bytes (default: 10)",
     )
-    common.add_argument(
+    parser.add_argument(
         "--key_file",
         metavar="FILE",
         help="the servers' key (default: CPP_STORE_KEY, or the file of CPP_STORE_KEY_FILE)",
     )
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "address", metavar="ADDRESS", help='as the server prints it; several: "ADDRESS ADDRESS"'
+    )
+    _add_connection(common)
     parser = _Parser(prog="cpp-store", description="Look at models on servers, get and put some.")
-    commands = parser.add_subparsers(required=True, metavar="ls|stat|get|put|rm|keygen")
+    commands = parser.add_subparsers(
+        required=True, metavar="ls|stat|get|put|rm|check|export|import|keygen"
+    )
 
     def add(name: str, command: Callable[..., int], says: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, parents=[common], help=says, description=says)
@@ -267,6 +295,34 @@ def _parser() -> argparse.ArgumentParser:
 
     each = add("rm", remove, "Retire models: their memory is free once no other inherits it.")
     each.add_argument("models", metavar="MODEL", nargs="+", help="ids")
+
+    says = "Verify every checksum and reference of a data directory that no server has open."
+    each = commands.add_parser("check", help=says, description=says)
+    each.add_argument("directory", metavar="DIR")
+    each.add_argument(
+        "--repair",
+        action="store_true",
+        help="remove leaks, and what cannot be read, with the models that need it",
+    )
+    each.add_argument("--json", action="store_true", help="print JSON, for programs")
+    each.set_defaults(run=check)
+
+    says = "Write models to one safetensors file, each shared tensor once."
+    each = commands.add_parser("export", help=says, description=says)
+    each.add_argument("place", metavar="DIR|ADDRESS", help="data directory, or servers")
+    each.add_argument("models", metavar="MODEL", nargs="+", help="ids")
+    each.add_argument("file", metavar="FILE", help="to be written")
+    each.add_argument("--lineage", action="store_true", help="their ancestors, too")
+    each.add_argument("--force", action="store_true", help="replace the file if it exists")
+    each.set_defaults(run=move, move=_disk_commands.export, verb="exporting")
+    _add_connection(each)
+
+    says = "Store the models of a file of cpp-store export."
+    each = commands.add_parser("import", help=says, description=says)
+    each.add_argument("file", metavar="FILE")
+    each.add_argument("place", metavar="DIR|ADDRESS", help="data directory, or servers")
+    each.set_defaults(run=move, move=_disk_commands.import_, verb="importing")
+    _add_connection(each)
 
     says = "Write a new key to a new file that only its owner can read."
     each = commands.add_parser("keygen", help=says, description=says)

@@ -30,6 +30,7 @@ struct Settings {
     cpp_store::ServerLimits limits;
     std::string data_dir;
     cpp_store::Durability durability = cpp_store::Durability::lazy;
+    double lag = 1;  // seconds
     LogLevel log_level = LogLevel::info;
 };
 
@@ -79,6 +80,10 @@ int parse(int argc, char** argv, Settings& settings) {
                         .description("lazy or sync"))
         ->type_name("WHEN:")
         ->default_str("lazy");
+    app.add_option("--lag", settings.lag,
+                   "Of lazy durability: seconds until what was acknowledged is on disk")
+        ->check(CLI::Range(0.001, 3600.0))
+        ->capture_default_str();
     app.add_flag("--json", settings.json, "Print the address as one line of JSON");
     app.add_option("--log-level", settings.log_level, "What to write to standard error")
         ->transform(
@@ -89,7 +94,11 @@ int parse(int argc, char** argv, Settings& settings) {
                 .description("error, warning, info or debug"))
         ->type_name("LEVEL:")
         ->default_str("info");
+#ifdef CPP_STORE_FAILPOINTS
+    app.set_version_flag("--version", "cpp-store-server " CPP_STORE_VERSION " with failpoints");
+#else
     app.set_version_flag("--version", "cpp-store-server " CPP_STORE_VERSION);
+#endif
     try {
         app.parse(argc, argv);
     } catch (const CLI::CallForHelp&) {
@@ -143,6 +152,7 @@ int serve(const Settings& settings, int signals) {
     store.memory.limit = settings.memory;
     store.data_dir = settings.data_dir;
     store.durability = settings.durability;
+    store.lag = std::chrono::milliseconds(static_cast<std::int64_t>(settings.lag * 1e3));
     store.warn = [](std::string_view line) {
         std::fprintf(stderr, "cpp-store-server: %.*s\n", static_cast<int>(line.size()),
                      line.data());

@@ -200,6 +200,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         wake_up();
         progress_thread.join();
         workers.reset();
+        await_disk();
         endpoint->close();  // from here on nothing touches the memory of transfers
         transfers.clear();
         for (const auto& [id, session] : sessions) session->waiting.clear();
@@ -215,6 +216,15 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         std::uint64_t call = 0;
         std::uint64_t bytes = 0;
     };
+
+    // Puts that are on their way to disk hold calls, and these hold us.
+    void await_disk() noexcept {
+        try {
+            store_->flush();
+        } catch (const std::exception&) {
+            // They have ended all the same, and whoever closes the store is told.
+        }
+    }
 
     // ------------------------------------------------------------------ the progress thread
 

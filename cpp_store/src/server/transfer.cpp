@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "durable/failpoints.hpp"
+
 namespace cpp_store::server {
 
 Transfer::Transfer(net::Endpoint& endpoint, net::Peer peer, Direction direction,
@@ -57,6 +59,7 @@ bool Transfer::post_next(std::uint64_t most) {
 }
 
 void Transfer::completed(Chunk& chunk, int error) {
+    (void)failpoints::visit("transfer.done");
     flying_ -= chunk.length;
     idle_.push_back(&chunk);
     if (error_ == 0) error_ = error;
