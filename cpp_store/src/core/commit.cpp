@@ -17,13 +17,13 @@ bool PendingPut::Impl::is_there() const {
     throw Error(Errc::already_exists, "there is a model '" + model->id + "' with other content");
 }
 
-// Layers of a model that has an owner's name of its own may have been adopted before it came.
-void PendingPut::Impl::join(Owner& adopted) {
-    adopted.serial = model->serial;
+// Layers of a model that has an owner's name of its own may have been there before it came.
+void PendingPut::Impl::join(Owner& there) {
+    there.serial = model->serial;
     for (const auto& [position, layer] : own) {
-        const std::size_t at = store->find_or_add(adopted, layer);
-        store->refer(adopted, at);
-        Owner::Entry& entry = adopted.entries[at];
+        const std::size_t at = store->find_or_add(there, layer);
+        store->refer(there, at);
+        Owner::Entry& entry = there.entries[at];
         std::unique_ptr<Kept>& kept = owner->entries[owner->find(layer->key)].kept;
         if (!kept || entry.kept) continue;
         kept->serial = entry.layer->serial;
@@ -34,9 +34,9 @@ void PendingPut::Impl::join(Owner& adopted) {
 // Makes the model visible, unless `log` throws. Expects the mutex to be held.
 template <typename Log>
 void PendingPut::Impl::publish(Log log) {
-    const auto adopted = store->owners.find(model->owner);
-    const bool is_new = adopted == store->owners.end();
-    const std::shared_ptr<Owner> known = is_new ? nullptr : adopted->second;
+    const auto there = store->owners.find(model->owner);
+    const bool is_new = there == store->owners.end();
+    const std::shared_ptr<Owner> known = is_new ? nullptr : there->second;
     store->models.emplace(model->id, model);
     bool is_indexed = false;
     try {

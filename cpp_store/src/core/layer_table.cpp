@@ -69,8 +69,10 @@ bool is_utf8(std::string_view text) noexcept {
 
 template <typename T>
 void append(std::vector<std::byte>& out, const T* data, std::size_t count) {
-    const auto* bytes = reinterpret_cast<const std::byte*>(data);
-    out.insert(out.end(), bytes, bytes + count * sizeof(T));
+    if (count == 0) return;
+    const std::size_t at = out.size();
+    out.resize(at + count * sizeof(T));
+    std::memcpy(out.data() + at, data, count * sizeof(T));
 }
 
 template <typename T>

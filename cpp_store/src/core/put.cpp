@@ -270,18 +270,18 @@ std::shared_ptr<Owner> PendingPut::Impl::make_owner() const {
 
 // Of all layers, once those that the put brings have an owner.
 std::vector<Slot> PendingPut::Impl::slots_with(const std::shared_ptr<Owner>& from) const {
-    std::vector<Slot> slots = model->slots;
+    std::vector<Slot> all = model->slots;
     for (const auto& [position, layer] : own) {
         const std::size_t entry = from->find(layer->key);
-        slots.push_back({.layer = position,
-                         .owner = from,
-                         .entry = entry,
-                         .stored = store->journal ? nullptr : from->entries[entry].layer,
-                         .foreign_owner = {}});
+        all.push_back({.layer = position,
+                       .owner = from,
+                       .entry = entry,
+                       .stored = store->journal ? nullptr : from->entries[entry].layer,
+                       .foreign_owner = {}});
     }
-    std::sort(slots.begin(), slots.end(),
+    std::sort(all.begin(), all.end(),
               [](const Slot& a, const Slot& b) { return a.layer < b.layer; });
-    return slots;
+    return all;
 }
 
 PendingPut::PendingPut(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
