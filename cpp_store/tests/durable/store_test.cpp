@@ -28,6 +28,13 @@ using Bytes = std::vector<std::byte>;
 
 constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
 
+// GCC 12 takes `"m" + std::to_string(i)` for a copy onto itself.
+template <typename Number>
+std::string numbered(std::string name, Number number) {
+    name += std::to_string(number);
+    return name;
+}
+
 LayerTablePtr chain(const std::vector<std::string>& names) {
     std::vector<LayerTable::Layer> layers;
     for (const std::string& name : names) {
@@ -256,7 +263,7 @@ TEST_P(DurableStore, HoldsMoreThanItsMemory) {
     {
         Store store(options(8 * MiB));
         for (int i = 0; i < models; ++i) {
-            put(store, request_of("m" + std::to_string(i), {"a" + std::to_string(i)}, size));
+            put(store, request_of(numbered("m", i), {numbered("a", i)}, size));
         }
         EXPECT_LE(store.stats().memory.used, 8 * MiB);
         EXPECT_EQ(store.stats().bytes_stored, models * size);
@@ -265,19 +272,18 @@ TEST_P(DurableStore, HoldsMoreThanItsMemory) {
         const Bytes before(held[0].stored->tensors[0].extent.data,
                            held[0].stored->tensors[0].extent.data + size);
         for (int round = 0; round < 2; ++round) {
-            for (int i = 0; i < models; ++i) expect_intact(store, "m" + std::to_string(i));
+            for (int i = 0; i < models; ++i) expect_intact(store, numbered("m", i));
         }
         EXPECT_EQ(std::memcmp(held[0].stored->tensors[0].extent.data, before.data(), size), 0);
         EXPECT_THAT(store.verify(), IsEmpty());
         EXPECT_LE(store.stats().memory.used, 8 * MiB);
     }
     Store store(options(8 * MiB));
-    for (int i = 0; i < models; ++i) expect_intact(store, "m" + std::to_string(i));
+    for (int i = 0; i < models; ++i) expect_intact(store, numbered("m", i));
     // Nothing can leave: the error that there always was.
     std::vector<std::vector<LayerLocation>> all;
     EXPECT_EQ(code_of([&] {
-                  for (int i = 0; i < models; ++i)
-                      all.push_back(store.read("m" + std::to_string(i), {}));
+                  for (int i = 0; i < models; ++i) all.push_back(store.read(numbered("m", i), {}));
               }),
               Errc::out_of_memory);
     EXPECT_GE(all.size(), 15U);
@@ -286,15 +292,15 @@ TEST_P(DurableStore, HoldsMoreThanItsMemory) {
 TEST_P(DurableStore, PacksSmallModelsSoThatTheyCanLeave) {
     Store store(options(MiB));
     for (int i = 0; i < 400; ++i) {  // 2 MB in 1 MiB
-        put(store, request_of("m" + std::to_string(i), {"a", "b" + std::to_string(i % 7)}, 2'500));
+        put(store, request_of(numbered("m", i), {"a", numbered("b", i % 7)}, 2'500));
     }
-    for (int i = 0; i < 400; ++i) expect_intact(store, "m" + std::to_string(i));
-    for (int i = 0; i < 400; i += 2) store.retire("m" + std::to_string(i));
+    for (int i = 0; i < 400; ++i) expect_intact(store, numbered("m", i));
+    for (int i = 0; i < 400; i += 2) store.retire(numbered("m", i));
     store.flush();
     store.close();
     Store again(options(MiB));
     EXPECT_EQ(again.stats().models, 200U);
-    for (int i = 1; i < 400; i += 2) expect_intact(again, "m" + std::to_string(i));
+    for (int i = 1; i < 400; i += 2) expect_intact(again, numbered("m", i));
 }
 
 TEST_P(DurableStore, WritesSegmentsAnewOfWhichMostIsDead) {
@@ -395,7 +401,7 @@ TEST_P(DurableStore, TakesPutsOfManyThreads) {
                     put(store, request_of(id, {"a" + id}, 300));
                     expect_intact(store, id);
                     try {  // one of them wins
-                        put(store, request_of("same" + std::to_string(i), {"a"},
+                        put(store, request_of(numbered("same", i), {"a"},
                                               100 + static_cast<std::uint64_t>(t)));
                         ++wins;
                     } catch (const Error& error) {
@@ -434,7 +440,7 @@ TEST_P(DurableStore, IsWhatAModelSaysAfterEveryRestart) {
                 return chosen;
             };
             if (action < 10 || models.empty()) {
-                const std::string id = "m" + std::to_string(step);
+                const std::string id = numbered("m", step);
                 Model made{{}, 1 + random() % (random() % 4 == 0 ? 300'000 : 3'000)};
                 std::uint32_t inherited = 0;
                 std::string owner;
@@ -445,10 +451,10 @@ TEST_P(DurableStore, IsWhatAModelSaysAfterEveryRestart) {
                     made.layers.push_back(parent->second.layers[0]);
                     inherited = 1;
                 } else {
-                    made.layers.push_back("root" + std::to_string(step));
+                    made.layers.push_back(numbered("root", step));
                 }
                 for (auto i = random() % 3; i > 0; --i) {
-                    made.layers.push_back("l" + std::to_string(step) + "." + std::to_string(i));
+                    made.layers.push_back(numbered(numbered("l", step) + ".", i));
                 }
                 put(*store, request_of(id, made.layers, made.size, inherited, owner));
                 models[id] = made;
@@ -484,15 +490,13 @@ TEST_P(DurableStore, ReadsAndEvictsInManyThreads) {
     Store store(options(4 * MiB));
     constexpr int models = 24;
     for (int i = 0; i < models; ++i) {
-        put(store, request_of("m" + std::to_string(i),
-                              {"a" + std::to_string(i), "b" + std::to_string(i)}, 200'000));
+        put(store, request_of(numbered("m", i), {numbered("a", i), numbered("b", i)}, 200'000));
     }
     std::vector<std::thread> threads;
     for (unsigned t = 0; t < 4; ++t) {
         threads.emplace_back([&, t] {
             std::mt19937 random(t);
-            for (int i = 0; i < 60; ++i)
-                expect_intact(store, "m" + std::to_string(random() % models));
+            for (int i = 0; i < 60; ++i) expect_intact(store, numbered("m", random() % models));
         });
     }
     for (std::thread& thread : threads) thread.join();
