@@ -131,10 +131,10 @@ durable::Journal::Done PendingPut::Impl::locating(Store::Impl& store,
         const auto found = store.owners.find(record->owner);
         if (found == store.owners.end() || found->second->serial != record->serial) return;
         for (const durable::LayerRecord& layer : record->layers) {
-            Owner& owner = *found->second;
-            const std::size_t entry = owner.find(record->table->key(layer.position));
-            if (entry == owner.entries.size() || !owner.entries[entry].kept) continue;
-            store.place(owner, entry, layer);
+            Owner& known = *found->second;
+            const std::size_t entry = known.find(record->table->key(layer.position));
+            if (entry == known.entries.size() || !known.entries[entry].kept) continue;
+            store.place(known, entry, layer);
         }
     };
 }
