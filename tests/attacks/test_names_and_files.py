@@ -54,6 +54,18 @@ def test_ids_and_namespaces_are_no_paths(
     assert everything_below(tmp_path) <= {tmp_path / "one", inside, inside / "out.safetensors"}
 
 
+def test_a_data_directory_has_no_file_of_any_name(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    for _ in range(2):  # the second time it is opened as it is
+        with cpp_store.embedded(memory="16MiB", data_dir=directory) as store:
+            for name in NAMES:
+                store.put(name, {name: [np.arange(10.0)]}, namespace=name)
+            assert sorted(store.list()) == sorted(NAMES)
+    assert all(path == directory or directory in path.parents for path in tmp_path.rglob("*"))
+    files = [path.name for path in everything_below(directory)]
+    assert files and not any("outside" in name or "passwd" in name for name in files)
+
+
 def test_get_replaces_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("of somebody")
