@@ -1,6 +1,7 @@
 """What a key costs a call, and what encryption costs bulk: figures of ``bench_durability``.
 
-Three servers over loopback tcp, without a key, with one, and encrypting, asked in turn.
+``python -m benchmarks.store_security [--json FILE] [--quick]`` measures them alone. Three servers
+over loopback tcp, without a key, with one, and encrypting, are asked in turn.
 """
 
 from __future__ import annotations
@@ -137,3 +138,8 @@ def _difference(one: list[float], other: list[float]) -> float:
 def _rate(mib: int, put_s: list[float], get_s: list[float]) -> float:
     """GB/s of a put and a read after each other."""
     return 2 * mib * MIB / (statistics.median(put_s) + statistics.median(get_s)) / 1e9
+
+
+if __name__ == "__main__":
+    given = figures.parser(__doc__, quick="fewer rounds, 16 MiB").parse_args()
+    figures.finish("store_security", measure(quick=given.quick), TARGETS, given)
