@@ -13,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup search baseline docs test test-cpp test-fuzz test-python test-wheel test-backends release walk check format clean debian-build debian-test
+.PHONY: soak setup search baseline docs test test-cpp test-fuzz test-python test-wheel test-backends release walk check format clean debian-build debian-test
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -64,6 +64,11 @@ test-cpp: debian-build debian-test
 	done
 
 # They share the build of AddressSanitizer with the unit tests.
+# What CI does a part of: every place where a system call can fail or a server die, 5,000 faults.
+soak: test-cpp setup
+	CPP_STORE_SOAK=1 build/release/cpp_store/tests/test_durable --gtest_filter='*Fault*:*FailingCalls*'
+	$(BIN)/python -m tests.cpp_store.crashes --faults 5000
+
 test-fuzz: debian-build debian-test
 	cmake --preset asan > /dev/null
 	cmake --build build/asan
