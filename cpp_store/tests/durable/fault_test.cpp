@@ -1,5 +1,18 @@
 // Every system call on a data directory fails in turn, and the process dies before and after each.
-#if defined(CPP_STORE_FAILPOINTS) && !defined(__SANITIZE_THREAD__)  // which dislikes forks
+#if defined(__SANITIZE_THREAD__)  // it dislikes forks
+#undef CPP_STORE_FAILPOINTS
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#undef CPP_STORE_FAILPOINTS
+#endif
+#if __has_feature(address_sanitizer)
+#define CPP_STORE_IS_SLOW
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define CPP_STORE_IS_SLOW
+#endif
+
+#ifdef CPP_STORE_FAILPOINTS
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -27,7 +40,7 @@ constexpr std::uint64_t KiB = 1024;
 
 // Every place in `make soak`; in CI every so many-th, another one in each test.
 unsigned step_of(unsigned usual) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef CPP_STORE_IS_SLOW
     usual *= 5;
 #endif
     return std::getenv("CPP_STORE_SOAK") ? 1 : usual;
