@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,18 @@ def test_json_of_a_server_stays_one_line(tmp_path: Path) -> None:
     process, line = servers.start("--json", "--data_dir", str(tmp_path / "data"))
     assert json.loads(line)["address"].startswith("ofi+tcp://")
     assert servers.finish(process)[0] == 0
+
+
+def test_reads_a_directory_of_format_1(tmp_path: Path) -> None:
+    kept = Path(__file__).resolve().parents[1] / "data" / "store_format_1"
+    shutil.copytree(kept, tmp_path / "data")
+    with cpp_store.embedded(data_dir=tmp_path / "data") as store:
+        assert store.list() == ["child"]
+        info = store.lookup("child")
+        assert info.owners == {"a": "parent", "c": "child"}
+        assert (info.namespace, info.parent, np.isnan(info.score)) == ("n", "parent", True)
+        found = store.read("child")
+        assert np.array_equal(found["a"][0], np.arange(6.0).reshape(2, 3))
+        assert np.array_equal(found["a"][1], np.array([1 + 2j]))
+        assert np.array_equal(found["c"][0], np.full(3, 7, "uint8"))
+        assert store.verify() == []
