@@ -234,6 +234,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"how weights reach children: {', '.join(TRANSFERS)} (default: store)",
     )
     add(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="store servers that keep each model, so that the search loses nothing when one dies; "
+        "as many servers are needed (default: MODEL_REPLICAS, or 1)",
+    )
+    add(
         "--policy",
         metavar="POLICY",
         help=f"what happens to transferred layers: {', '.join(POLICIES)} (default: freeze). With "

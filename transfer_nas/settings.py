@@ -27,6 +27,7 @@ _ONLY_TRAINING = (
     "epochs",
     "batch_size",
     "transfer",
+    "replicas",
     "policy",
     "behind_prefix",
     "unfreeze_top",
@@ -50,6 +51,7 @@ _POSITIVE = (
     "batch_size",
     "child_epochs",
     "threads_per_rank",
+    "replicas",
 )
 _ONLY_GENERATION = ("initial_population_dir", "evolve_count")
 _ONLY_EVOLUTION = ("sample_size", "beta")
@@ -63,6 +65,7 @@ _MAY_CHANGE = (
     "evaluation_timeout",
     "isolate",
     "threads_per_rank",
+    "replicas",
     "log_validation",
     "tensorboard",
     "trace",
@@ -92,6 +95,7 @@ class Settings:
     epochs: int | None = None
     batch_size: int | None = None
     transfer: str = "store"
+    replicas: int | None = None
     policy: str = "freeze"
     behind_prefix: str = "grow"
     unfreeze_top: int = 0

@@ -473,7 +473,11 @@ class TestStore:
 
             calls = ("best_matches", "fetch", "put", "retire", "end_lease")
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(store, "_handle", SimpleNamespace(**dict.fromkeys(calls, dead)))
+                patch.setattr(
+                    store,
+                    "_handle",
+                    SimpleNamespace(servers=list, absent=list, **dict.fromkeys(calls, dead)),
+                )
                 attempts: list[Callable[[], object]] = [
                     lambda: alive.best_match(graph),
                     match.read,

@@ -110,7 +110,7 @@ def isolated_trainer(
     servers = Servers()
     if addresses:
         try:
-            store = cpp_store.connect(addresses, timeout=_CONNECT_TIMEOUT, key=key)
+            store = _open(chosen, addresses, key)
             servers = Servers(store, addresses, key)
         except cpp_store.StoreError as error:
             _log.warning("transfer failed, the search goes on without transfer: %s", error)
@@ -141,7 +141,7 @@ def servers(settings: Settings, ranks: Ranks) -> Iterator[Servers]:
             if server is not None:
                 stack.enter_context(server)
             addresses = [a for a in ranks.share(server and server.address) if a is not None]
-        with together(ranks, lambda: _connect(addresses, key)) as client:
+        with together(ranks, lambda: _connect(settings, addresses, key)) as client:
             try:
                 yield Servers(client, addresses, key)
             except InputError:  # which all ranks raise together
@@ -161,8 +161,14 @@ def _serve(ranks: Ranks, key: str) -> cpp_store.Server | None:
         raise InputError(f"cannot start a store server on {host}: {error}") from error
 
 
-def _connect(addresses: Sequence[str], key: str) -> cpp_store.Store:
+def _open(settings: Settings, addresses: Sequence[str], key: str) -> cpp_store.Store:
+    return cpp_store.connect(
+        addresses, timeout=_CONNECT_TIMEOUT, key=key, replicas=settings.replicas
+    )
+
+
+def _connect(settings: Settings, addresses: Sequence[str], key: str) -> cpp_store.Store:
     try:
-        return cpp_store.connect(addresses, timeout=_CONNECT_TIMEOUT, key=key)
+        return _open(settings, addresses, key)
     except cpp_store.StoreError as error:
         raise InputError(f"MODEL_SERVERS: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ import cpp_store
 from graph_meta import LayerGraph
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
+
+_log = logging.getLogger(__name__)
 
 
 class StoreTransfer(TransferMethod):
@@ -34,6 +37,7 @@ class StoreTransfer(TransferMethod):
         self.namespace = namespace
         self._store = store
         self._lease = lease
+        self._named: set[str] = set()  # servers whose absence was told
 
     @classmethod
     def create(
@@ -46,8 +50,9 @@ class StoreTransfer(TransferMethod):
 
     def best_match(self, graph: LayerGraph) -> StoreInheritance | None:
         """Ask the store, which leases the match at the same moment."""
-        with _failures("cannot ask for the best match"):
+        with _failures(self._store, "cannot ask for the best match"):
             match = self._store.best_match(graph.table, namespace=self.namespace, lease=self._lease)
+        self._name_absent()
         if match is None:
             return None
         inheritance = StoreInheritance(self._store, match, graph)
@@ -56,9 +61,26 @@ class StoreTransfer(TransferMethod):
             return None
         return inheritance
 
+    def _name_absent(self) -> None:
+        """Say once of each server that it is gone, and what that means."""
+        for address in self._store.absent:
+            if address in self._named:
+                continue
+            self._named.add(address)
+            if self._store.replicas == 1:
+                _log.warning(
+                    "store server %s is gone: the models that it kept are lost to this search, "
+                    "which goes on without those ancestors",
+                    address,
+                )
+            else:
+                _log.warning(
+                    "store server %s is gone: the search goes on with the other replicas", address
+                )
+
     def whole(self, model: str) -> tuple[LayerGraph, Tensors] | None:
         """Read a model that is not retired; while it is read it may be, then it is gone."""
-        with _failures(f"cannot read model {model!r}"):
+        with _failures(self._store, f"cannot read model {model!r}"):
             try:
                 graph = LayerGraph.from_json(self._store.lookup(model).graph)
                 return graph, self._store.read(model)
@@ -94,7 +116,7 @@ class StoreTransfer(TransferMethod):
                 graph=graph.to_json(),
             )
 
-        with _failures(f"cannot put model {model!r}"):
+        with _failures(self._store, f"cannot put model {model!r}"):
             try:
                 return put()
             except cpp_store.AlreadyExists:
@@ -105,7 +127,10 @@ class StoreTransfer(TransferMethod):
     def retire(self, models: Iterable[str]) -> None:
         """Retire models in the store."""
         for model in models:
-            with _failures(f"cannot retire model {model!r}"), suppress(cpp_store.NotFound):
+            with (
+                _failures(self._store, f"cannot retire model {model!r}"),
+                suppress(cpp_store.NotFound),
+            ):
                 self._store.retire(model)
 
 
@@ -130,7 +155,7 @@ class StoreInheritance(Inheritance):
 
     def read(self) -> Tensors:
         """Read the layers by the lease."""
-        with _failures(f"cannot read model {self.ancestor!r}"):
+        with _failures(self._store, f"cannot read model {self.ancestor!r}"):
             return self._store.read_match(self.match)
 
     def close(self) -> None:
@@ -140,13 +165,16 @@ class StoreInheritance(Inheritance):
 
 
 @contextmanager
-def _failures(what: str) -> Iterator[None]:
+def _failures(store: cpp_store.Store, what: str) -> Iterator[None]:
     """Turn what the store raises into what `TransferMethod` promises."""
     try:
         yield
     except cpp_store.InvalidArgument:
         raise  # the caller's mistake
     except (cpp_store.ConnectionError, cpp_store.DeadlineExceeded) as error:
-        raise TransferUnavailable(f"{what}: {error}") from error
+        # Where others answer, it is only this model that its server cannot take or give.
+        others = len(store.servers) > max(1, len(store.absent))
+        kind = TransferError if others else TransferUnavailable
+        raise kind(f"{what}: {error}") from error
     except cpp_store.StoreError as error:
         raise TransferError(f"{what}: {error}") from error

@@ -30,6 +30,9 @@ struct OwnedLayer {
 // A client of all servers of a list. A model lives at the server that rendezvous hashing gives its
 // id; best matches are asked of all. Thread-safe; calls of different threads run at the same time.
 //
+// With several replicas a model lives at as many servers, the first of its order of hashes, and
+// calls go on while one of them answers; a put is done when all that can be reached have it.
+//
 // Every call ends within its deadline. It throws Errc::connection, naming the server's address, if
 // the server is gone or says nothing for some seconds; the next call tries to connect again. It
 // throws Errc::deadline if the server is alive but does not get it done in time.
@@ -42,8 +45,9 @@ class Cluster {
         // Called some ten times a second by threads that wait, or null. What it throws ends the
         // call: a put may then have been done, or not.
         std::function<void()> check_signals{};
-        bool same_host = true;  // servers on this host through shared memory, not libfabric
-        bool encrypt = false;   // all that goes over a network; takes a key
+        bool same_host = true;     // servers on this host through shared memory, not libfabric
+        bool encrypt = false;      // all that goes over a network; takes a key
+        std::size_t replicas = 1;  // servers that keep each model; the same for all clients
     };
 
     // Connects to all servers. Throws Errc::invalid_argument (malformed or repeated addresses, a
@@ -55,6 +59,9 @@ class Cluster {
     Cluster& operator=(const Cluster&) = delete;
 
     [[nodiscard]] const std::vector<std::string>& servers() const noexcept;
+    [[nodiscard]] std::size_t replicas() const noexcept;
+    // Addresses of those that did not answer a moment ago.
+    [[nodiscard]] std::vector<std::string> absent() const;
     // Position in servers() of the one that a model of this id belongs to.
     [[nodiscard]] std::size_t home(std::string_view model) const noexcept;
 
@@ -106,8 +113,9 @@ class Cluster {
     [[nodiscard]] std::vector<StoreStats> stats();  // one a server
     void shutdown();                                // all servers
 
+    struct Impl;  // of src/client
+
   private:
-    struct Impl;
     std::unique_ptr<Impl> impl_;
 };
 

@@ -272,6 +272,8 @@ class Store {
 
     [[nodiscard]] StoreStats stats() const;
     [[nodiscard]] const Arena& arena() const noexcept;
+    // Whether it keeps its models in a data directory, too.
+    [[nodiscard]] bool has_directory() const noexcept;
 
     [[nodiscard]] bool has_data_dir() const noexcept;
     // Waits until all that was acknowledged is on disk. Without a data directory: nothing to do.

@@ -27,7 +27,7 @@ void check_signals() {
 }
 
 std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, std::string key,
-                              bool same_host, bool encrypt) {
+                              bool same_host, bool encrypt, std::size_t replicas) {
     if (!(timeout > 0) || timeout > 1e9) {
         throw Error(Errc::invalid_argument, "a time-out of " + std::to_string(timeout) +
                                                 " s; it is a positive number of seconds");
@@ -35,7 +35,7 @@ std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, 
     const py::gil_scoped_release release;
     return std::make_unique<Cluster>(Cluster::Options{
         std::move(servers), std::chrono::milliseconds(std::llround(std::ceil(timeout * 1000))),
-        std::move(key), &check_signals, same_host, encrypt});
+        std::move(key), &check_signals, same_host, encrypt, replicas});
 }
 
 std::uint64_t put(Cluster& cluster, std::string model, const py::dict& tensors,
@@ -222,7 +222,7 @@ void bind_cluster(py::module_& m) {
     using Unlocked = py::call_guard<py::gil_scoped_release>;
     py::class_<Cluster> type(m, "RemoteStore", "The client of servers: cpp_store.connect().");
     type.def(py::init(&open), py::arg("servers"), py::arg("timeout"), py::arg("key"),
-             py::arg("same_host"), py::arg("encrypt"));
+             py::arg("same_host"), py::arg("encrypt"), py::arg("replicas"));
     type.def("put", &put, py::arg("model"), py::arg("tensors"), py::arg("table"),
              py::arg("inherited"), py::arg("namespace"), py::arg("score"), py::arg("parent"),
              py::arg("graph"), py::arg("metadata"));
@@ -248,6 +248,9 @@ void bind_cluster(py::module_& m) {
     type.def("verify", &Cluster::verify, Unlocked());
     type.def("close", [](const Cluster&) {});
     type.def("transports", &Cluster::transports, Unlocked());
+    type.def("servers", &Cluster::servers);
+    type.def("absent", &Cluster::absent, "Addresses of servers that did not answer a moment ago.");
+    type.def("replicas", &Cluster::replicas);
     type.def("home", &Cluster::home, py::arg("model"));
     type.def("ping", &Cluster::ping, py::arg("server"), Unlocked());
     type.def("shutdown", &Cluster::shutdown, Unlocked());

@@ -327,6 +327,9 @@ void bind_store(py::module_& m) {
     type.def("transports", [](const Store&) { return std::vector<std::string>(); });
     type.def("flush", &Store::flush, py::call_guard<py::gil_scoped_release>());
     type.def("close", &Store::close, py::call_guard<py::gil_scoped_release>());
+    type.def("servers", [](const Store&) { return std::vector<std::string>(); });
+    type.def("absent", [](const Store&) { return std::vector<std::string>(); });
+    type.def("replicas", [](const Store&) { return 1; });
 }
 
 }  // namespace cpp_store::python

@@ -13,6 +13,7 @@ from cpp_store._core import InvalidArgument, LocalStore, RemoteStore
 from cpp_store._store import Store, open_local
 
 SERVERS_VARIABLE = "MODEL_SERVERS"
+REPLICAS_VARIABLE = "MODEL_REPLICAS"
 
 
 def connect(
@@ -22,6 +23,7 @@ def connect(
     key: str = "",
     same_host: bool = True,
     encrypt: bool = False,
+    replicas: int | None = None,
 ) -> Store:
     """Open the store that one or several servers hold together.
 
@@ -41,6 +43,10 @@ def connect(
         Whether to use the memory of servers on this host directly. False: libfabric for all.
     encrypt
         Whether to encrypt what goes over a network; takes a key. Servers may want it, too.
+    replicas
+        How many servers keep each model; all clients of a store need the same. With more than one,
+        calls go on while a server of each model answers. None: what the environment variable
+        ``MODEL_REPLICAS`` says, or 1.
 
     Raises
     ------
@@ -63,7 +69,18 @@ def connect(
     addresses = servers.split() if isinstance(servers, str) else list(servers)
     _core.add_library_prefixes([sys.prefix])
     key = key or _core.key_of_environment()
-    return Store(RemoteStore(addresses, timeout, key, same_host, encrypt))
+    if replicas is None:
+        replicas = _replicas_of_environment()
+    if replicas < 1:
+        raise InvalidArgument(f"{replicas} replicas; each model is kept by 1 server at least")
+    return Store(RemoteStore(addresses, timeout, key, same_host, encrypt, replicas))
+
+
+def _replicas_of_environment() -> int:
+    said = os.environ.get(REPLICAS_VARIABLE, "") or "1"
+    if not said.isdecimal():
+        raise InvalidArgument(f"{REPLICAS_VARIABLE} is {said!r}; it is a number of servers")
+    return int(said)
 
 
 class Server:

@@ -94,6 +94,9 @@ class StoreHandle(Protocol):
     def scrub(self, /) -> int: ...
     def verify(self, /) -> list[str]: ...
     def transports(self, /) -> list[str]: ...
+    def servers(self, /) -> list[str]: ...
+    def absent(self, /) -> list[str]: ...
+    def replicas(self, /) -> int: ...
     def close(self, /) -> None: ...
 
 
@@ -606,6 +609,25 @@ class Store:
         Empty for a store in this process.
         """
         return self._open_handle().transports()
+
+    @property
+    def servers(self) -> Names:
+        """Addresses of the servers; none for a store in this process."""
+        return self._open_handle().servers()
+
+    @property
+    def replicas(self) -> int:
+        """How many servers keep each model."""
+        return self._open_handle().replicas()
+
+    @property
+    def absent(self) -> Names:
+        """Addresses of servers that did not answer a moment ago.
+
+        Best matches leave them out. With one replica their models are lost to whoever asks now;
+        with several, the others answer for them.
+        """
+        return self._open_handle().absent()
 
     def verify(self) -> Names:
         """Recompute all checksums. Returns the layers whose bytes changed, as "owner/key"."""

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 
+#include "replication/replica.hpp"
 #include "security/key.hpp"
 
 namespace cpp_store {
@@ -17,21 +19,92 @@ Cluster::Cluster(Options options) : impl_(std::make_unique<Impl>()) {
         twice != sorted.end()) {
         throw Error(Errc::invalid_argument, "server " + *twice + " is in the list twice");
     }
+    if (options.replicas == 0 || options.replicas > options.servers.size()) {
+        throw Error(Errc::invalid_argument, std::to_string(options.replicas) + " replicas on " +
+                                                std::to_string(options.servers.size()) +
+                                                " servers; each takes a server of its own");
+    }
+    std::vector<std::string> list = std::move(sorted);
+    if (options.replicas > 1) list.push_back(client::replicas_word(options.replicas));
     std::optional<security::Secret> key;
     if (!options.key.empty()) key = security::secret_of(options.key);
     security::wipe(options.key);
     for (const std::string& address : options.servers) {
         impl_->connections.push_back(std::make_shared<client::Connection>(
             client::Connection::Options{.address = address,
-                                        .servers = sorted,
+                                        .servers = list,
                                         .key = key,
                                         .timeout = options.timeout,
                                         .check_signals = options.check_signals,
                                         .same_host = options.same_host,
                                         .encrypt = options.encrypt}));
     }
-    for (const auto& connection : impl_->connections) connection->connect();
+    impl_->placement = replication::Placement(options.servers, options.replicas);
+    impl_->servers = std::make_unique<client::Servers>(impl_->connections,
+                                                       client::Servers::Patience::ask_anyway);
     impl_->options = std::move(options);
+    impl_->connect();
+}
+
+// Of several replicas one is enough: those that are away are asked again later.
+void Cluster::Impl::connect() {
+    std::optional<Error> silent;
+    std::size_t connected = 0;
+    for (std::size_t i = 0; i < connections.size(); ++i) {
+        const auto begun = servers->begin(i);
+        try {
+            connections[i]->connect();
+            ++connected;
+        } catch (const Error& error) {
+            if (!replicated() || error.code() != Errc::connection) throw;
+            servers->failed(i, begun, error);
+            silent = error;
+        }
+    }
+    if (connected == 0) throw *silent;
+}
+
+std::size_t Cluster::Impl::home_of_owner(const std::string& owner) const {
+    if (!replicated()) return placement.home(owner);
+    return replication::order_of_reading(*servers, placement, replication::id_of(owner)).front();
+}
+
+client::Elsewhere Cluster::Impl::elsewhere() const {
+    if (!replicated()) return nullptr;
+    return [this](client::Source& source, const Error& error) {
+        servers->failed(source.server, client::Clock::now(), error);
+        if (error.code() != Errc::connection && error.code() != Errc::deadline &&
+            error.code() != Errc::not_found) {
+            return false;
+        }
+        source.tried.push_back(source.server);
+        for (const std::size_t server :
+             replication::order_of_reading(*servers, placement, replication::id_of(source.owner))) {
+            if (std::ranges::find(source.tried, server) != source.tried.end()) continue;
+            source.server = server;
+            return true;
+        }
+        return false;
+    };
+}
+
+bool Cluster::Impl::are_all_down() const {
+    for (std::size_t i = 0; i < connections.size(); ++i) {
+        if (!servers->is_down(i)) return false;
+    }
+    return true;
+}
+
+std::size_t Cluster::replicas() const noexcept {
+    return impl_->placement.replicas();
+}
+
+std::vector<std::string> Cluster::absent() const {
+    std::vector<std::string> absent;
+    for (std::size_t i = 0; i < servers().size(); ++i) {
+        if (impl_->servers->is_absent(i)) absent.push_back(servers()[i]);
+    }
+    return absent;
 }
 
 Cluster::~Cluster() = default;
@@ -40,21 +113,8 @@ const std::vector<std::string>& Cluster::servers() const noexcept {
     return impl_->options.servers;
 }
 
-// The server whose address and the id have the highest hash together: if a server is added to the
-// list, only the models that it takes over move.
 std::size_t Cluster::home(std::string_view model) const noexcept {
-    const auto& servers = impl_->options.servers;
-    if (servers.size() == 1) return 0;
-    std::size_t best = 0;
-    LayerKey highest{};
-    for (std::size_t i = 0; i < servers.size(); ++i) {
-        const LayerKey hash = layer_key(servers[i] + '\n' + std::string(model));
-        if (i == 0 || hash > highest) {
-            best = i;
-            highest = hash;
-        }
-    }
-    return best;
+    return impl_->placement.home(model);
 }
 
 void Cluster::ping(std::size_t server) {
@@ -68,6 +128,13 @@ std::vector<std::string> Cluster::transports() {
 }
 
 ModelInfo Cluster::lookup(std::string_view model) {
+    if (impl_->replicated()) {
+        return impl_->patiently([&] {
+            return replication::run(
+                       replication::find(*impl_->servers, impl_->placement, std::string(model)))
+                .info;
+        });
+    }
     const auto call = impl_->call(home(model), wire::Operation::lookup,
                                   [&](wire::Writer& out) { out.id(model); });
     wire::Reader in = call->response();
@@ -75,20 +142,36 @@ ModelInfo Cluster::lookup(std::string_view model) {
 }
 
 bool Cluster::contains(std::string_view model) {
+    if (impl_->replicated()) {
+        try {
+            (void)lookup(model);
+        } catch (const Error& error) {
+            if (error.code() != Errc::not_found) throw;
+            return false;
+        }
+        return true;
+    }
     const auto call = impl_->call(home(model), wire::Operation::contains,
                                   [&](wire::Writer& out) { out.id(model); });
     return call->response().u8() != 0;
 }
 
 std::vector<std::string> Cluster::list(const std::string* ns) {
-    const auto calls = impl_->call_all(wire::Operation::list, [&](wire::Writer& out) {
-        out.u8(ns ? 1 : 0);
-        out.id(ns ? *ns : "");
+    const auto calls = impl_->patiently([&] {
+        return impl_->call_all(wire::Operation::list, [&](wire::Writer& out) {
+            out.u8(ns ? 1 : 0);
+            out.id(ns ? *ns : "");
+        });
     });
     std::vector<std::string> models;
+    std::set<std::string> seen;  // at another server
     for (const auto& call : calls) {
+        if (!call) continue;
         wire::Reader in = call->response();
-        std::ranges::move(in.strings(), std::back_inserter(models));
+        for (std::string& model : in.strings()) {
+            if (impl_->replicated() && !seen.insert(model).second) continue;
+            models.push_back(std::move(model));
+        }
     }
     return models;
 }
@@ -96,6 +179,7 @@ std::vector<std::string> Cluster::list(const std::string* ns) {
 std::vector<std::string> Cluster::verify() {
     std::vector<std::string> changed;
     for (const auto& call : impl_->call_all(wire::Operation::verify, [](wire::Writer&) {})) {
+        if (!call) continue;
         wire::Reader in = call->response();
         std::ranges::move(in.strings(), std::back_inserter(changed));
     }
@@ -105,15 +189,17 @@ std::vector<std::string> Cluster::verify() {
 std::vector<StoreStats> Cluster::stats() {
     std::vector<StoreStats> stats;
     for (const auto& call : impl_->call_all(wire::Operation::stats, [](wire::Writer&) {})) {
+        StoreStats& one = stats.emplace_back();  // nothing of one that is away
+        if (!call) continue;
         wire::Reader in = call->response();
-        stats.push_back(wire::decode_stats(in));
+        one = wire::decode_stats(in);
     }
     return stats;
 }
 
 void Cluster::shutdown() {
     for (const auto& call : impl_->call_all(wire::Operation::shutdown, [](wire::Writer&) {})) {
-        (void)call->response();
+        if (call) (void)call->response();
     }
 }
 

@@ -30,6 +30,13 @@ void give_back(Cluster& cluster,
 }  // namespace
 
 void Cluster::retire(std::string_view model) {
+    if (impl_->replicated()) {
+        impl_->patiently([&] {
+            replication::run(
+                replication::retire(*impl_->servers, impl_->placement, std::string(model)));
+        });
+        return;
+    }
     const auto call = impl_->call(home(model), wire::Operation::retire,
                                   [&](wire::Writer& out) { out.id(model); });
     give_back(*this, impl_->connections, call->response());
@@ -37,9 +44,33 @@ void Cluster::retire(std::string_view model) {
 
 void Cluster::end_lease(const RemoteMatch& match) {
     if (match.leased.lease == 0) return;
+    if (impl_->replicated()) {
+        impl_->forget_lease({match.server, match.leased.lease});
+        std::vector<replication::Lease> others;
+        {
+            const std::scoped_lock lock(impl_->leases_mutex);
+            const auto found = impl_->other_leases.find({match.server, match.leased.lease});
+            if (found == impl_->other_leases.end()) return;
+            others = std::move(found->second);
+            impl_->other_leases.erase(found);
+        }
+        for (const replication::Lease& other : others) impl_->forget_lease(other);
+        return;
+    }
     const auto call = impl_->call(match.server, wire::Operation::end_lease,
                                   [&](wire::Writer& out) { out.u64(match.leased.lease); });
     give_back(*this, impl_->connections, call->response());
+}
+
+// A server that cannot be reached ends the leases of this client by itself.
+void Cluster::Impl::forget_lease(const replication::Lease& lease) const {
+    try {
+        connections[lease.server]->tell(
+            wire::Operation::end_lease,
+            [&](wire::Writer& out, std::span<const wire::Remote>) { out.u64(lease.lease); });
+    } catch (const Error& error) {
+        if (error.code() != Errc::connection && error.code() != Errc::deadline) throw;
+    }
 }
 
 bool Cluster::is_alive(std::string_view model) {
@@ -50,7 +81,9 @@ bool Cluster::is_alive(std::string_view model) {
     return in.count(1) == 1 && in.u8() == 1;
 }
 
+// Servers of several replicas see to it by themselves.
 std::size_t Cluster::scrub(std::chrono::milliseconds age) {
+    if (impl_->replicated()) return 0;
     std::size_t released = 0;
     for (std::size_t server = 0; server < servers().size(); ++server) {
         const auto call = impl_->call(server, wire::Operation::holders, [&](wire::Writer& out) {

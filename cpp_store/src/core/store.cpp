@@ -237,6 +237,10 @@ StoreStats Store::stats() const {
     return stats;
 }
 
+bool Store::has_directory() const noexcept {
+    return impl_->journal != nullptr;
+}
+
 const Arena& Store::arena() const noexcept {
     return *impl_->arena;
 }

@@ -10,6 +10,7 @@
 #include "local/layers.hpp"
 #include "local/socket.hpp"
 #include "net/wire.hpp"
+#include "replication/replica.hpp"
 #include "security/greeting.hpp"
 
 namespace cpp_store::local {
@@ -19,6 +20,7 @@ class Host {
   public:
     virtual ~Host() = default;
     [[nodiscard]] virtual Store& store() = 0;
+    [[nodiscard]] virtual replication::Replica* replica() = 0;
     // What those who say hello have to know.
     [[nodiscard]] virtual const security::Reception::Policy& policy() const = 0;
     // Why a client of these servers may not connect; empty if it may.

@@ -238,7 +238,8 @@ void Session::put(server::Call& call) {
     wire::Put request = wire::decode_put(in);
     in.end();
 
-    PendingPut pending = store().prepare(std::move(request.request));
+    server::Incoming incoming = server::prepare(call, std::move(request.request));
+    PendingPut& pending = incoming.pending;
     std::vector<std::size_t> staged;
     for (std::size_t i = 0; i < request.tensors.size(); ++i) {
         const wire::Payload& tensor = request.tensors[i];
@@ -250,9 +251,7 @@ void Session::put(server::Call& call) {
         }
     }
     if (!staged.empty()) stage(call, pending, staged);
-    wire::Writer out;
-    out.u64(store().commit(std::move(pending)));
-    call.reply(std::move(out));
+    server::commit(call, std::move(incoming));
 }
 
 // Takes tensors out of the memory that we share with the client, while it puts them in.

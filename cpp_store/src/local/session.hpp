@@ -35,6 +35,7 @@ class Session final : public server::Host {
   private:
     // Of server::Host, for the calls that are the same over every way in.
     [[nodiscard]] Store& store() override { return host_.store(); }
+    [[nodiscard]] replication::Replica* replica() override { return host_.replica(); }
     void respond(server::CallPtr call, std::uint16_t code, std::vector<std::byte> body) override;
     void start_transfer(server::CallPtr call, server::Transfer::Direction direction,
                         std::vector<server::Transfer::Piece> pieces,

@@ -93,8 +93,13 @@ enum class Operation : std::uint16_t {
     shutdown = 18,
     contains = 19,
     join = 20,
+    // Of stores of several replicas (replication/wire.hpp):
+    bury = 21,
+    state = 22,
+    changes = 23,
+    pull = 24,
 };
-inline constexpr std::uint16_t operation_count = 21;
+inline constexpr std::uint16_t operation_count = 25;
 [[nodiscard]] std::string_view operation_name(Operation operation) noexcept;
 
 // Every message is one frame: this header and a part of a request's or response's body.

@@ -24,6 +24,7 @@ void put(Replica& replica, const Request& request, Answer& answer) {
         replica.commit(std::move(pending), said.model, said.created_ns, references_of(said));
     answer.bytes = published.bytes;
     answer.done = published.is_new;
+    answer.before = published.before;
 }
 
 void acquire(Replica& replica, const Request& request, Answer& answer) {
@@ -74,7 +75,9 @@ Answer answer(Replica& replica, const Request& request) {
             }
             case Kind::state:
                 for (const std::string& model : request.models) {
-                    answer.states.push_back(replica.state(model));
+                    const State state = replica.state(model);
+                    if (state.presence == Presence::unknown) replica.check_ready();
+                    answer.states.push_back(state);
                 }
                 break;
             case Kind::acquire:

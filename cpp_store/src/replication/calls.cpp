@@ -16,7 +16,7 @@ constexpr int most_tries = 8;            // of versions, while others retire the
 constexpr Version puts_apart = 1 << 16;  // the lowest bits of Network::now() are the call's own
 
 [[noreturn]] void nobody(const Answer& last, const std::string& model) {
-    throw Error(Errc::connection, "no server of model '" + model + "' can be reached: " + last.why);
+    throw Error(*last.error, "no server of model '" + model + "' can be reached: " + last.why);
 }
 
 // The servers to be asked, of those that keep a model: none that is down, unless all are.
@@ -78,6 +78,7 @@ struct Attempt {
     std::uint64_t bytes = 0;
     std::vector<std::size_t> kept;  // by servers where the model is new
     bool stored = false;            // by one at least
+    Version before = 0;             // that the first of them knew
     bool uncertain = false;         // whether another one may have it
 };
 
@@ -96,17 +97,32 @@ Task<Attempt> put_everywhere(Network& network, const Placement& placement,
             continue;
         }
         if (attempt.stored && attempt.answer.error == Errc::already_exists) {
-            // Retired since the first server took it: then it was put, and retired.
             Request state(Request::Kind::state);
             state.models = {request.model};
             const Answer now = co_await network.ask(server, std::move(state));
-            if (!now.error && now.states.front().presence != Presence::visible &&
-                now.states.front().version >= request.created_ns) {
+            if (now.error) continue;
+            const State there = now.states.front();
+            // Retired since the first server took it: then it was put, and retired.
+            if (there.presence != Presence::visible && there.version >= request.created_ns) {
                 continue;
+            }
+            // Retired before, but this server has not heard of it yet.
+            if (there.presence == Presence::visible && there.version <= attempt.before) {
+                Request bury(Request::Kind::bury);
+                bury.model = request.model;
+                bury.version = attempt.before;
+                const Answer buried = co_await network.ask(server, std::move(bury));
+                Request again(Request::Kind::put);
+                again.model = request.model;
+                again.put = &request;
+                again.tensors = tensors;
+                attempt.answer = co_await network.ask(server, std::move(again));
+                if (attempt.answer.is_unreachable()) continue;
             }
         }
         if (attempt.answer.error) co_return attempt;
         attempt.bytes = attempt.answer.bytes;
+        if (!attempt.stored) attempt.before = attempt.answer.before;
         attempt.stored = true;
         if (attempt.answer.done) attempt.kept.push_back(server);
     }
@@ -229,13 +245,17 @@ Task<void> retire(Network& network, const Placement& placement, std::string mode
     if (!answered) nobody(*silent, model);
     bool first = true;  // whose answer says who of several retired it
     bool retired = false;
+    std::optional<Answer> uncertain;
     if (version > 0) {
         for (const std::size_t server : reachable(network, placement, model)) {
             Request request(Request::Kind::bury);
             request.model = model;
             request.version = version;
             const Answer answer = co_await network.ask(server, std::move(request));
-            if (answer.error) continue;
+            if (answer.error) {  // it may have done it, and told the next one before this did
+                uncertain = answer;
+                continue;
+            }
             // A server that has not heard of the version leaves the word to the next.
             if (first && answer.before == version) {
                 retired = answer.done;
@@ -243,6 +263,7 @@ Task<void> retire(Network& network, const Placement& placement, std::string mode
             }
         }
     }
+    if (!retired && uncertain) nobody(*uncertain, model);
     if (!retired) {
         throw Error(Errc::not_found, "there is no model '" + model + "' to retire");
     }
@@ -260,7 +281,8 @@ Task<Found> find(Network& network, const Placement& placement, std::string model
             co_return Found{server, std::move(*answer.info)};
         }
         if (answer.is_unreachable()) {
-            silent = std::move(answer);
+            // One that answers soon is worth waiting for.
+            if (!silent.error || answer.error == Errc::deadline) silent = std::move(answer);
             continue;
         }
         if (answer.error && answer.error != Errc::not_found) throw answer.exception();

@@ -19,6 +19,7 @@ Follower::Follower(Replica& replica, Network& network, std::function<void(const 
 }
 
 Task<void> Follower::round(Replica::Clock::time_point now) {
+    const unsigned suspicions = replica_.suspicions();
     std::vector<Network::Call> calls;
     for (const Peer& peer : peers_) {
         Request request(Request::Kind::changes);
@@ -31,7 +32,8 @@ Task<void> Follower::round(Replica::Clock::time_point now) {
     for (std::size_t i = 0; i < peers_.size(); ++i) {
         if (!answers[i].error) co_await catch_up(peers_[i], std::move(answers[i]));
     }
-    replica_.set_ready(true);
+    if (heard_since_ == suspicions) replica_.set_ready(suspicions);
+    heard_since_ = suspicions;
     co_await settle(now);
 }
 

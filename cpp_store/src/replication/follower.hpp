@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,8 +18,9 @@ class Follower {
     // `warn` is told what cannot be done, a line each.
     Follower(Replica& replica, Network& network, std::function<void(const std::string&)> warn);
 
-    // One round. After one in which every peer has said all that it knew or could not be reached,
-    // the replica is ready, if it was not.
+    // One round. After two in which every peer has said all that it knew or could not be reached,
+    // the replica is ready, if it was not. (After one, there may be clients that have not noticed
+    // yet that the server is back, and go on without it.)
     Task<void> round(Replica::Clock::time_point now);
 
     // How long a reference is kept of whose heir nobody has heard: a put may still be on its way.
@@ -53,6 +55,7 @@ class Follower {
     Network& network_;
     const std::function<void(const std::string&)> warn_;
     std::vector<Peer> peers_;
+    std::optional<unsigned> heard_since_;  // Replica::suspicions() at the last round
 };
 
 }  // namespace cpp_store::replication

@@ -59,14 +59,15 @@ struct Request {
 };
 
 struct Answer {
-    // Errc::connection: nobody knows whether it was done; the server is gone, or does not say.
+    // Errc::connection and deadline: nobody knows whether it was done; the server is gone, or does
+    // not say, or not yet.
     std::optional<Errc> error;
     std::string why;
 
-    std::uint64_t bytes = 0;           // put: that the model added
-    bool done = false;                 // put: the model is new; bury: this call retired it
-    std::vector<State> states;         // state: of each
-    Version before = 0;                // bury: the highest version that it knew, retired or not
+    std::uint64_t bytes = 0;    // put: that the model added
+    bool done = false;          // put: the model is new; bury: this call retired it
+    std::vector<State> states;  // state: of each
+    Version before = 0;  // put, bury: the highest version that it knew before, retired or not
     std::vector<std::uint64_t> sizes;  // acquire: bytes of each layer
     std::uint64_t incarnation = 0;     // changes: of the server, since it started
     std::uint64_t since = 0;           // changes: the last one that is in the answer
@@ -78,7 +79,9 @@ struct Answer {
     std::vector<LayerData> layers;  // fetch
     std::optional<Pulled> pulled;   // pull
 
-    [[nodiscard]] bool is_unreachable() const noexcept { return error == Errc::connection; }
+    [[nodiscard]] bool is_unreachable() const noexcept {
+        return error == Errc::connection || error == Errc::deadline;
+    }
     [[nodiscard]] Error exception() const { return Error(*error, why); }
 };
 

@@ -159,11 +159,10 @@ Replica::Published Replica::commit(PendingPut put, std::string_view model, Versi
     const std::scoped_lock lock(mutex_);
     // The same content under a later version: a client that heard no answer tries again, and has
     // acquired what is inherited for this version.
-    const Ledger::Entry* const before = ledger_.find(model);
-    if (!before || version > before->version) {
-        ledger_.published(model, version, std::move(references));
-    }
-    return {bytes, ledger_.find(model)->first == version};
+    const Ledger::Entry* const known = ledger_.find(model);
+    const Version before = known ? known->version : 0;
+    if (version > before) ledger_.published(model, version, std::move(references));
+    return {bytes, ledger_.find(model)->first == version, before};
 }
 
 Replica::Buried Replica::bury(std::string_view model, Version version) {
@@ -247,10 +246,20 @@ void Replica::end(const Heir& heir) {
 
 // ------------------------------------------------------------------------------------ changes
 
+void Replica::tick() noexcept {
+    const Clock::rep now = clock_().time_since_epoch().count();
+    const Clock::rep before = ticked_.exchange(now);
+    const auto absence = Clock::duration(now - before);
+    if (before != 0 && absence > longest_absence) suspect();
+}
+
 void Replica::check_ready() const {
-    if (ready_) return;
-    throw Error(Errc::connection, placement_.servers()[self_] +
-                                      " was away and is being brought up to date by its peers");
+    const Clock::rep ticked = ticked_;
+    const bool is_awake =
+        ticked == 0 || clock_() - Clock::time_point(Clock::duration(ticked)) <= longest_absence;
+    if (ready_ && is_awake) return;
+    throw Error(Errc::deadline, placement_.servers()[self_] +
+                                    " was away and is being brought up to date by its peers");
 }
 
 Replica::Changes Replica::changes(std::size_t asker, std::uint64_t incarnation,

@@ -77,6 +77,7 @@ class Replica {
     struct Published {
         std::uint64_t bytes = 0;
         bool is_new = false;  // of this version; else there was one of the same content
+        Version before = 0;   // that it knew, retired or not
     };
     // As Store::prepare and commit. Throws already_exists for what was retired since, too.
     [[nodiscard]] PendingPut prepare(PutRequest request);
@@ -139,9 +140,23 @@ class Replica {
     // ------------------------------------------------------------------ whether it knows enough
 
     [[nodiscard]] bool is_ready() const noexcept { return ready_; }
-    void set_ready(bool ready) noexcept { ready_ = ready; }
-    // Throws Errc::connection if it does not: another server is to be asked.
+    // It has heard all that the others know, and has not been away since `suspicions()` was this.
+    void set_ready(unsigned suspicions) noexcept {
+        if (suspicions == suspicions_) ready_ = true;
+    }
+    [[nodiscard]] unsigned suspicions() const noexcept { return suspicions_; }
+    // It was away: others may have given it up and gone on without it.
+    void suspect() noexcept {
+        ++suspicions_;
+        ready_ = false;
+    }
+    // To be called several times a second, if at all. A process that was stopped for a while finds
+    // that it was not, before it answers anything: clients wait for longer than that until they
+    // give a server up.
+    void tick() noexcept;
+    // Throws Errc::deadline if it does not: another server is to be asked, or the same one later.
     void check_ready() const;
+    static constexpr std::chrono::milliseconds longest_absence{1'500};
 
   private:
     static constexpr std::size_t stripes = 64;
@@ -155,6 +170,8 @@ class Replica {
     const std::uint64_t incarnation_;
     const std::function<Clock::time_point()> clock_;
     std::atomic<bool> ready_ = false;
+    std::atomic<unsigned> suspicions_ = 0;
+    std::atomic<Clock::rep> ticked_ = 0;  // 0: never
 
     // What is said of one id changes the store and the ledger together. Taken before mutex_.
     mutable std::array<std::mutex, stripes> stripes_;

@@ -17,6 +17,7 @@
 #include "net/assembler.hpp"
 #include "net/endpoint.hpp"
 #include "net/wire.hpp"
+#include "replication/replica.hpp"
 #include "security/seal.hpp"
 #include "server/rate.hpp"
 #include "server/transfer.hpp"
@@ -78,6 +79,8 @@ class Host {
   public:
     virtual ~Host() = default;
     [[nodiscard]] virtual Store& store() = 0;
+    // Its part in a store of several replicas; null if it keeps the only one.
+    [[nodiscard]] virtual replication::Replica* replica() = 0;
     virtual void respond(CallPtr call, std::uint16_t code, std::vector<std::byte> body) = 0;
     virtual void start_transfer(CallPtr call, Transfer::Direction direction,
                                 std::vector<Transfer::Piece> pieces,
@@ -98,6 +101,13 @@ class Call : public std::enable_shared_from_this<Call> {
           body_(std::move(body)) {}
 
     [[nodiscard]] Store& store() { return host_.store(); }
+    [[nodiscard]] replication::Replica* replica() { return host_.replica(); }
+    // The same, for a question about models: throws Errc::deadline if the server does not know
+    // yet what the others know.
+    [[nodiscard]] Store& store_to_ask() {
+        if (const auto* const kept = replica()) kept->check_ready();
+        return store();
+    }
     [[nodiscard]] wire::Operation operation() const noexcept { return operation_; }
     [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
     [[nodiscard]] const std::shared_ptr<Session>& session() const noexcept { return session_; }
@@ -143,6 +153,18 @@ void alive(Call& call);
 void stats(Call& call);
 void verify(Call& call);
 void shutdown(Call& call);
+
+void of_replicas(Call& call);  // bury, state, changes, pull
+
+// A put on its way through the store.
+struct Incoming {
+    PendingPut pending;
+    std::string model;
+    replication::Version version = 0;
+    replication::References references;  // for the other replicas
+};
+[[nodiscard]] Incoming prepare(Call& call, PutRequest request);
+void commit(Call& call, Incoming incoming);  // and answers
 
 // The function of an operation that needs nothing but its call. Throws Errc::protocol for others.
 using Handler = void (*)(Call&);

@@ -15,13 +15,13 @@ std::string decode_model(Call& call) {
 
 void lookup(Call& call) {
     wire::Writer out;
-    wire::encode(out, call.store().lookup(decode_model(call)));
+    wire::encode(out, call.store_to_ask().lookup(decode_model(call)));
     call.reply(std::move(out));
 }
 
 void contains(Call& call) {
     wire::Writer out;
-    out.u8(call.store().contains(decode_model(call)) ? 1 : 0);
+    out.u8(call.store_to_ask().contains(decode_model(call)) ? 1 : 0);
     call.reply(std::move(out));
 }
 
@@ -31,7 +31,7 @@ void list(Call& call) {
     const std::string ns = in.id();
     in.end();
     wire::Writer out;
-    out.strings(call.store().list(all ? nullptr : &ns));
+    out.strings(call.store_to_ask().list(all ? nullptr : &ns));
     call.reply(std::move(out));
 }
 

@@ -5,6 +5,7 @@
 #include "server/call.hpp"
 
 namespace cpp_store::server {
+
 namespace {
 
 // What came by RMA must be what the sealed request said would come.
@@ -17,22 +18,43 @@ void check_sums(const std::vector<Transfer::Piece>& pieces, const std::vector<Ch
     }
 }
 
-void commit(Call& call, PendingPut pending) {
+}  // namespace
+
+Incoming prepare(Call& call, PutRequest request) {
+    replication::Replica* const replica = call.replica();
+    if (!replica) return {call.store().prepare(std::move(request)), {}, 0, {}};
+    std::string model = request.model;
+    const replication::Version version = request.created_ns;
+    replication::References references = replication::references_of(request);
+    return {replica->prepare(std::move(request)), std::move(model), version, std::move(references)};
+}
+
+void commit(Call& call, Incoming incoming) {
+    if (replication::Replica* const replica = call.replica()) {
+        wire::Writer out;
+        const auto published = replica->commit(std::move(incoming.pending), incoming.model,
+                                               incoming.version, std::move(incoming.references));
+        out.u64(published.bytes);
+        out.u8(published.is_new ? 1 : 0);
+        out.u64(published.before);
+        call.reply(std::move(out));
+        return;
+    }
     call.store().commit(
-        std::move(pending),
+        std::move(incoming.pending),
         [self = call.shared_from_this()](const std::exception_ptr& error, std::uint64_t bytes) {
             try {
                 if (error) std::rethrow_exception(error);
-                wire::Writer out;
-                out.u64(bytes);
-                self->reply(std::move(out));
+                wire::Writer answer;
+                answer.u64(bytes);
+                answer.u8(1);
+                answer.u64(0);
+                self->reply(std::move(answer));
             } catch (const std::exception& caught) {
                 self->fail(caught);
             }
         });
 }
-
-}  // namespace
 
 // Reserves memory, lets the tensors come (small ones are in the request), then publishes the model.
 void put(Call& call) {
@@ -48,8 +70,8 @@ void put(Call& call) {
 
     // Shared, because std::function must be copyable. It owns the memory until nothing writes
     // there.
-    auto pending = std::make_shared<PendingPut>(call.store().prepare(std::move(request.request)));
-    const auto buffers = pending->buffers();
+    auto incoming = std::make_shared<Incoming>(prepare(call, std::move(request.request)));
+    const auto buffers = incoming->pending.buffers();
     std::vector<Transfer::Piece> pieces;
     for (std::size_t i = 0; i < request.tensors.size(); ++i) {
         const wire::Payload& tensor = request.tensors[i];
@@ -57,20 +79,20 @@ void put(Call& call) {
         if (tensor.remote) {
             pieces.push_back({buffers[i].data(), tensor.nbytes, *tensor.remote});
         } else {
-            pending->fill(i, tensor.data.data());
+            incoming->pending.fill(i, tensor.data.data());
         }
     }
     if (pieces.empty()) {
-        commit(call, std::move(*pending));
+        commit(call, std::move(*incoming));
         return;
     }
     std::vector<Transfer::Piece> summed;
     if (!sums.empty()) summed = pieces;
     call.transfer(Transfer::Direction::from_client, std::move(pieces),
-                  [self = call.shared_from_this(), pending, summed = std::move(summed),
+                  [self = call.shared_from_this(), incoming, summed = std::move(summed),
                    sums = std::move(sums)] {
                       check_sums(summed, sums);
-                      commit(*self, std::move(*pending));
+                      commit(*self, std::move(*incoming));
                   });
 }
 

@@ -15,7 +15,11 @@ wire::References decode(Call& call) {
 
 void acquire(Call& call) {
     const wire::References references = decode(call);
-    call.store().acquire(references.owner, references.keys, references.holder);
+    if (replication::Replica* const replica = call.replica()) {
+        replica->acquire(references.owner, references.keys, references.holder);
+    } else {
+        call.store().acquire(references.owner, references.keys, references.holder);
+    }
     // What the holder inherits: its own server cannot know.
     wire::Writer out;
     out.count(references.keys.size());

@@ -15,6 +15,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "client/servers.hpp"
 #include "core/forks.hpp"
 #include "local/listener.hpp"
 #include "local/names.hpp"
@@ -24,6 +25,7 @@
 #include "server/call.hpp"
 #include "server/lobby.hpp"
 #include "server/old_clients.hpp"
+#include "server/replication.hpp"
 #include "server/stream.hpp"
 #include "server/workers.hpp"
 
@@ -58,9 +60,10 @@ constexpr int probe_interval = 3;
 constexpr unsigned most_probes = 500;
 
 constexpr std::array<void (*)(Call&), wire::operation_count> handlers = {
-    nullptr, nullptr, put,    read,    fetch,    best_matches, end_lease,
-    lookup,  list,    retire, acquire, release,  holders,      release_holder,
-    alive,   stats,   verify, nullptr, shutdown, contains,     nullptr};
+    nullptr,     nullptr,     put,         read,       fetch,    best_matches, end_lease,
+    lookup,      list,        retire,      acquire,    release,  holders,      release_holder,
+    alive,       stats,       verify,      nullptr,    shutdown, contains,     nullptr,
+    of_replicas, of_replicas, of_replicas, of_replicas};
 
 class EventFd {
   public:
@@ -196,6 +199,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
 
     void stop() {
         if (stopping.exchange(true)) return;
+        stop_replication();
         local_listener.reset();
         wake_up();
         progress_thread.join();
@@ -603,13 +607,68 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
 
     std::string refuse(std::vector<std::string> list) override {
         if (list.empty()) return {};
-        const std::scoped_lock lock(servers_mutex);
         std::sort(list.begin(), list.end());
-        if (servers.empty() || store_->stats().models == 0) servers = list;
+        const std::scoped_lock lock(servers_mutex);
         if (servers == list) return {};
-        return address + " holds models of clients of the servers '" + join_words(servers) +
-               "', this client has '" + join_words(list) + "'; give all clients the same list";
+        if (!servers.empty() && store_->stats().models != 0) {
+            return address + " holds models of clients of the servers '" + join_words(servers) +
+                   "', this client has '" + join_words(list) + "'; give all clients the same list";
+        }
+        if (std::string refusal = replicate(list); !refusal.empty()) return refusal;
+        servers = std::move(list);
+        return {};
     }
+
+    // Takes its part among servers that keep replicas, if the list says that these do. Calls under
+    // way may still use the part that it had; so it stays.
+    std::string replicate(std::vector<std::string> list) {
+        const std::size_t replicas = client::take_replicas(list);
+        replica_now = nullptr;
+        if (!replications.empty()) replications.back()->stop();
+        if (replicas == 1 || stopping) return {};
+        if (store_->has_directory()) {
+            return address +
+                   " keeps its models in a data directory, which goes with one replica "
+                   "only; ask for one, or start the servers without --data_dir";
+        }
+        const std::optional<std::size_t> self = find_self(list);
+        if (!self) {
+            return address + " is not in the list '" + join_words(list) +
+                   "' by this address; with replicas, servers reach each other by the list: start "
+                   "each with the address that is in it";
+        }
+        replications.push_back(std::make_unique<Replication>(
+            *store_, Replication::Options{.servers = std::move(list),
+                                          .replicas = replicas,
+                                          .self = *self,
+                                          .key = greeting_policy.shared,
+                                          .encrypt = options.encrypt,
+                                          .warn = [this](const std::string& line) {
+                                              log(LogLevel::warning, line);
+                                          }}));
+        replica_now = &replications.back()->replica();
+        return {};
+    }
+
+    // By the whole address, or by the only one with its port.
+    [[nodiscard]] std::optional<std::size_t> find_self(const std::vector<std::string>& list) const {
+        std::optional<std::size_t> by_port;
+        const std::string port = address.substr(address.rfind(':'));
+        for (std::size_t i = 0; i < list.size(); ++i) {
+            if (list[i] == address) return i;
+            if (!list[i].ends_with(port)) continue;
+            if (by_port) return std::nullopt;
+            by_port = i;
+        }
+        return by_port;
+    }
+
+    void stop_replication() {
+        const std::scoped_lock lock(servers_mutex);
+        if (!replications.empty()) replications.back()->stop();
+    }
+
+    replication::Replica* replica() override { return replica_now; }
 
     // Takes the seal off a message, if there has to be one; false if it is not right.
     static bool open(const Session& session, std::span<std::byte>& message) {
@@ -927,8 +986,10 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     Clock::time_point last_complaint{};
     unsigned complaints_held_back = 0;
 
-    std::mutex servers_mutex;          // guards `servers`
+    std::mutex servers_mutex;          // guards these two
     std::vector<std::string> servers;  // the sorted list of the clients whose models are here
+    std::vector<std::unique_ptr<Replication>> replications;  // the last one is in force
+    std::atomic<replication::Replica*> replica_now = nullptr;
 
     // Of the progress thread.
     std::unordered_map<std::uint64_t, std::shared_ptr<Session>> sessions;

@@ -38,6 +38,10 @@ struct Wrong {
     throw Wrong{what};
 }
 
+bool is_silence(const Error& error) {
+    return error.code() == Errc::connection || error.code() == Errc::deadline;
+}
+
 LayerTablePtr chain(const std::vector<std::string>& names) {
     std::vector<LayerTable::Layer> layers;
     for (std::size_t i = 0; i < names.size(); ++i) {
@@ -282,7 +286,7 @@ class World {
             server.hangs = true;  // and notices, when it goes on, that time has passed
             at(back, [&server] {
                 server.hangs = false;
-                if (server.up) server.replica->set_ready(false);
+                if (server.up) server.replica->suspect();
             });
         } else {
             crash(number, chance(0.7));
@@ -550,7 +554,7 @@ class World {
                 }
             }
         } catch (const Error& error) {
-            if (error.code() != Errc::not_found && error.code() != Errc::connection) throw;
+            if (error.code() != Errc::not_found && !is_silence(error)) throw;
         }
     }
 
@@ -568,8 +572,8 @@ class World {
             const Found found = co_await find(wire, placement_, id);
             content = co_await read_found(wire, found, silent);
         } catch (const Error& error) {
-            if (error.code() != Errc::not_found && error.code() != Errc::connection) throw;
-            silent = silent || error.code() == Errc::connection;
+            if (error.code() != Errc::not_found && !is_silence(error)) throw;
+            silent = silent || is_silence(error);
         }
         // What nobody could be asked for is not missing.
         silent = silent || failures_ > losses;

@@ -1,0 +1,79 @@
+#include "server/replication.hpp"
+
+#include <random>
+
+namespace cpp_store::server {
+namespace {
+
+std::uint64_t random_incarnation() {
+    std::random_device random;
+    return (std::uint64_t{random()} << 32) | random() | 1;
+}
+
+}  // namespace
+
+Replication::Replication(Store& store, Options options)
+    : replica_(store, replication::Placement(options.servers, options.replicas), options.self,
+               random_incarnation()),
+      peers_(connect(options), client::Servers::Patience::skip),
+      follower_(replica_, peers_, options.warn),
+      warn_(options.warn) {
+    replica_.tick();
+    thread_ = std::thread([this] { run(); });
+}
+
+Replication::~Replication() {
+    stop();
+}
+
+void Replication::stop() {
+    {
+        const std::scoped_lock lock(mutex_);
+        stopping_ = true;
+    }
+    stopped_.notify_all();
+    if (thread_.joinable()) thread_.join();
+}
+
+std::vector<std::shared_ptr<client::Connection>> Replication::connect(const Options& options) {
+    std::vector<std::string> list = options.servers;
+    list.push_back(client::replicas_word(options.replicas));
+    std::vector<std::shared_ptr<client::Connection>> connections;
+    for (std::size_t i = 0; i < options.servers.size(); ++i) {
+        if (i == options.self) {
+            connections.push_back(nullptr);
+            continue;
+        }
+        connections.push_back(std::make_shared<client::Connection>(client::Connection::Options{
+            .address = options.servers[i],
+            .servers = list,
+            .key = options.key,
+            .timeout = timeout,
+            // Called while this thread waits for peers.
+            .check_signals =
+                [this] {
+                    replica_.tick();
+                    if (stopping_) throw Error(Errc::connection, "this server ends");
+                },
+            .same_host = true,
+            .encrypt = options.encrypt}));
+    }
+    return connections;
+}
+
+void Replication::run() {
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+        lock.unlock();
+        replica_.tick();
+        try {
+            replication::run(follower_.round(replication::Replica::Clock::now()));
+        } catch (const std::exception& error) {
+            if (!stopping_) warn_(std::string("cannot follow the other servers: ") + error.what());
+        }
+        lock.lock();
+        stopped_.wait_for(lock, interval, [&] { return stopping_.load(); });
+    }
+}
+
+}  // namespace cpp_store::server
