@@ -23,13 +23,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import figures
 import numpy as np
+import store_failover
+import store_security
+from store_servers import server
 
 import cpp_store
 
@@ -49,6 +51,8 @@ TARGETS: figures.Targets = {
     "recovery_s_10000_models": ("at most", 1),
     "recovery_s_100000_models": ("at most", 10),
     "cold_read_over_mmap_file": ("at least", 0.8),
+    "auth_rtt_overhead_us": ("at most", 5),
+    "failover_s": ("at most", 2),
     "faults_injected": ("at least", 200),
     "acknowledged_lost": ("at most", 0),
     "wrong_bytes": ("at most", 0),
@@ -75,6 +79,8 @@ def main() -> None:
             cold_reads,
             recovery,
             crashes,
+            security,
+            failover,
         ]
         for part in parts:
             print(f"{part.__name__} ...", file=sys.stderr, flush=True)
@@ -146,7 +152,12 @@ def small_puts(scratch: Path, quick: bool) -> dict[str, float]:
     """Models of 4 KB a second that eight clients put, and rows a second of SQLite, in turn."""
     rates: dict[str, list[float]] = {"threads": [], "processes": [], "sqlite": []}
     count = 60 if quick else 500
-    with _server(scratch / "served") as address, ProcessPoolExecutor(CLIENTS) as processes:
+    flags = ["--data_dir", str(scratch / "served"), "--durability", "sync"]
+    with (
+        server(1 << 30, flags=flags) as served,
+        ProcessPoolExecutor(CLIENTS) as processes,
+    ):
+        address = served.address
         list(
             processes.map(_put_small_as_client, [(address, f"warm{i}", 2) for i in range(CLIENTS)])
         )
@@ -204,18 +215,6 @@ def _sqlite_rows(path: Path, count: int) -> float:
     seconds = time.perf_counter() - start
     database.close()
     return count / seconds
-
-
-@contextmanager
-def _server(directory: Path) -> Iterator[str]:
-    program = figures.program("cpp-store-server", "pip install .") or sys.exit(2)
-    arguments = [program, "--data_dir", str(directory), "--durability", "sync"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
 
 
 # ---------------------------------------------------------------------------------- cold reads
@@ -338,24 +337,31 @@ def _fill(directory: Path, count: int) -> None:
 
 def crashes(scratch: Path, quick: bool) -> dict[str, float]:
     """Count what the crash tests find; they are in a checkout only."""
-    root = Path(__file__).resolve().parent.parent
     if quick:
         return {}
+    root = Path(__file__).resolve().parent.parent
     if not (root / "tests" / "cpp_store" / "crashes.py").exists():
         figures.lacks("crash tests", "run this from a checkout")
         return {}
-    arguments = [
-        sys.executable,
-        "-m",
-        "tests.cpp_store.crashes",
-        "--faults",
-        "50" if quick else "200",
-    ]
+    arguments = [sys.executable, "-m", "tests.cpp_store.crashes", "--faults", "200"]
     ended = subprocess.run(arguments, cwd=root, stdout=subprocess.PIPE, text=True)
     found = json.loads(ended.stdout)
     return {
         key: found[key] for key in ("faults_injected", "acknowledged_lost", "wrong_bytes", "leaks")
     }
+
+
+# ------------------------------------------------------------------------- keys and replicas
+
+
+def security(_: Path, quick: bool) -> dict[str, float]:
+    """Measure what a key and encryption cost."""
+    return store_security.measure(quick=quick)
+
+
+def failover(_: Path, quick: bool) -> dict[str, float]:
+    """Seconds until a model is read whose server was killed."""
+    return store_failover.measure(1 if quick else 3)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def measure(*, quick: bool) -> dict[str, float]:
                 store_servers.server(512 * MIB, key="" if name == "open" else key, flags=flags)
             ).address
             return _core.RemoteStore(
-                [address], TIMEOUT, "" if name == "open" else key, False, False
+                [address], TIMEOUT, "" if name == "open" else key, False, False, 1
             )
 
         stores = {
