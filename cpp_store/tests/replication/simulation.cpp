@@ -26,7 +26,7 @@ constexpr Time longest_delay = 10'000;
 constexpr Time timeout = 60'000;
 constexpr Time down_for = 100'000;
 constexpr Time follow_interval = 80'000;
-constexpr Time faulty_time = 300'000;
+constexpr Time faulty_time = 200'000;
 constexpr std::size_t value_count = 4;  // numbers in a tensor, all the same
 
 using Content = std::map<std::string, std::int32_t>;  // layer -> what fills its tensor
@@ -272,7 +272,7 @@ class World {
         ++counts.faults;
         const std::size_t number = below(server_count);
         Server& server = servers_[number];
-        const Time back = now_ + 1 + below(pick<Time>({50'000, 300'000}));
+        const Time back = now_ + 1 + below(pick<Time>({40'000, 200'000}));
         if (chance(0.2)) {
             Client& client = clients_[below(client_count)];
             client.doing.reset();

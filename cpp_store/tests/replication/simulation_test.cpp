@@ -12,7 +12,14 @@
 namespace cpp_store::replication {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)  // Clang's word for it; the next line is GCC's
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED
+#endif
+#ifdef SANITIZED
 constexpr std::uint64_t histories = 2'000;
 #else
 constexpr std::uint64_t histories = 100'000;
