@@ -68,6 +68,7 @@ test-cpp: debian-build debian-test
 soak: test-cpp setup
 	CPP_STORE_SOAK=1 build/release/cpp_store/tests/test_durable --gtest_filter='*Fault*:*FailingCalls*'
 	$(BIN)/python -m tests.cpp_store.crashes --faults 5000
+	$(BIN)/python -m tests.cpp_store.load --operations 1000000 --restart 30
 
 test-fuzz: debian-build debian-test
 	cmake --preset asan > /dev/null
