@@ -63,13 +63,14 @@ test-cpp: debian-build debian-test
 	    ctest --test-dir build/$$preset --output-on-failure; \
 	done
 
-# They share the build of AddressSanitizer with the unit tests.
-# What CI does a part of: every place where a system call can fail or a server die, 5,000 faults.
+# What CI does a part of: every place where a system call can fail or a server die, 5,000 faults, and a
+# million operations of eight clients beside servers that are killed.
 soak: test-cpp setup
 	CPP_STORE_SOAK=1 build/release/cpp_store/tests/test_durable --gtest_filter='*Fault*:*FailingCalls*'
 	$(BIN)/python -m tests.cpp_store.crashes --faults 5000
 	$(BIN)/python -m tests.cpp_store.load --operations 1000000 --restart 30
 
+# They share the build of AddressSanitizer with the unit tests.
 test-fuzz: debian-build debian-test
 	cmake --preset asan > /dev/null
 	cmake --build build/asan
