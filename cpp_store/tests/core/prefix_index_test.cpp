@@ -15,6 +15,7 @@
 #include <unordered_map>
 
 #include "cpp_store/error.hpp"
+#include "sanitizers.hpp"
 
 namespace cpp_store {
 namespace {
@@ -22,12 +23,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool sanitized = true;
-#else
-constexpr bool sanitized = false;
-#endif
 
 constexpr double nan_score = std::numeric_limits<double>::quiet_NaN();
 

@@ -1,15 +1,8 @@
 // Every system call on a data directory fails in turn, and the process dies before and after each.
-#if defined(__SANITIZE_THREAD__)  // it dislikes forks
+#include "sanitizers.hpp"
+
+#if CPP_STORE_TSAN  // it dislikes forks
 #undef CPP_STORE_FAILPOINTS
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#undef CPP_STORE_FAILPOINTS
-#endif
-#if __has_feature(address_sanitizer)
-#define CPP_STORE_IS_SLOW
-#endif
-#elif defined(__SANITIZE_ADDRESS__)
-#define CPP_STORE_IS_SLOW
 #endif
 
 #ifdef CPP_STORE_FAILPOINTS
@@ -40,9 +33,7 @@ constexpr std::uint64_t KiB = 1024;
 
 // Every place in `make soak`; in CI every so many-th, another one in each test.
 unsigned step_of(unsigned usual) {
-#ifdef CPP_STORE_IS_SLOW
-    usual *= 5;
-#endif
+    if (sanitized) usual *= 5;
     return std::getenv("CPP_STORE_SOAK") ? 1 : usual;
 }
 

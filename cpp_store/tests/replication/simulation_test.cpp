@@ -9,21 +9,12 @@
 #include <cstdlib>
 #include <string>
 
+#include "sanitizers.hpp"
+
 namespace cpp_store::replication {
 namespace {
 
-#if defined(__has_feature)  // Clang's word for it; the next line is GCC's
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED
-#endif
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED
-#endif
-#ifdef SANITIZED
-constexpr std::uint64_t histories = 2'000;
-#else
-constexpr std::uint64_t histories = 100'000;
-#endif
+constexpr std::uint64_t histories = sanitized ? 2'000 : 100'000;
 constexpr int most_shown = 10;
 
 std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
