@@ -49,8 +49,7 @@ Described describe_model(Call& call) {
             positions.push_back(static_cast<std::uint32_t>(position));
         }
         std::ranges::sort(positions);
-        const auto repeated = std::ranges::unique(positions);
-        positions.erase(repeated.begin(), repeated.end());
+        positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
         located = call.store().find_layers(request.model, positions);
     } while (call.store().table(request.model) != table);
     Described found;
