@@ -40,6 +40,7 @@ search: setup
 # from a checkout without changes, and commit the file on top of it.
 REPEAT ?= 1
 baseline: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(echo dist/setup/*.whl)[benchmarks]"
 	$(BIN)/python -m benchmarks run --quick --repeat $(REPEAT) --output runs/baseline
 	cp runs/baseline/results.json benchmarks/baseline.json
 
