@@ -38,7 +38,7 @@ import cpp_store
 QUESTION = figures.Question(
     compares="stores with a data directory with one in memory, plain files and SQLite",
     seconds=240,
-    quick_seconds=11,
+    quick_seconds=8,
     plots={
         "puts over their peers": r"(?P<series>.+)_over_.+",
         "seconds to open a directory": r"(?P<series>recovery)_s_(?P<x>\d+)_models",

@@ -38,10 +38,10 @@ PROGRAMS = {
 
 
 def main() -> int:
-    parser = figures.parser(__doc__.splitlines()[0], "5,000 evaluations")
+    parser = figures.parser(__doc__.splitlines()[0], "5,000 evaluations, once")
     given = parser.parse_args()
     evaluations = 5_000 if given.quick else 100_000
-    repetitions = 3 if given.quick else 5
+    repetitions = 1 if given.quick else 5
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         begin = time.perf_counter()

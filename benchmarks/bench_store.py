@@ -34,7 +34,7 @@ QUESTION = figures.Question(
     compares="the store (in process, shared memory, libfabric) with NumPy's copy, one TCP stream, "
     "Redis, Ray, Keras' files, safetensors and multiprocessing.shared_memory",
     seconds=600,
-    quick_seconds=45,
+    quick_seconds=60,
     plots={
         "GB/s written in 50 tensors, against the size in KB": r"(?P<series>.+)_write_gb_per_s"
         r"_(?P<x>\d+)kb_50",

@@ -36,7 +36,7 @@ from transfer_nas.transfer import Tensors, TransferMethod
 QUESTION = figures.Question(
     compares="every TransferMethod: the store on a server and in process, files, nothing",
     seconds=120,
-    quick_seconds=8,
+    quick_seconds=5,
     ranks=2,
     plots={
         "milliseconds a child, half of it shared, against its size in MB": r"(?P<series>.+)"

@@ -20,7 +20,7 @@ import writing
 QUESTION = figures.Question(
     compares="the store, Redis, HDF5, safetensors, .npz and raw files in a directory",
     seconds=90,
-    quick_seconds=8,
+    quick_seconds=4,
     ranks=2,
     plots={
         "milliseconds a model, against its size in MB": r"(?P<series>.+)_ms_(?P<x>\d+)mb",

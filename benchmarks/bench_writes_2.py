@@ -16,7 +16,7 @@ import writing
 QUESTION = figures.Question(
     compares="the store (in memory) with Redis, HDF5, safetensors, .npz and raw files on a disk",
     seconds=150,
-    quick_seconds=10,
+    quick_seconds=5,
     ranks=2,
     plots={
         "milliseconds a model, against its size in MB": r"(?P<series>.+)_ms_(?P<x>\d+)mb",

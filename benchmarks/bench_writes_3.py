@@ -13,7 +13,7 @@ import writing
 QUESTION = figures.Question(
     compares="the store, Redis, HDF5, safetensors, .npz and raw files, all in memory",
     seconds=90,
-    quick_seconds=5,
+    quick_seconds=3,
     ranks=2,
     plots={
         "milliseconds a model, against its size in MB": r"(?P<series>.+)_ms_(?P<x>\d+)mb",

@@ -35,7 +35,7 @@ from mpi4py import MPI
 QUESTION = figures.Question(
     compares="the store, Redis, HDF5, safetensors, .npz and raw files",
     seconds=30,
-    quick_seconds=5,
+    quick_seconds=4,
     ranks=2,
     plots={"milliseconds, against the layers read of 50": r"(?P<series>.+)_ms_of_(?P<x>\d+)"},
 )

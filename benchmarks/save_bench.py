@@ -35,7 +35,7 @@ from mpi4py import MPI
 QUESTION = figures.Question(
     compares="the store (in memory), Redis, HDF5, safetensors, .npz and raw files",
     seconds=120,
-    quick_seconds=15,
+    quick_seconds=25,
     ranks=2,
     plots={
         "milliseconds to save": r"(?P<series>.+)_save_ms",
