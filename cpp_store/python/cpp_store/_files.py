@@ -105,17 +105,7 @@ def write(
     from safetensors.numpy import save_file
 
     named, layers = _name_tensors(info.table, tensors)
-    document = {
-        "format": FORMAT,
-        "model": info.model,
-        "namespace": info.namespace,
-        "score": info.score,
-        "parent": info.parent,
-        "created": info.created,
-        "graph": info.graph,
-        "metadata": info.metadata,
-        "layers": layers,
-    }
+    document = {"format": FORMAT, **description(info), "layers": layers}
     with replacing(path, replace) as temporary:
         started(temporary)
         save_file(named, temporary, metadata={_KEY: json.dumps(document)})
@@ -160,6 +150,19 @@ def read(path: Path) -> Contents:
         raise FileError(f"{path}: its metadata under {_KEY!r} want {error}") from error
     except (TypeError, ValueError) as error:
         raise FileError(f"{path}: its metadata under {_KEY!r} are damaged: {error}") from error
+
+
+def description(info: ModelInfo) -> dict[str, object]:
+    """Return what files say of a model besides its layers."""
+    return {
+        "model": info.model,
+        "namespace": info.namespace,
+        "score": info.score,
+        "parent": info.parent,
+        "created": info.created,
+        "graph": info.graph,
+        "metadata": info.metadata,
+    }
 
 
 def _name_tensors(

@@ -105,18 +105,7 @@ def write(path: Path, store: Store, models: Sequence[str], *, replace: bool) -> 
                     named[name] = _files.plain(array)
                     described["tensors"].append((name, array.dtype.name))
             layers.append(described)
-        documents.append(
-            {
-                "model": info.model,
-                "namespace": info.namespace,
-                "score": info.score,
-                "parent": info.parent,
-                "created": info.created,
-                "graph": info.graph,
-                "metadata": info.metadata,
-                "layers": layers,
-            }
-        )
+        documents.append({**_files.description(info), "layers": layers})
     said = json.dumps({"format": FORMAT, "models": documents})
     with _files.replacing(path, replace) as temporary:
         save_file(named, temporary, metadata={_KEY: said})

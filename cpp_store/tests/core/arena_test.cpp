@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpp_store/error.hpp"
+#include "sanitizers.hpp"
 
 namespace cpp_store {
 namespace {
@@ -259,7 +260,7 @@ TEST(Arena, ManyThreadsAtOnce) {
     EXPECT_EQ(arena.stats().used, 0U);
 }
 
-#if defined(__SANITIZE_ADDRESS__)
+#if CPP_STORE_ASAN
 TEST(ArenaDeathTest, ReleasedMemoryIsPoisoned) {
     Arena arena(small());
     const Extent extent = arena.allocate(4096);

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "core/checksum.hpp"
+#include "sanitizers.hpp"
 
 namespace cpp_store {
 namespace {
@@ -28,11 +29,7 @@ using Bytes = std::vector<std::byte>;
 constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
 
 // Some tests are long and have one thread only: ThreadSanitizer has little to see there.
-#if defined(__SANITIZE_THREAD__)
-constexpr bool looks_for_races = true;
-#else
-constexpr bool looks_for_races = false;
-#endif
+constexpr bool looks_for_races = CPP_STORE_TSAN;
 
 Store::Options options(std::uint64_t limit = 64 * MiB) {
     Store::Options made;
