@@ -1,14 +1,12 @@
+// Opening it, and what changes it.
 #include "durable/catalogue.hpp"
 
-#include <sqlite3.h>
-
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <utility>
+#include <system_error>
 
 #include "cpp_store/error.hpp"
+#include "durable/fields.hpp"
 #include "durable/files.hpp"
+#include "durable/statement.hpp"
 
 namespace cpp_store::durable {
 namespace {
@@ -37,191 +35,7 @@ constexpr const char* schema = R"(
     CREATE TABLE packets(model INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
 )";
 
-// The fields of tensors as they lie in a blob: docs/formats.md.
-class Writer {
-  public:
-    void u8(std::size_t value) { bytes_.push_back(static_cast<std::byte>(value)); }
-    void u32(std::uint32_t value) { raw(&value, sizeof value); }
-    void u64(std::uint64_t value) { raw(&value, sizeof value); }
-    [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return bytes_; }
-
-  private:
-    void raw(const void* from, std::size_t size) {
-        const std::size_t at = bytes_.size();
-        bytes_.resize(at + size);
-        std::memcpy(bytes_.data() + at, from, size);
-    }
-    std::vector<std::byte> bytes_;
-};
-
-class Reader {
-  public:
-    explicit Reader(std::span<const std::byte> bytes) : left_(bytes) {}
-    std::uint8_t u8() { return take<std::uint8_t>(); }
-    std::uint32_t u32() { return take<std::uint32_t>(); }
-    std::uint64_t u64() { return take<std::uint64_t>(); }
-    Checksum checksum() {
-        const std::uint64_t high = u64();
-        return {high, u64()};
-    }
-    [[nodiscard]] std::size_t left() const noexcept { return left_.size(); }
-
-    [[noreturn]] static void malformed() {
-        throw Error(Errc::storage, "the catalogue is damaged: a field is not what it should be");
-    }
-
-  private:
-    template <typename T>
-    T take() {
-        if (left_.size() < sizeof(T)) malformed();
-        T value;
-        std::memcpy(&value, left_.data(), sizeof value);
-        left_ = left_.subspan(sizeof value);
-        return value;
-    }
-    std::span<const std::byte> left_;
-};
-
-void encode_tensors(Writer& out, const std::vector<TensorRecord>& tensors) {
-    out.u32(static_cast<std::uint32_t>(tensors.size()));
-    for (const TensorRecord& tensor : tensors) {
-        out.u8(static_cast<std::size_t>(tensor.spec.dtype));
-        out.u8(tensor.spec.shape.size());
-        for (const std::uint64_t extent : tensor.spec.shape) out.u64(extent);
-        out.u64(tensor.offset);
-        out.u64(tensor.checksum.high);
-        out.u64(tensor.checksum.low);
-    }
-}
-
-std::vector<TensorRecord> decode_tensors(std::span<const std::byte> bytes) {
-    Reader in(bytes);
-    const std::uint32_t count = in.u32();
-    constexpr std::size_t least = 26;  // bytes of a tensor without dimensions
-    if (count > in.left() / least) Reader::malformed();
-    std::vector<TensorRecord> tensors(count);
-    for (TensorRecord& tensor : tensors) {
-        const std::uint8_t dtype = in.u8();
-        if (dtype >= dtype_count) Reader::malformed();
-        tensor.spec.dtype = static_cast<DType>(dtype);
-        tensor.spec.shape.resize(in.u8());
-        for (std::uint64_t& extent : tensor.spec.shape) extent = in.u64();
-        tensor.offset = in.u64();
-        tensor.checksum = in.checksum();
-        (void)tensor.spec.nbytes();  // throws where they overflow
-    }
-    if (in.left() != 0) Reader::malformed();
-    return tensors;
-}
-
-template <typename Row>
-void decode(const Row& row, ModelRecord& model) {
-    model.id = row.text(1);
-    model.ns = row.text(2);
-    model.score = row.real(3);
-    model.parent = row.text(4);
-    model.created_ns = row.number(5);
-    model.graph = row.text(6);
-    model.metadata = row.text(7);
-    try {
-        model.table = std::make_shared<LayerTable>(LayerTable::decode(row.blob(8)));
-    } catch (const Error& error) {
-        throw Error(Errc::storage, "the catalogue is damaged: model '" + model.id +
-                                       "' has no layer table: " + error.what());
-    }
-    model.description = Reader(row.blob(9)).checksum();
-    model.content = Reader(row.blob(10)).checksum();
-    model.retired = row.number(11) != 0;
-    model.owner = row.text(12);
-}
-
-std::vector<std::byte> encode(const Checksum& checksum) {
-    Writer out;
-    out.u64(checksum.high);
-    out.u64(checksum.low);
-    return {out.bytes().begin(), out.bytes().end()};
-}
-
 }  // namespace
-
-// One statement, used again and again. Bound values must live until it has run.
-class Catalogue::Statement {
-  public:
-    Statement(Catalogue& catalogue, const char* sql) : catalogue_(catalogue) {
-        if (sqlite3_prepare_v3(catalogue.database_, sql, -1, SQLITE_PREPARE_PERSISTENT, &statement_,
-                               nullptr) != SQLITE_OK) {
-            catalogue_.fail("cannot ask");
-        }
-    }
-    Statement(const Statement&) = delete;
-    Statement& operator=(const Statement&) = delete;
-    ~Statement() { sqlite3_finalize(statement_); }
-
-    Statement& start() {
-        sqlite3_reset(statement_);
-        next_ = 1;
-        return *this;
-    }
-    Statement& bind(std::uint64_t value) {
-        return check(sqlite3_bind_int64(statement_, next_++, static_cast<std::int64_t>(value)));
-    }
-    Statement& bind(double value) {  // SQLite has no NaN: NULL
-        return check(sqlite3_bind_double(statement_, next_++, value));
-    }
-    Statement& bind(std::string_view value) {
-        return check(sqlite3_bind_text64(statement_, next_++, value.data() ? value.data() : "",
-                                         value.size(), SQLITE_STATIC, SQLITE_UTF8));
-    }
-    Statement& bind(std::span<const std::byte> value) {
-        return check(sqlite3_bind_blob64(statement_, next_++,
-                                         value.empty() ? "" : (const void*)value.data(),
-                                         value.size(), SQLITE_STATIC));
-    }
-    // Whether there is a row.
-    bool step() {
-        const int code = sqlite3_step(statement_);
-        if (code == SQLITE_ROW) return true;
-        if (code == SQLITE_DONE) {
-            sqlite3_reset(statement_);
-            return false;
-        }
-        sqlite3_reset(statement_);
-        catalogue_.fail("cannot write");
-    }
-    void run() {
-        while (step()) {
-        }
-    }
-    [[nodiscard]] std::uint64_t number(int column) const {
-        return static_cast<std::uint64_t>(sqlite3_column_int64(statement_, column));
-    }
-    [[nodiscard]] double real(int column) const {
-        if (sqlite3_column_type(statement_, column) == SQLITE_NULL) return std::nan("");
-        return sqlite3_column_double(statement_, column);
-    }
-    // Until the next step.
-    [[nodiscard]] std::span<const std::byte> blob(int column) const {
-        const void* const data = sqlite3_column_blob(statement_, column);
-        const int size = sqlite3_column_bytes(statement_, column);
-        return {static_cast<const std::byte*>(data), static_cast<std::size_t>(size)};
-    }
-    [[nodiscard]] std::string text(int column) const {
-        const auto* const data = sqlite3_column_text(statement_, column);
-        const int size = sqlite3_column_bytes(statement_, column);
-        return data ? std::string(reinterpret_cast<const char*>(data),
-                                  static_cast<std::size_t>(size))
-                    : std::string();
-    }
-
-  private:
-    Statement& check(int code) {
-        if (code != SQLITE_OK) catalogue_.fail("cannot write");
-        return *this;
-    }
-    Catalogue& catalogue_;
-    sqlite3_stmt* statement_ = nullptr;
-    int next_ = 1;
-};
 
 Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
     route_sqlite_calls();
@@ -338,14 +152,13 @@ void Catalogue::put(const ModelRecord& model) {
         .bind(std::string_view(model.owner))
         .run();
     for (const LayerRecord& layer : model.layers) {
-        Writer tensors;
-        encode_tensors(tensors, layer.tensors);
+        const std::vector<std::byte> tensors = encode(layer.tensors);
         prepare("INSERT INTO layers VALUES(?, ?, ?, ?, ?)")
             .bind(model.serial)
             .bind(std::uint64_t{layer.position})
             .bind(layer.segment)
             .bind(layer.nbytes())
-            .bind(tensors.bytes())
+            .bind(std::span<const std::byte>(tensors))
             .run();
     }
     for (const InheritedRecord& inherited : model.inherited) {
@@ -423,11 +236,10 @@ void Catalogue::remove_segment(std::uint64_t serial) {
 }
 
 void Catalogue::move_layer(const LayerRecord& layer) {
-    Writer tensors;
-    encode_tensors(tensors, layer.tensors);
+    const std::vector<std::byte> tensors = encode(layer.tensors);
     prepare("UPDATE layers SET segment = ?, tensors = ? WHERE model = ? AND position = ?")
         .bind(layer.segment)
-        .bind(tensors.bytes())
+        .bind(std::span<const std::byte>(tensors))
         .bind(layer.owner)
         .bind(std::uint64_t{layer.position})
         .run();
@@ -444,176 +256,6 @@ void Catalogue::remove_model(std::uint64_t model) {
           "DELETE FROM inherited WHERE model = ?", "DELETE FROM packets WHERE model = ?"}) {
         prepare(sql).bind(model).run();
     }
-}
-
-// --------------------------------------------------------------------------------- questions
-
-void Catalogue::models(const std::function<void(ModelRecord)>& each,
-                       const std::function<void(std::uint64_t serial)>& broken) {
-    Statement& models = prepare(
-        "SELECT serial, id, namespace, score, parent, created_ns, graph, metadata, layer_table, "
-        "description, content, retired, owner FROM models ORDER BY serial");
-    Statement& layers =
-        prepare("SELECT model, position, segment, tensors FROM layers ORDER BY model, position");
-    Statement& inherited = prepare(
-        "SELECT model, position, owner, owner_position, foreign_owner, nbytes FROM inherited "
-        "ORDER BY model, position");
-    // All three go through their tables once, side by side.
-    bool more_layers = layers.step();
-    bool more_inherited = inherited.step();
-    while (models.step()) {
-        ModelRecord model;
-        model.serial = models.number(0);
-        while (more_layers && layers.number(0) < model.serial) more_layers = layers.step();
-        while (more_inherited && inherited.number(0) < model.serial) {
-            more_inherited = inherited.step();
-        }
-        try {
-            decode(models, model);
-            for (; more_layers && layers.number(0) == model.serial; more_layers = layers.step()) {
-                model.layers.push_back({.position = static_cast<std::uint32_t>(layers.number(1)),
-                                        .segment = layers.number(2),
-                                        .owner = model.serial,
-                                        .tensors = decode_tensors(layers.blob(3))});
-            }
-        } catch (const Error&) {
-            if (!broken) {
-                layers.start();
-                inherited.start();
-                models.start();
-                throw;
-            }
-            broken(model.serial);
-            continue;
-        }
-        for (; more_inherited && inherited.number(0) == model.serial;
-             more_inherited = inherited.step()) {
-            model.inherited.push_back(
-                {.position = static_cast<std::uint32_t>(inherited.number(1)),
-                 .owner = inherited.number(2),
-                 .owner_position = static_cast<std::uint32_t>(inherited.number(3)),
-                 .foreign_owner = inherited.text(4),
-                 .nbytes = inherited.number(5)});
-        }
-        each(std::move(model));
-    }
-    layers.start();
-    inherited.start();
-}
-
-std::vector<LayerRecord> Catalogue::layers_in(std::uint64_t segment) {
-    Statement& found = prepare(
-        "SELECT model, position, tensors FROM layers WHERE segment = ? ORDER BY model, position");
-    found.bind(segment);
-    std::vector<LayerRecord> layers;
-    while (found.step()) {
-        layers.push_back({.position = static_cast<std::uint32_t>(found.number(1)),
-                          .segment = segment,
-                          .owner = found.number(0),
-                          .tensors = decode_tensors(found.blob(2))});
-    }
-    return layers;
-}
-
-std::vector<HolderRecord> Catalogue::holders() {
-    Statement& found = prepare("SELECT holder, owner, position FROM holders");
-    std::vector<HolderRecord> holders;
-    while (found.step()) {
-        holders.push_back(
-            {found.text(0), found.number(1), static_cast<std::uint32_t>(found.number(2))});
-    }
-    return holders;
-}
-
-std::vector<SegmentRecord> Catalogue::segments() {
-    Statement& found = prepare("SELECT serial, data_bytes FROM segments ORDER BY serial");
-    std::vector<SegmentRecord> segments;
-    while (found.step()) segments.push_back({found.number(0), found.number(1)});
-    return segments;
-}
-
-std::vector<std::byte> Catalogue::packet(std::uint64_t model) {
-    Statement& found = prepare("SELECT bytes FROM packets WHERE model = ?");
-    found.bind(model);
-    std::vector<std::byte> bytes;
-    if (found.step()) {
-        const auto blob = found.blob(0);
-        bytes.assign(blob.begin(), blob.end());
-    }
-    found.start();
-    return bytes;
-}
-
-std::uint64_t Catalogue::packet_bytes() {
-    Statement& found = prepare("SELECT coalesce(sum(length(bytes)), 0) FROM packets");
-    const std::uint64_t bytes = found.step() ? found.number(0) : 0;
-    found.start();
-    return bytes;
-}
-
-std::string Catalogue::owner_of(std::uint64_t model) {
-    Statement& found = prepare("SELECT owner FROM models WHERE serial = ?");
-    found.bind(model);
-    std::string id = found.step() ? found.text(0) : std::string();
-    found.start();
-    return id;
-}
-
-LayerTablePtr Catalogue::table_of(std::uint64_t model) {
-    Statement& found = prepare("SELECT layer_table FROM models WHERE serial = ?");
-    found.bind(model);
-    LayerTablePtr table;
-    if (found.step()) table = std::make_shared<LayerTable>(LayerTable::decode(found.blob(0)));
-    found.start();
-    return table;
-}
-
-std::vector<std::string> Catalogue::leaks(bool repair) {
-    struct Leak {
-        const char* what;
-        const char* rows;
-    };
-    static constexpr Leak all[] = {
-        {"layers of no model", "FROM layers WHERE model NOT IN (SELECT serial FROM models)"},
-        {"inherited layers of no visible model",
-         "FROM inherited WHERE model NOT IN (SELECT serial FROM models WHERE retired = 0)"},
-        {"references of models on other servers to no layer",
-         "FROM holders WHERE (owner, position) NOT IN (SELECT model, position FROM layers)"},
-        {"layers of retired models that nobody refers to",
-         "FROM layers WHERE model IN (SELECT serial FROM models WHERE retired = 1) AND "
-         "(model, position) NOT IN (SELECT owner, owner_position FROM inherited) AND "
-         "(model, position) NOT IN (SELECT owner, position FROM holders)"},
-        {"retired models without layers",
-         "FROM models WHERE retired = 1 AND serial NOT IN (SELECT model FROM layers)"},
-        {"packets without layers",
-         "FROM packets WHERE model NOT IN (SELECT model FROM layers WHERE segment = 0)"},
-    };
-    std::vector<std::string> found;
-    for (const Leak& leak : all) {
-        Statement count(*this, (std::string("SELECT count(*) ") + leak.rows).c_str());
-        const std::uint64_t rows = count.start().step() ? count.number(0) : 0;
-        count.start();
-        if (rows == 0) continue;
-        found.push_back(std::to_string(rows) + " " + leak.what);
-        if (repair) execute((std::string("DELETE ") + leak.rows).c_str());
-    }
-    return found;
-}
-
-std::string Catalogue::integrity() {
-    Statement& check = prepare("PRAGMA integrity_check(1)");
-    std::string found = check.step() ? check.text(0) : std::string();
-    check.start();
-    return found == "ok" ? std::string() : found;
-}
-
-std::uint64_t Catalogue::last_serial() {
-    Statement& found = prepare(
-        "SELECT max(coalesce((SELECT max(serial) FROM models), 0), coalesce((SELECT max(serial) "
-        "FROM segments), 0))");
-    const std::uint64_t serial = found.step() ? found.number(0) : 0;
-    found.start();
-    return serial;
 }
 
 }  // namespace cpp_store::durable

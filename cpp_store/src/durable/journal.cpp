@@ -1,12 +1,12 @@
+// The journal's life, its queue, and its thread.
 #include "durable/journal.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <set>
 #include <utility>
 
-#include "core/checksum.hpp"
 #include "cpp_store/error.hpp"
+#include "durable/batch.hpp"
 #include "durable/segment.hpp"
 
 namespace cpp_store::durable {
@@ -14,63 +14,14 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
-// From here on two more syncs cost less than to write the bytes twice.
-constexpr std::uint64_t packet_limit = MiB / 4;
-constexpr std::uint64_t write_ahead_limit = MiB;
-constexpr std::uint64_t most_batch = 256 * MiB;
-constexpr std::uint64_t most_moved = 64 * MiB;  // at a time, since it is held in memory
-constexpr std::uint64_t least_waste = MiB;      // for which a segment is written anew
+constexpr std::uint64_t most_batch = std::uint64_t{256} << 20;
 constexpr milliseconds retry_interval{500};
 
 std::filesystem::path segments_of(const std::filesystem::path& directory) {
     return directory / "segments";
 }
 
-std::string tensor_name(std::string_view owner, const LayerTable& table, std::uint32_t position,
-                        std::size_t tensor) {
-    std::string name(owner);
-    name += '/';
-    name += table.name(position);
-    name += '/';
-    name += std::to_string(tensor);
-    return name;
-}
-
-// The tensors of a model's layers that are in memory, to be written.
-void add_tensors(std::vector<SegmentTensor>& out, ModelRecord& model,
-                 std::span<const StoredLayerPtr> stored) {
-    for (std::size_t i = 0; i < model.layers.size(); ++i) {
-        LayerRecord& layer = model.layers[i];
-        for (std::size_t t = 0; t < layer.tensors.size(); ++t) {
-            out.push_back({tensor_name(model.owner, *model.table, layer.position, t),
-                           stored[i]->tensors[t].extent.data, &layer.tensors[t]});
-        }
-    }
-}
-
-std::uint64_t bytes_of(const ModelRecord& model) {
-    std::uint64_t sum = 0;
-    for (const LayerRecord& layer : model.layers) sum += layer.nbytes();
-    return sum;
-}
-
 }  // namespace
-
-struct Journal::Change {
-    enum class Kind : std::uint8_t { put, retire, acquire, release, drop_layer };
-    Kind kind = Kind::put;
-    std::uint64_t model = 0;
-    std::uint32_t position = 0;
-    std::string holder;
-    std::shared_ptr<ModelRecord> record;
-    std::vector<StoredLayerPtr> layers;
-    std::uint64_t bytes = 0;  // that are only in memory
-    Done done;
-    bool waited_for = false;
-    Clock::time_point since{};
-    std::vector<std::byte> packet;
-};
 
 File lock_directory(const std::filesystem::path& directory) {
     if (directory.empty()) {
@@ -143,7 +94,7 @@ void Journal::recover() {
     }
     last_serial_ = std::max(last_serial_.load(), catalogue_->last_serial());
     packet_bytes_ = catalogue_->packet_bytes();
-    while (packet_bytes_ > 0 && pack(0, most_moved)) {
+    while (packet_bytes_ > 0 && pack(0)) {
     }
 }
 
@@ -217,18 +168,6 @@ void Journal::admit(std::uint64_t bytes) {
     if (closing_) refuse("the store is closed");
 }
 
-bool Journal::is_large(std::uint64_t bytes) const noexcept {
-    return options_.sync && bytes >= write_ahead_limit;
-}
-
-void Journal::write_ahead(ModelRecord& model, std::span<const StoredLayerPtr> layers) {
-    const std::uint64_t serial = next_serial();
-    std::vector<SegmentTensor> tensors;
-    add_tensors(tensors, model, layers);
-    write_file(serial, std::move(tensors));
-    for (LayerRecord& layer : model.layers) layer.segment = serial;
-}
-
 void Journal::put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr> layers,
                   Done done) {
     Change change{.kind = Change::Kind::put,
@@ -240,7 +179,7 @@ void Journal::put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr
                   .packet = {}};
     const bool is_written = !model->layers.empty() && model->layers.front().segment != 0;
     if (!is_written) {
-        change.bytes = bytes_of(*model);
+        change.bytes = model->nbytes();
         change.layers = std::move(layers);
     }
     change.record = std::move(model);
@@ -405,7 +344,7 @@ void Journal::run() {
         if (!error) {
             try {
                 if (pack_now || packet_bytes_ >= options_.most_packets) {
-                    while (packet_bytes_ > 0 && pack(0, most_moved)) {
+                    while (packet_bytes_ > 0 && pack(0)) {
                     }
                 }
                 tidy();
@@ -443,243 +382,6 @@ void Journal::run() {
         }
         lock.lock();
     }
-}
-
-// One transaction. Throws if nothing of it happened (or, after a failed sync, perhaps all of it).
-void Journal::write(std::vector<Change>& batch) {
-    Uses changed;  // what the segments at hand will be like
-    std::vector<std::uint64_t> made;
-    std::vector<std::uint64_t> emptied;
-    write_tensors(batch, changed);
-    for (const Change& change : batch) {
-        if (!change.record || change.bytes > 0 || change.record->layers.empty()) continue;
-        const std::uint64_t segment = change.record->layers.front().segment;
-        if (segment != 0) changed[segment].data_bytes = bytes_of(*change.record);  // write_ahead
-    }
-    for (const auto& [serial, use] : changed) made.push_back(serial);
-    try {
-        catalogue_->begin();
-        for (const std::uint64_t serial : made) {
-            catalogue_->add_segment({serial, changed[serial].data_bytes});
-        }
-        for (Change& change : batch) apply(change, changed);
-        drop_empty(changed, emptied);
-        catalogue_->commit();
-    } catch (...) {
-        catalogue_->rollback();
-        doomed_.insert(doomed_.end(), made.begin(), made.end());
-        for (Change& change : batch) {
-            change.packet.clear();
-            if (!change.record) continue;
-            for (LayerRecord& layer : change.record->layers) layer.segment = 0;
-        }
-        throw;
-    }
-    for (const Change& change : batch) packet_bytes_ += change.packet.size();
-    take_over(changed, emptied);
-}
-
-// The bytes of a batch: all in one segment, or where they are few, in packets.
-void Journal::write_tensors(std::vector<Change>& batch, Uses& uses) {
-    std::uint64_t bytes = 0;
-    for (const Change& change : batch) bytes += change.bytes;
-    if (bytes < packet_limit) {
-        for (Change& change : batch) {
-            if (change.bytes == 0) continue;
-            change.packet.reserve(change.bytes);
-            for (std::size_t i = 0; i < change.layers.size(); ++i) {
-                LayerRecord& layer = change.record->layers[i];
-                for (std::size_t t = 0; t < layer.tensors.size(); ++t) {
-                    TensorRecord& tensor = layer.tensors[t];
-                    tensor.offset = change.packet.size();
-                    const std::byte* const data = change.layers[i]->tensors[t].extent.data;
-                    change.packet.insert(change.packet.end(), data, data + tensor.spec.nbytes());
-                }
-            }
-        }
-        return;
-    }
-    const std::uint64_t serial = next_serial();
-    std::vector<SegmentTensor> tensors;
-    for (Change& change : batch) {
-        if (change.bytes > 0) add_tensors(tensors, *change.record, change.layers);
-    }
-    write_file(serial, std::move(tensors));
-    for (Change& change : batch) {
-        if (change.bytes == 0) continue;
-        for (LayerRecord& layer : change.record->layers) layer.segment = serial;
-    }
-    uses[serial].data_bytes = bytes;
-}
-
-void Journal::write_file(std::uint64_t serial, std::vector<SegmentTensor> tensors) const {
-    try {
-        write_segment(path_of(serial), std::move(tensors));
-        sync_directory(segments_path_);
-    } catch (...) {
-        remove_file(path_of(serial));  // no transaction speaks of it
-        throw;
-    }
-}
-
-void Journal::apply(Change& change, Uses& changed) {
-    switch (change.kind) {
-        case Change::Kind::put:
-            catalogue_->put(*change.record);
-            if (!change.packet.empty()) catalogue_->put_packet(change.model, change.packet);
-            for (const LayerRecord& layer : change.record->layers) {
-                if (layer.segment == 0) continue;
-                Use& use = changed[layer.segment];
-                use.live_bytes += layer.nbytes();
-                ++use.layers;
-            }
-            break;
-        case Change::Kind::retire:
-            catalogue_->retire(change.model);
-            break;
-        case Change::Kind::acquire:
-            catalogue_->acquire({change.holder, change.model, change.position});
-            break;
-        case Change::Kind::release:
-            catalogue_->release({change.holder, change.model, change.position});
-            break;
-        case Change::Kind::drop_layer: {
-            const auto [segment, bytes] = catalogue_->drop_layer(change.model, change.position);
-            const auto known = uses_.find(segment);
-            if (known != uses_.end()) changed.emplace(segment, known->second);
-            if (const auto use = changed.find(segment); use != changed.end()) {
-                use->second.live_bytes -= bytes;
-                --use->second.layers;
-            }
-            break;
-        }
-    }
-}
-
-void Journal::drop_empty(Uses& uses, std::vector<std::uint64_t>& emptied) {
-    for (const auto& [serial, use] : uses) {
-        if (use.layers == 0) emptied.push_back(serial);
-    }
-    for (const std::uint64_t serial : emptied) {
-        catalogue_->remove_segment(serial);
-        uses.erase(serial);
-    }
-}
-
-// After a commit.
-void Journal::take_over(const Uses& changed, const std::vector<std::uint64_t>& emptied) {
-    for (const auto& [serial, use] : changed) {
-        uses_[serial] = use;
-        const std::uint64_t waste = use.data_bytes - use.live_bytes;
-        if (waste >= least_waste && waste > use.data_bytes / 2) wasteful_.insert(serial);
-    }
-    for (const std::uint64_t serial : emptied) {
-        uses_.erase(serial);
-        wasteful_.erase(serial);
-        remove_file(path_of(serial));
-    }
-    for (const std::uint64_t serial : doomed_) remove_file(path_of(serial));
-    doomed_.clear();
-}
-
-// Writes one segment anew of which more than half is dead.
-void Journal::tidy() {
-    if (wasteful_.empty()) return;
-    const std::uint64_t serial = *wasteful_.begin();
-    try {
-        if (!pack(serial, most_moved)) wasteful_.erase(serial);
-    } catch (const std::exception&) {
-        wasteful_.erase(serial);  // until something more of it dies
-        throw;
-    }
-}
-
-// Moves layers from a segment, or from packets (0), to a new segment. False if none is left there.
-bool Journal::pack(std::uint64_t from, std::uint64_t most_bytes) {
-    std::vector<LayerRecord> layers = catalogue_->layers_in(from);
-    std::uint64_t bytes = 0;
-    std::size_t count = 0;
-    while (count < layers.size() && (count == 0 || bytes < most_bytes)) {
-        bytes += layers[count++].nbytes();
-    }
-    const bool is_all = count == layers.size();
-    layers.resize(count);
-    if (layers.empty()) {
-        if (from == 0) packet_bytes_ = 0;
-        return false;
-    }
-
-    std::vector<std::vector<std::byte>> content;
-    std::vector<std::pair<std::string, LayerRecord>> moved;
-    std::vector<SegmentTensor> tensors;
-    std::vector<std::byte> packet;
-    File file = from == 0 ? File() : open_segment(from);
-    std::uint64_t model = 0;
-    LayerTablePtr table;
-    std::string id;
-    for (LayerRecord& layer : layers) {
-        if (layer.owner != model) {
-            model = layer.owner;
-            table = catalogue_->table_of(model);
-            id = catalogue_->owner_of(model);
-            if (from == 0) packet = catalogue_->packet(model);
-        }
-        if (!table || layer.position >= table->size()) {
-            throw Error(Errc::storage, "the catalogue is damaged: a layer of no model");
-        }
-        for (std::size_t t = 0; t < layer.tensors.size(); ++t) {
-            TensorRecord& tensor = layer.tensors[t];
-            std::vector<std::byte>& data = content.emplace_back(tensor.spec.nbytes());
-            if (from != 0) {
-                file.read(data, tensor.offset);
-            } else if (tensor.offset <= packet.size() &&
-                       data.size() <= packet.size() - tensor.offset) {
-                std::copy_n(packet.begin() + static_cast<std::ptrdiff_t>(tensor.offset),
-                            data.size(), data.begin());
-            }
-            const std::string name = tensor_name(id, *table, layer.position, t);
-            if (checksum_of(data.data(), data.size()) != tensor.checksum) {
-                throw Error(Errc::storage, "tensor " + name + " in " +
-                                               (from ? path_of(from).string() : "the catalogue") +
-                                               " is damaged: its checksum is another");
-            }
-            tensors.push_back({name, data.data(), &tensor});
-        }
-    }
-    const std::uint64_t serial = next_serial();
-    write_file(serial, std::move(tensors));
-    Uses changed;
-    changed[serial] = {.data_bytes = bytes, .live_bytes = bytes, .layers = layers.size()};
-    if (from != 0) {
-        Use& use = changed.emplace(from, uses_[from]).first->second;
-        use.live_bytes -= bytes;
-        use.layers -= layers.size();
-    }
-    for (LayerRecord& layer : layers) layer.segment = serial;
-    std::vector<std::uint64_t> emptied;
-    try {
-        catalogue_->begin();
-        catalogue_->add_segment({serial, bytes});
-        for (const LayerRecord& layer : layers) catalogue_->move_layer(layer);
-        if (from == 0) catalogue_->remove_unused_packets();
-        drop_empty(changed, emptied);
-        catalogue_->commit();
-    } catch (...) {
-        catalogue_->rollback();
-        doomed_.push_back(serial);
-        throw;
-    }
-    // Readers learn of the new place before the old one goes.
-    if (moved_) {
-        for (LayerRecord& layer : layers) {
-            std::string owner = catalogue_->owner_of(layer.owner);
-            moved.emplace_back(std::move(owner), std::move(layer));
-        }
-        moved_(moved);
-    }
-    take_over(changed, emptied);
-    if (from == 0) packet_bytes_ = is_all ? 0 : packet_bytes_ - std::min(bytes, packet_bytes_ - 1);
-    return !is_all;
 }
 
 File Journal::open_segment(std::uint64_t serial) const {

@@ -128,7 +128,7 @@ class Journal {
     void drop_empty(Uses& uses, std::vector<std::uint64_t>& emptied);
     void take_over(const Uses& changed, const std::vector<std::uint64_t>& emptied);
     void tidy();
-    bool pack(std::uint64_t segment, std::uint64_t most_bytes);
+    bool pack(std::uint64_t segment);
     [[nodiscard]] std::filesystem::path path_of(std::uint64_t segment) const;
 
     const Options options_;

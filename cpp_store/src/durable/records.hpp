@@ -54,6 +54,13 @@ struct ModelRecord {
     bool retired = false;
     std::vector<LayerRecord> layers;  // its own that somebody still refers to
     std::vector<InheritedRecord> inherited;
+
+    // Of its own layers.
+    [[nodiscard]] std::uint64_t nbytes() const {
+        std::uint64_t sum = 0;
+        for (const LayerRecord& layer : layers) sum += layer.nbytes();
+        return sum;
+    }
 };
 
 // A model on another server that refers to a layer here.

@@ -1,0 +1,20 @@
+// The fields of the catalogue that are blobs (docs/formats.md).
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "cpp_store/types.hpp"
+#include "durable/records.hpp"
+
+namespace cpp_store::durable {
+
+[[nodiscard]] std::vector<std::byte> encode(const std::vector<TensorRecord>& tensors);
+[[nodiscard]] std::vector<std::byte> encode(const Checksum& checksum);
+
+// Throw Errc::storage for what is none.
+[[nodiscard]] std::vector<TensorRecord> decode_tensors(std::span<const std::byte> bytes);
+[[nodiscard]] Checksum decode_checksum(std::span<const std::byte> bytes);
+
+}  // namespace cpp_store::durable

@@ -1,0 +1,203 @@
+// What the catalogue says.
+#include <memory>
+#include <utility>
+
+#include "cpp_store/error.hpp"
+#include "durable/fields.hpp"
+#include "durable/statement.hpp"
+
+namespace cpp_store::durable {
+namespace {
+
+template <typename Row>
+void decode(const Row& row, ModelRecord& model) {
+    model.id = row.text(1);
+    model.ns = row.text(2);
+    model.score = row.real(3);
+    model.parent = row.text(4);
+    model.created_ns = row.number(5);
+    model.graph = row.text(6);
+    model.metadata = row.text(7);
+    try {
+        model.table = std::make_shared<LayerTable>(LayerTable::decode(row.blob(8)));
+    } catch (const Error& error) {
+        throw Error(Errc::storage, "the catalogue is damaged: model '" + model.id +
+                                       "' has no layer table: " + error.what());
+    }
+    model.description = decode_checksum(row.blob(9));
+    model.content = decode_checksum(row.blob(10));
+    model.retired = row.number(11) != 0;
+    model.owner = row.text(12);
+}
+
+}  // namespace
+
+void Catalogue::models(const std::function<void(ModelRecord)>& each,
+                       const std::function<void(std::uint64_t serial)>& broken) {
+    Statement& models = prepare(
+        "SELECT serial, id, namespace, score, parent, created_ns, graph, metadata, layer_table, "
+        "description, content, retired, owner FROM models ORDER BY serial");
+    Statement& layers =
+        prepare("SELECT model, position, segment, tensors FROM layers ORDER BY model, position");
+    Statement& inherited = prepare(
+        "SELECT model, position, owner, owner_position, foreign_owner, nbytes FROM inherited "
+        "ORDER BY model, position");
+    // All three go through their tables once, side by side.
+    bool more_layers = layers.step();
+    bool more_inherited = inherited.step();
+    while (models.step()) {
+        ModelRecord model;
+        model.serial = models.number(0);
+        while (more_layers && layers.number(0) < model.serial) more_layers = layers.step();
+        while (more_inherited && inherited.number(0) < model.serial) {
+            more_inherited = inherited.step();
+        }
+        try {
+            decode(models, model);
+            for (; more_layers && layers.number(0) == model.serial; more_layers = layers.step()) {
+                model.layers.push_back({.position = static_cast<std::uint32_t>(layers.number(1)),
+                                        .segment = layers.number(2),
+                                        .owner = model.serial,
+                                        .tensors = decode_tensors(layers.blob(3))});
+            }
+        } catch (const Error&) {
+            if (!broken) {
+                layers.start();
+                inherited.start();
+                models.start();
+                throw;
+            }
+            broken(model.serial);
+            continue;
+        }
+        for (; more_inherited && inherited.number(0) == model.serial;
+             more_inherited = inherited.step()) {
+            model.inherited.push_back(
+                {.position = static_cast<std::uint32_t>(inherited.number(1)),
+                 .owner = inherited.number(2),
+                 .owner_position = static_cast<std::uint32_t>(inherited.number(3)),
+                 .foreign_owner = inherited.text(4),
+                 .nbytes = inherited.number(5)});
+        }
+        each(std::move(model));
+    }
+    layers.start();
+    inherited.start();
+}
+
+std::vector<LayerRecord> Catalogue::layers_in(std::uint64_t segment) {
+    Statement& found = prepare(
+        "SELECT model, position, tensors FROM layers WHERE segment = ? ORDER BY model, position");
+    found.bind(segment);
+    std::vector<LayerRecord> layers;
+    while (found.step()) {
+        layers.push_back({.position = static_cast<std::uint32_t>(found.number(1)),
+                          .segment = segment,
+                          .owner = found.number(0),
+                          .tensors = decode_tensors(found.blob(2))});
+    }
+    return layers;
+}
+
+std::vector<HolderRecord> Catalogue::holders() {
+    Statement& found = prepare("SELECT holder, owner, position FROM holders");
+    std::vector<HolderRecord> holders;
+    while (found.step()) {
+        holders.push_back(
+            {found.text(0), found.number(1), static_cast<std::uint32_t>(found.number(2))});
+    }
+    return holders;
+}
+
+std::vector<SegmentRecord> Catalogue::segments() {
+    Statement& found = prepare("SELECT serial, data_bytes FROM segments ORDER BY serial");
+    std::vector<SegmentRecord> segments;
+    while (found.step()) segments.push_back({found.number(0), found.number(1)});
+    return segments;
+}
+
+std::vector<std::byte> Catalogue::packet(std::uint64_t model) {
+    Statement& found = prepare("SELECT bytes FROM packets WHERE model = ?");
+    found.bind(model);
+    std::vector<std::byte> bytes;
+    if (found.step()) {
+        const auto blob = found.blob(0);
+        bytes.assign(blob.begin(), blob.end());
+    }
+    found.start();
+    return bytes;
+}
+
+std::uint64_t Catalogue::packet_bytes() {
+    Statement& found = prepare("SELECT coalesce(sum(length(bytes)), 0) FROM packets");
+    const std::uint64_t bytes = found.step() ? found.number(0) : 0;
+    found.start();
+    return bytes;
+}
+
+std::string Catalogue::owner_of(std::uint64_t model) {
+    Statement& found = prepare("SELECT owner FROM models WHERE serial = ?");
+    found.bind(model);
+    std::string id = found.step() ? found.text(0) : std::string();
+    found.start();
+    return id;
+}
+
+LayerTablePtr Catalogue::table_of(std::uint64_t model) {
+    Statement& found = prepare("SELECT layer_table FROM models WHERE serial = ?");
+    found.bind(model);
+    LayerTablePtr table;
+    if (found.step()) table = std::make_shared<LayerTable>(LayerTable::decode(found.blob(0)));
+    found.start();
+    return table;
+}
+
+std::vector<std::string> Catalogue::leaks(bool repair) {
+    struct Leak {
+        const char* what;
+        const char* rows;
+    };
+    static constexpr Leak all[] = {
+        {"layers of no model", "FROM layers WHERE model NOT IN (SELECT serial FROM models)"},
+        {"inherited layers of no visible model",
+         "FROM inherited WHERE model NOT IN (SELECT serial FROM models WHERE retired = 0)"},
+        {"references of models on other servers to no layer",
+         "FROM holders WHERE (owner, position) NOT IN (SELECT model, position FROM layers)"},
+        {"layers of retired models that nobody refers to",
+         "FROM layers WHERE model IN (SELECT serial FROM models WHERE retired = 1) AND "
+         "(model, position) NOT IN (SELECT owner, owner_position FROM inherited) AND "
+         "(model, position) NOT IN (SELECT owner, position FROM holders)"},
+        {"retired models without layers",
+         "FROM models WHERE retired = 1 AND serial NOT IN (SELECT model FROM layers)"},
+        {"packets without layers",
+         "FROM packets WHERE model NOT IN (SELECT model FROM layers WHERE segment = 0)"},
+    };
+    std::vector<std::string> found;
+    for (const Leak& leak : all) {
+        Statement count(*this, (std::string("SELECT count(*) ") + leak.rows).c_str());
+        const std::uint64_t rows = count.start().step() ? count.number(0) : 0;
+        count.start();
+        if (rows == 0) continue;
+        found.push_back(std::to_string(rows) + " " + leak.what);
+        if (repair) execute((std::string("DELETE ") + leak.rows).c_str());
+    }
+    return found;
+}
+
+std::string Catalogue::integrity() {
+    Statement& check = prepare("PRAGMA integrity_check(1)");
+    std::string found = check.step() ? check.text(0) : std::string();
+    check.start();
+    return found == "ok" ? std::string() : found;
+}
+
+std::uint64_t Catalogue::last_serial() {
+    Statement& found = prepare(
+        "SELECT max(coalesce((SELECT max(serial) FROM models), 0), coalesce((SELECT max(serial) "
+        "FROM segments), 0))");
+    const std::uint64_t serial = found.step() ? found.number(0) : 0;
+    found.start();
+    return serial;
+}
+
+}  // namespace cpp_store::durable
