@@ -124,6 +124,7 @@ struct Arena::Impl {
     // The least that was free within the current window of `linger`: what nobody needed in it.
     std::uint64_t least_free = 0;
     bool window_open = false;
+    bool awaits_quiet = false;  // the keeper, who then looks at the clock itself
     std::uint64_t allocations = 0;
     std::uint64_t noticed = 0;  // of them, by the keeper
     bool kernel_full = false;   // the last pre-fault failed
@@ -245,7 +246,7 @@ Extent Arena::Impl::take(int id, std::uint64_t offset, std::uint64_t size) {
     used += size;
     ++allocations;
     high_water = std::max(high_water, used);
-    if (wants_prefault()) wake->notify_one();
+    if (wants_prefault() && (!awaits_quiet || is_short())) wake->notify_one();
     ASAN_UNPOISON_MEMORY_REGION(region.base + offset, size);
     return {region.base + offset, size, id, offset};
 }
@@ -338,7 +339,9 @@ bool Arena::Impl::is_short() const noexcept {
 bool Arena::Impl::is_quiet(std::unique_lock<std::mutex>& lock) {
     if (noticed == allocations) return true;
     noticed = allocations;
+    awaits_quiet = true;
     wake->wait_for(lock, quiet, [this] { return stop || is_short() || !wants_prefault(); });
+    awaits_quiet = false;
     return !stop && noticed == allocations && wants_prefault();
 }
 

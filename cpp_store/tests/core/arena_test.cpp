@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <cstring>
 #include <map>
@@ -138,6 +139,23 @@ TEST(Arena, TouchesMemoryAheadOfDemand) {
     ASSERT_TRUE(eventually([&] { return arena.stats().touched >= 16 * MiB; }));
     EXPECT_LE(arena.stats().touched, 24 * MiB);
     arena.release(extent);
+}
+
+// It would take a processor from those who allocate, each time.
+TEST(Arena, AllocatingWakesNobodyWhileMuchIsTouched) {
+    Arena arena({.limit = 64 * MiB, .region_size = 64 * MiB, .ahead = 32 * MiB});
+    ASSERT_TRUE(eventually([&] { return arena.stats().touched >= 32 * MiB; }));
+    const auto sleeps = [] {
+        rusage use{};
+        getrusage(RUSAGE_SELF, &use);
+        return use.ru_nvcsw;
+    };
+    std::vector<Extent> extents;
+    extents.reserve(2'000);
+    const auto before = sleeps();
+    for (int i = 0; i < 2'000; ++i) extents.push_back(arena.allocate(4'096));
+    EXPECT_LT(sleeps() - before, 200);
+    for (const Extent& extent : extents) arena.release(extent);
 }
 
 TEST(Arena, NeverTouchesMoreThanTheLimitAhead) {
