@@ -63,7 +63,7 @@ class PrefixIndex {
     void check(std::string_view ns, const LayerTable& table);
 
     // Takes a model out at once. Returns false if there is none of that id.
-    bool remove(std::string_view model);
+    bool remove(std::string_view model) noexcept;
 
     [[nodiscard]] bool contains(std::string_view model) const;
 

@@ -49,6 +49,8 @@ struct Region {
     std::map<std::uint64_t, std::uint64_t> free;  // offset -> size, before `touched`, coalesced
     bool closing = false;                         // being given back to the kernel
 
+    using Block = std::map<std::uint64_t, std::uint64_t>::iterator;
+
     explicit Region(std::uint64_t bytes) : size(bytes) {
         fd = ::memfd_create("cpp_store", MFD_CLOEXEC);
         if (fd < 0) throw std::system_error(errno, std::generic_category(), "memfd_create");
@@ -115,8 +117,17 @@ struct Arena::Impl {
     const Options options;
     mutable std::mutex mutex;  // guards everything below; never held while pages are touched
     std::unique_ptr<std::condition_variable> wake = std::make_unique<std::condition_variable>();
-    std::vector<std::unique_ptr<Region>> regions;                     // by id; null: given back
-    std::set<std::tuple<std::uint64_t, int, std::uint64_t>> by_size;  // (size, region, offset)
+    std::vector<std::unique_ptr<Region>> regions;  // by id; null: given back
+    using BySize = std::set<std::tuple<std::uint64_t, int, std::uint64_t>>;
+    BySize by_size;  // (size, region, offset)
+    // What was released when there was no memory to keep it in the two above: it says itself where
+    // it is, until there is some.
+    struct Limbo {
+        Extent extent;
+        Limbo* next;
+    };
+    static_assert(sizeof(Limbo) <= alignment);
+    Limbo* limbo = nullptr;
     std::uint64_t used = 0;
     std::uint64_t high_water = 0;
     std::uint64_t mapped = 0;
@@ -168,12 +179,15 @@ struct Arena::Impl {
         const auto index = static_cast<std::size_t>(id);
         return id >= 0 && index < regions.size() ? regions[index].get() : nullptr;
     }
-    Extent take(int id, std::uint64_t offset, std::uint64_t size);
+    Extent take(int id, std::uint64_t offset, std::uint64_t size) noexcept;
     template <typename Condition>
     int find_region(Condition suits) const;  // -1 if none does
     int add_region(std::uint64_t size);
-    void insert_free(int id, std::uint64_t offset, std::uint64_t size);
-    void erase_free(int id, std::map<std::uint64_t, std::uint64_t>::iterator block);
+    void insert_free(int id, std::uint64_t offset, std::uint64_t size);  // or changes nothing
+    void change_free(int id, Region::Block block, std::uint64_t offset,
+                     std::uint64_t size) noexcept;
+    void erase_free(int id, Region::Block block) noexcept;
+    void leave_limbo() noexcept;
     std::uint64_t touched() const noexcept;
     [[noreturn]] void fail(std::uint64_t need, const std::string& why) const;
 
@@ -201,6 +215,7 @@ Extent Arena::Impl::allocate(std::uint64_t bytes) {
     const std::uint64_t size = round_up(bytes, alignment);
     std::unique_lock lock(mutex);
     if (size > options.limit || used > options.limit - size) fail(size, "");
+    leave_limbo();
 
     // Warm memory first: best fit, the lowest region and offset among equals.
     if (const auto fit = by_size.lower_bound({size, -1, 0}); fit != by_size.end()) {
@@ -212,8 +227,8 @@ Extent Arena::Impl::allocate(std::uint64_t bytes) {
     Region& region = *regions[static_cast<std::size_t>(id)];
     const std::uint64_t offset = region.tail();
     const std::uint64_t fresh = region.touched;
+    insert_free(id, fresh, offset + size - fresh);
     region.touched = offset + size;
-    insert_free(id, fresh, region.touched - fresh);
     const Extent extent = take(id, offset, size);
     lock.unlock();
     // The extent is ours already, so the region stays.
@@ -226,22 +241,15 @@ Extent Arena::Impl::allocate(std::uint64_t bytes) {
 }
 
 // Cuts an extent from the start of the free block that lies at `offset`.
-Extent Arena::Impl::take(int id, std::uint64_t offset, std::uint64_t size) {
+Extent Arena::Impl::take(int id, std::uint64_t offset, std::uint64_t size) noexcept {
     Region& region = *regions[static_cast<std::size_t>(id)];
     const auto block = region.free.find(offset);
     const std::uint64_t length = block->second;
-    by_size.erase({length, id, offset});
     if (length > size) {
-        // Keep the node of the block: nothing to allocate, nothing that can throw half-way.
-        auto node = region.free.extract(block);
-        node.key() = offset + size;
-        node.mapped() = length - size;
-        region.free.insert(std::move(node));
-        by_size.insert({length - size, id, offset + size});
+        change_free(id, block, offset + size, length - size);
     } else {
-        region.free.erase(block);
+        erase_free(id, block);
     }
-    warm_free -= size;
     least_free = std::min(least_free, warm_free);
     used += size;
     ++allocations;
@@ -274,41 +282,85 @@ int Arena::Impl::add_region(std::uint64_t size) {
 void Arena::Impl::insert_free(int id, std::uint64_t offset, std::uint64_t size) {
     if (size == 0) return;
     Region& region = *regions[static_cast<std::size_t>(id)];
-    warm_free += size;
-    auto next = region.free.lower_bound(offset);
-    if (next != region.free.begin()) {
-        const auto before = std::prev(next);
-        if (before->first + before->second == offset) {
-            by_size.erase({before->second, id, before->first});
-            offset = before->first;
-            size += before->second;
-            region.free.erase(before);
+    const auto next = region.free.lower_bound(offset);
+    const auto before = next == region.free.begin() ? region.free.end() : std::prev(next);
+    const bool joins_before =
+        before != region.free.end() && before->first + before->second == offset;
+    const bool joins_next = next != region.free.end() && offset + size == next->first;
+    if (joins_before) {
+        const std::uint64_t start = before->first;
+        std::uint64_t sum = before->second + size;
+        if (joins_next) {
+            sum += next->second;
+            erase_free(id, next);
         }
+        change_free(id, before, start, sum);
+    } else if (joins_next) {
+        change_free(id, next, offset, size + next->second);
+    } else {
+        const auto block = region.free.emplace_hint(next, offset, size);
+        try {
+            by_size.insert({size, id, offset});
+        } catch (const std::bad_alloc&) {
+            region.free.erase(block);
+            throw;
+        }
+        warm_free += size;
     }
-    if (next != region.free.end() && offset + size == next->first) {
-        by_size.erase({next->second, id, next->first});
-        size += next->second;
-        next = region.free.erase(next);
-    }
-    region.free.emplace_hint(next, offset, size);
-    by_size.insert({size, id, offset});
 }
 
-void Arena::Impl::erase_free(int id, std::map<std::uint64_t, std::uint64_t>::iterator block) {
+// Gives a block other bounds, which keep its place among the others. Takes no memory: the nodes
+// stay.
+void Arena::Impl::change_free(int id, Region::Block block, std::uint64_t offset,
+                              std::uint64_t size) noexcept {
+    Region& region = *regions[static_cast<std::size_t>(id)];
+    warm_free += size - block->second;
+    auto sized = by_size.extract({block->second, id, block->first});
+    sized.value() = {size, id, offset};
+    by_size.insert(std::move(sized));
+    if (offset == block->first) {
+        block->second = size;
+        return;
+    }
+    auto node = region.free.extract(block);
+    node.key() = offset;
+    node.mapped() = size;
+    region.free.insert(std::move(node));
+}
+
+void Arena::Impl::erase_free(int id, Region::Block block) noexcept {
     warm_free -= block->second;
     by_size.erase({block->second, id, block->first});
     regions[static_cast<std::size_t>(id)]->free.erase(block);
 }
 
-// A failure to allocate a few bytes of bookkeeping ends the program here, as noexcept says: there
-// is nothing that a caller who gives memory back could do about it.
+// Whoever gives memory back could do nothing about a failure, so there is none.
 void Arena::Impl::release(const Extent& extent) noexcept {
     if (extent.size == 0 || forked()) return;
     ASAN_POISON_MEMORY_REGION(extent.data, extent.size);
     const std::lock_guard lock(mutex);
-    insert_free(extent.region, extent.offset, extent.size);
     used -= extent.size;
+    try {
+        insert_free(extent.region, extent.offset, extent.size);
+    } catch (const std::bad_alloc&) {
+        ASAN_UNPOISON_MEMORY_REGION(extent.data, sizeof(Limbo));
+        limbo = ::new (static_cast<void*>(extent.data)) Limbo{extent, limbo};
+        return;
+    }
     if (!window_open && warm_free > options.ahead) wake->notify_one();
+}
+
+void Arena::Impl::leave_limbo() noexcept {
+    while (limbo) {
+        const auto [extent, next] = *limbo;
+        try {
+            insert_free(extent.region, extent.offset, extent.size);
+        } catch (const std::bad_alloc&) {
+            return;
+        }
+        ASAN_POISON_MEMORY_REGION(extent.data, sizeof(Limbo));
+        limbo = next;
+    }
 }
 
 std::uint64_t Arena::Impl::touched() const noexcept {
@@ -369,7 +421,7 @@ void Arena::Impl::prefault(std::unique_lock<std::mutex>& lock) {
     int id = find_region([](const Region& each) { return each.touched < each.size; });
     try {
         if (id < 0) id = add_region(page);
-    } catch (const Error&) {
+    } catch (const std::exception&) {
         kernel_full = true;  // allocate() will say so when somebody needs the memory
         return;
     }
@@ -383,11 +435,13 @@ void Arena::Impl::prefault(std::unique_lock<std::mutex>& lock) {
     const bool resident = region.populate(from, to);
     lock.lock();
     kernel_full = !resident;
-    if (resident && region.touched < to) {
-        // Otherwise allocate() went past us meanwhile and touched them itself.
-        const std::uint64_t start = region.touched;
+    // In the second case, allocate() went past us meanwhile and touched them itself.
+    if (!resident || region.touched >= to) return;
+    try {
+        insert_free(id, region.touched, to - region.touched);
         region.touched = to;
-        insert_free(id, start, to - start);
+    } catch (const std::bad_alloc&) {
+        kernel_full = true;
     }
 }
 
@@ -415,8 +469,11 @@ void Arena::Impl::trim_tail(int id, std::uint64_t surplus, std::unique_lock<std:
     // Out of everybody's reach first, then without the lock to the kernel.
     const bool whole = cut == 0 && mapped > region.size;
     region.closing = whole;
-    erase_free(id, region.free.find(start));
-    insert_free(id, start, cut - start);
+    if (cut > start) {
+        change_free(id, region.free.find(start), start, cut - start);
+    } else {
+        erase_free(id, region.free.find(start));
+    }
     lock.unlock();
     region.punch(cut, end);
     lock.lock();
@@ -426,7 +483,11 @@ void Arena::Impl::trim_tail(int id, std::uint64_t surplus, std::unique_lock<std:
     } else if (region.touched == end) {
         region.touched = cut;
     } else {
-        insert_free(id, cut, end - cut);  // somebody allocated behind it
+        try {
+            insert_free(id, cut, end - cut);  // somebody allocated behind it
+        } catch (const std::bad_alloc&) {
+            // There is no memory behind these addresses any more, so none is lost.
+        }
     }
 }
 

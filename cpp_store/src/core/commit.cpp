@@ -18,7 +18,8 @@ bool PendingPut::Impl::is_there() const {
 }
 
 // Layers of a model that has an owner's name of its own may have been there before it came.
-void PendingPut::Impl::join(Owner& there) {
+void PendingPut::Impl::join(const std::shared_ptr<Owner>& known) noexcept {
+    Owner& there = *known;
     there.serial = model->serial;
     for (const auto& [position, layer] : own) {
         const std::size_t at = store->find_or_add(there, layer);
@@ -29,6 +30,12 @@ void PendingPut::Impl::join(Owner& there) {
         kept->serial = entry.layer->serial;
         entry.kept = std::move(kept);
     }
+    for (Slot& slot : slots) {
+        if (slot.owner != owner) continue;
+        slot.entry = known->find(owner->entries[slot.entry].layer->key);
+        slot.owner = known;
+        if (!store->journal) slot.stored = known->entries[slot.entry].layer;
+    }
 }
 
 // Makes the model visible, unless `log` throws. Expects the mutex to be held.
@@ -37,6 +44,7 @@ void PendingPut::Impl::publish(Log log) {
     const auto there = store->owners.find(model->owner);
     const bool is_new = there == store->owners.end();
     const std::shared_ptr<Owner> known = is_new ? nullptr : there->second;
+    if (known) known->make_room(own.size());
     store->models.emplace(model->id, model);
     bool is_indexed = false;
     try {
@@ -56,8 +64,7 @@ void PendingPut::Impl::publish(Log log) {
         counts.tensors += targets.size();
         counts.bytes_stored += model->bytes_own;
     } else {
-        join(*known);
-        slots = slots_with(known);
+        join(known);
     }
     const std::size_t layers_inherited = model->slots.size();
     model->slots = std::move(slots);

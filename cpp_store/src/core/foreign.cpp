@@ -8,24 +8,26 @@ void Store::acquire(std::string_view owner, std::span<const LayerKey> keys,
     if (holder.empty()) throw Error(Errc::invalid_argument, "a holder needs a name");
     if (keys.empty()) return;
     std::unique_lock lock(impl_->mutex);
-    std::vector<Holder::Reference> found;  // all of them before anything changes
-    found.reserve(keys.size());
+    std::set<Holder::Reference> found;  // all of them before anything changes
     for (const LayerKey& key : keys) {
         auto [references, entry] = impl_->find_layer(owner, key);
-        found.push_back({std::move(references), entry});
+        found.insert({std::move(references), entry});
     }
     std::vector<durable::HolderRecord> fresh;  // for the data directory
+    const auto known = impl_->holders.find(holder);
+    for (const Holder::Reference& reference : found) {
+        const Owner::Entry& entry = reference.owner->entries[reference.entry];
+        if (!entry.kept) continue;
+        if (known != impl_->holders.end() && known->second.references.contains(reference)) continue;
+        fresh.push_back(
+            {std::string(holder), reference.owner->serial, entry.kept->record.position});
+    }
     Holder& held = impl_->holders[std::string(holder)];
     held.acquired = impl_->options.clock();
-    for (Holder::Reference& reference : found) {
-        Owner& referred = *reference.owner;
-        const std::size_t entry = reference.entry;
-        if (!held.references.insert(std::move(reference)).second) continue;
-        impl_->refer(referred, entry);
-        if (referred.entries[entry].kept) {
-            fresh.push_back({std::string(holder), referred.serial,
-                             referred.entries[entry].kept->record.position});
-        }
+    while (!found.empty()) {
+        const auto [reference, is_new, known_before] =
+            held.references.insert(found.extract(found.begin()));
+        if (is_new) impl_->refer(*reference->owner, reference->entry);
     }
     if (fresh.empty()) return;
     // In their order: all of them are on disk when the last one is.
@@ -38,9 +40,15 @@ void Store::acquire(std::string_view owner, std::span<const LayerKey> keys,
     wait.get();
 }
 
-void Store::Impl::log_release(const std::string& holder, const Holder::Reference& reference) {
+void Store::Impl::log_release(const std::string& holder,
+                              const Holder::Reference& reference) noexcept {
     const Kept* const kept = reference.owner->entries[reference.entry].kept.get();
-    if (kept) journal->release({holder, reference.owner->serial, kept->record.position});
+    if (!kept) return;
+    try {
+        journal->release({holder, reference.owner->serial, kept->record.position});
+    } catch (const std::bad_alloc&) {
+        // What is not said here is found out when the directory is opened again.
+    }
 }
 
 void Store::release(std::string_view owner, std::span<const LayerKey> keys,

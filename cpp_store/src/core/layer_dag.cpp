@@ -113,6 +113,9 @@ void LayerDag::plan(const LayerTable& table, const LayerKey& salt, Plan& plan) c
 
 ModelId LayerDag::add(std::string_view name, Plan& plan, double score, std::uint64_t sequence,
                       std::uint32_t space) {
+    walk_.reserve(plan.nodes.size() + 1);  // and a joint
+    path_.reserve(plan.nodes.size() + 1);
+    seen_.reserve(plan.nodes.size() + 1);
     const ModelId id = models_.allocate();
     Model& model = models_[id];
     model.inherited_count = static_cast<std::uint32_t>(plan.inherited.size());
@@ -173,7 +176,7 @@ ModelId LayerDag::add(std::string_view name, Plan& plan, double score, std::uint
     return id;
 }
 
-void LayerDag::remove(ModelId id) {
+void LayerDag::remove(ModelId id) noexcept {
     Model& model = models_[id];
     if (model.last != no_id) {
         collect(model.last);
@@ -195,7 +198,7 @@ void LayerDag::remove(ModelId id) {
 }
 
 // Fills walk_ with `last` and all that it requires, requirements first.
-void LayerDag::collect(NodeId last) {
+void LayerDag::collect(NodeId last) noexcept {
     walk_.clear();
     path_.clear();
     seen_.clear();

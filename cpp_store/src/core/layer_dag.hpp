@@ -150,7 +150,7 @@ class LayerDag {
     void plan(const LayerTable& table, const LayerKey& salt, Plan& plan) const;
     [[nodiscard]] ModelId add(std::string_view name, Plan& plan, double score,
                               std::uint64_t sequence, std::uint32_t space);
-    void remove(ModelId id);
+    void remove(ModelId id) noexcept;
 
     [[nodiscard]] static LayerKey salted(const LayerKey& key, const LayerKey& salt) noexcept {
         return {key.high ^ salt.high, key.low ^ salt.low};
@@ -249,7 +249,7 @@ class LayerDag {
     [[nodiscard]] std::uint32_t decide(const Node& node, std::uint32_t place) const noexcept;
     void best_changed(NodeId id) noexcept;
     [[nodiscard]] ModelId find_best(NodeId id) const noexcept;
-    void collect(NodeId last);
+    void collect(NodeId last) noexcept;
 
     CountedMemory system_;
     std::pmr::unsynchronized_pool_resource heap_{
@@ -259,7 +259,7 @@ class LayerDag {
     IdTable by_key_;
     std::size_t joints_ = 0;
 
-    // Scratch of remove().
+    // Scratch of remove(), with room for each of the models.
     struct Step {
         NodeId node;
         std::uint32_t next;

@@ -61,7 +61,15 @@ bool Store::Impl::add_leases(const LayerTable& table, std::vector<Match>& matche
         found.push_back(model->second);
     }
     if (lease.count() > 0) {
-        for (std::size_t i = 0; i < out.size(); ++i) out[i].lease = add_lease(found[i], lease);
+        try {
+            for (std::size_t i = 0; i < out.size(); ++i) out[i].lease = add_lease(found[i], lease);
+        } catch (const std::bad_alloc&) {  // nobody would end those that were taken
+            Garbage none;                  // of models that are visible
+            for (const LeasedMatch& each : out) {
+                if (each.lease != 0) remove_lease(leases.find(each.lease), none);
+            }
+            throw;
+        }
     }
     ++counts.matches;
     return true;
@@ -74,8 +82,13 @@ std::uint64_t Store::Impl::add_lease(const ModelPtr& model, std::chrono::millise
         std::chrono::steady_clock::time_point::max() - now);
     const auto expires = now + std::min(duration, longest);
     const std::uint64_t lease = next_lease++;
-    leases.emplace(lease, Lease{model, expires});
-    lease_ends.emplace(expires, lease);
+    const auto [end, is_new] = lease_ends.emplace(expires, lease);
+    try {
+        leases.emplace(lease, Lease{model, expires});
+    } catch (const std::bad_alloc&) {
+        lease_ends.erase(end);
+        throw;
+    }
     ++model->leases;
     return lease;
 }
@@ -83,20 +96,28 @@ std::uint64_t Store::Impl::add_lease(const ModelPtr& model, std::chrono::millise
 ForeignReferences Store::Impl::remove_lease(std::uint64_t lease, Garbage& garbage) {
     const auto found = leases.find(lease);
     if (found == leases.end()) return {};
-    const ModelPtr model = std::move(found->second.model);
-    lease_ends.erase({found->second.expires, lease});
-    leases.erase(found);
-    --model->leases;
-    if (!model->retired || model->leases > 0) return {};
-    retired.erase(model->id);
-    return drop_references(model, garbage);
+    const Model& model = *found->second.model;
+    const bool is_last = model.retired && model.leases == 1;
+    ForeignReferences foreign = is_last ? model.foreign_references() : ForeignReferences();
+    remove_lease(found, garbage);
+    return foreign;
 }
 
-std::size_t Store::Impl::expire_leases(Garbage& garbage) {
+void Store::Impl::remove_lease(std::unordered_map<std::uint64_t, Lease>::iterator lease,
+                               Garbage& garbage) noexcept {
+    const ModelPtr model = std::move(lease->second.model);
+    lease_ends.erase({lease->second.expires, lease->first});
+    leases.erase(lease);
+    if (--model->leases > 0 || !model->retired) return;
+    retired.erase(model->id);
+    drop_references(model, garbage);
+}
+
+std::size_t Store::Impl::expire_leases(Garbage& garbage) noexcept {
     std::size_t expired = 0;
     const auto now = options.clock();
     while (!lease_ends.empty() && lease_ends.begin()->first <= now) {
-        remove_lease(lease_ends.begin()->second, garbage);
+        remove_lease(leases.find(lease_ends.begin()->second), garbage);
         ++expired;
     }
     return expired;

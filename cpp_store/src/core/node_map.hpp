@@ -36,6 +36,11 @@ class NodeMap {
         return none;
     }
 
+    // Makes room for so many ids.
+    void reserve(std::size_t ids) {
+        while ((ids + 1) * 2 > slots_.size()) grow();
+    }
+
     void clear() noexcept {
         for (const std::uint32_t at : used_) slots_[at] = Slot{};
         used_.clear();

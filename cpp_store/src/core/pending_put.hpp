@@ -47,7 +47,7 @@ struct PendingPut::Impl {
     [[nodiscard]] bool is_there() const;
     template <typename Log>
     void publish(Log log);
-    void join(Owner& adopted);
+    void join(const std::shared_ptr<Owner>& known) noexcept;
     std::uint64_t commit_in_memory();
     std::uint64_t commit_lazily();
     static void commit_durably(std::unique_ptr<Impl> put, Store::Committed done);

@@ -54,8 +54,8 @@ struct PrefixIndex::Impl {
                                          [](const Space& space) { return space.models == 0; });
         const auto space = static_cast<std::uint32_t>(unused - spaces.begin());
         if (unused == spaces.end()) spaces.emplace_back();
-        space_by_ns.emplace(ns, space);
         spaces[space].ns = ns;
+        space_by_ns.emplace(ns, space);
         return space;
     }
 
@@ -97,7 +97,7 @@ void PrefixIndex::check(std::string_view ns, const LayerTable& table) {
     impl_->dag.plan(table, layer_key(ns), impl_->plan);
 }
 
-bool PrefixIndex::remove(std::string_view model) {
+bool PrefixIndex::remove(std::string_view model) noexcept {
     const std::lock_guard writing(impl_->writers);
     const ModelId id = impl_->find(model);
     if (id == no_id) return false;

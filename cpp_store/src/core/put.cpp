@@ -367,7 +367,8 @@ PendingPut Store::prepare(PutRequest request) {
     return PendingPut(std::move(pending));
 }
 
-std::size_t Store::Impl::find_or_add(Owner& owner, const StoredLayerPtr& layer) {
+std::size_t Store::Impl::find_or_add(Owner& owner,
+                                     const std::shared_ptr<const LayerInArena>& layer) {
     const std::size_t entry = owner.find(layer->key);
     if (entry != owner.entries.size()) return entry;
     ++counts.layers;
@@ -393,18 +394,28 @@ PendingPut Store::prepare_adoption(std::string_view owner, std::vector<Ownerless
 void Store::adopt(PendingPut put, std::string_view holder) {
     PendingPut::Impl& pending = *put.impl_;
     pending.sum_the_rest();
-    const std::string& name = pending.model->owner;
+    auto made = std::make_shared<Owner>();
+    made->model = pending.model->owner;
+    std::set<Holder::Reference> references;  // to be filled in
+    for (std::size_t i = 0; i < pending.own.size(); ++i) references.insert({made, i});
     const std::lock_guard lock(impl_->mutex);
-    auto& owner = impl_->owners[name];
-    if (!owner) {
-        owner = std::make_shared<Owner>();
-        owner->model = name;
+    const auto [there, is_new] = impl_->owners.try_emplace(made->model, made);
+    const std::shared_ptr<Owner> owner = there->second;
+    Holder* held = nullptr;
+    try {
+        owner->make_room(pending.own.size());
+        held = &impl_->holders[std::string(holder)];
+    } catch (const std::bad_alloc&) {
+        if (is_new) impl_->owners.erase(there);
+        throw;
     }
-    Holder& held = impl_->holders[std::string(holder)];
-    held.acquired = impl_->options.clock();
+    // From here on nothing fails.
+    held->acquired = impl_->options.clock();
     for (const auto& [position, layer] : pending.own) {
         const std::size_t entry = impl_->find_or_add(*owner, layer);
-        if (held.references.insert({owner, entry}).second) impl_->refer(*owner, entry);
+        auto node = references.extract(references.begin());
+        node.value() = {owner, entry};
+        if (held->references.insert(std::move(node)).inserted) impl_->refer(*owner, entry);
     }
 }
 

@@ -41,7 +41,7 @@ std::uint64_t Store::Impl::evict(std::uint64_t bytes, Garbage& garbage) {
         }
         for (const StoredLayer::Tensor& tensor : entry.layer->tensors) freed += tensor.extent.size;
         entry.kept->resident = resident.end();
-        garbage.layers.push_back(std::move(entry.layer));
+        garbage.add(std::move(entry.layer));
         resident.erase(oldest);
     }
     return freed;

@@ -1,3 +1,5 @@
+// Retirement. What takes memory comes before what changes something: a full machine must not keep
+// models that nobody wants, nor half of them.
 #include "core/store_impl.hpp"
 
 namespace cpp_store {
@@ -18,6 +20,8 @@ ForeignReferences Store::retire(std::string_view model) {
     auto found = impl_->models.find(model);
     if (found == impl_->models.end()) none(model);
     const ModelPtr retired = found->second;
+    ForeignReferences foreign = retired->foreign_references();
+    std::set<std::string, std::less<>> leased{retired->id};
     if (impl_->journal) {
         durable::Wait wait(*impl_->journal);
         impl_->journal->retire(retired->serial, wait.done());
@@ -35,24 +39,27 @@ ForeignReferences Store::retire(std::string_view model) {
     ++impl_->counts.retires;
     retired->retired = true;
     if (retired->leases > 0) {
-        impl_->retired.insert(retired->id);
+        impl_->retired.merge(leased);
         return {};
     }
-    return impl_->drop_references(retired, garbage);
+    impl_->drop_references(retired, garbage);
+    return foreign;
 }
 
-ForeignReferences Store::Impl::drop_references(const ModelPtr& model, Garbage& garbage) {
+ForeignReferences Model::foreign_references() const {
     ForeignReferences foreign;
-    foreign.holder = model->id;
-    for (const Slot& slot : model->slots) {
-        if (slot.owner) {
-            drop(*slot.owner, slot.entry, garbage);
-        } else {
-            foreign.by_owner[slot.foreign_owner].push_back(model->table->key(slot.layer));
-        }
+    foreign.holder = id;
+    for (const Slot& slot : slots) {
+        if (!slot.owner) foreign.by_owner[slot.foreign_owner].push_back(table->key(slot.layer));
     }
-    garbage.models.push_back(model);
     return foreign;
+}
+
+void Store::Impl::drop_references(const ModelPtr& model, Garbage& garbage) noexcept {
+    for (const Slot& slot : model->slots) {
+        if (slot.owner) drop(*slot.owner, slot.entry, garbage);
+    }
+    garbage.add(model);
 }
 
 }  // namespace cpp_store

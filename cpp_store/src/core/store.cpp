@@ -19,7 +19,14 @@ std::size_t Owner::find(const LayerKey& key) const noexcept {
     return is_here ? entry : entries.size();
 }
 
-std::size_t Owner::add(StoredLayerPtr layer) {
+void Owner::make_room(std::size_t layers) {
+    const std::size_t all = entries.size() + layers;
+    entries.reserve(all);
+    keys.reserve(all);
+    places.reserve(all);
+}
+
+std::size_t Owner::add(std::shared_ptr<const LayerInArena> layer) {
     if (places.empty()) {
         places.resize(keys.size());
         std::iota(places.begin(), places.end(), 0u);
@@ -113,7 +120,7 @@ void Store::Impl::refer(Owner& owner, std::size_t entry) noexcept {
     ++owner.entries[entry].referrers;
 }
 
-void Store::Impl::drop(Owner& owner, std::size_t entry, Garbage& garbage) {
+void Store::Impl::drop(Owner& owner, std::size_t entry, Garbage& garbage) noexcept {
     Owner::Entry& dropped = owner.entries[entry];
     if (--dropped.referrers > 0) return;
     --counts.layers;
@@ -125,7 +132,7 @@ void Store::Impl::drop(Owner& owner, std::size_t entry, Garbage& garbage) {
         if (dropped.kept->loading) loaded.notify_all();
         dropped.kept.reset();
     }
-    garbage.layers.push_back(std::move(dropped.layer));
+    garbage.add(std::move(dropped.layer));
     if (--owner.referred == 0) owners.erase(owner.model);
 }
 

@@ -33,6 +33,7 @@ using ById = std::unordered_map<std::string, Value, StringHash, std::equal_to<>>
 struct LayerInArena : StoredLayer {
     std::shared_ptr<Arena> arena;
     Extent extent;
+    mutable std::shared_ptr<const LayerInArena> next_garbage;  // of Garbage
 
     LayerInArena() = default;
     LayerInArena(const LayerInArena&) = delete;
@@ -60,7 +61,8 @@ struct Kept {
 // The layers that one put brought, while anybody refers to one of them.
 struct Owner {
     struct Entry {
-        StoredLayerPtr layer;  // null: nobody refers to it any more, or it is on disk only
+        // Null: nobody refers to it any more, or it is on disk only.
+        std::shared_ptr<const LayerInArena> layer;
         std::uint32_t referrers = 0;
         // Null without a data directory, and of layers that were adopted: these are in memory only,
         // since another server has them on disk.
@@ -80,8 +82,10 @@ struct Owner {
 
     // Index of the entry of that key, or entries.size() if it is not here (any more).
     [[nodiscard]] std::size_t find(const LayerKey& key) const noexcept;
-    // Adds a layer that is not here, which nobody refers to yet; returns its entry.
-    std::size_t add(StoredLayerPtr layer);
+    // Adds a layer that is not here, which nobody refers to yet; returns its entry. Cannot fail for
+    // as many layers as there was made room for.
+    std::size_t add(std::shared_ptr<const LayerInArena> layer);
+    void make_room(std::size_t layers);
 };
 
 // A layer with tensors, as a model refers to it.
@@ -121,9 +125,11 @@ struct Model {
     std::uint64_t sequence = 0;  // order of visibility in this store
     std::uint32_t leases = 0;
     bool retired = false;
+    std::shared_ptr<Model> next_garbage;  // of Garbage
 
     // The slot of a layer, or null if it has no tensors.
     [[nodiscard]] const Slot* slot(std::uint32_t layer) const noexcept;
+    [[nodiscard]] ForeignReferences foreign_references() const;
 };
 using ModelPtr = std::shared_ptr<Model>;
 
@@ -143,10 +149,30 @@ struct Holder {
     std::chrono::steady_clock::time_point acquired;  // the last time
 };
 
-// What must be destroyed only after the mutex is free, since it may give back much memory.
-struct Garbage {
-    std::vector<ModelPtr> models;
-    std::vector<StoredLayerPtr> layers;
+// What must be destroyed only after the mutex is free, since it may give back much memory. To throw
+// something away takes none: each of it comes once only, and knows the next.
+class Garbage {
+  public:
+    Garbage() = default;
+    Garbage(const Garbage&) = delete;
+    Garbage& operator=(const Garbage&) = delete;
+    ~Garbage() {
+        while (models_) models_ = ModelPtr(std::move(models_->next_garbage));
+        while (layers_) layers_ = std::shared_ptr(std::move(layers_->next_garbage));
+    }
+    void add(ModelPtr model) noexcept {
+        model->next_garbage = std::move(models_);
+        models_ = std::move(model);
+    }
+    void add(std::shared_ptr<const LayerInArena> layer) noexcept {
+        if (!layer) return;
+        layer->next_garbage = std::move(layers_);
+        layers_ = std::move(layer);
+    }
+
+  private:
+    ModelPtr models_;
+    std::shared_ptr<const LayerInArena> layers_;
 };
 
 struct Store::Impl {
@@ -214,7 +240,7 @@ struct Store::Impl {
     [[nodiscard]] std::pair<std::shared_ptr<Owner>, std::size_t> find_layer(
         std::string_view owner, const LayerKey& key) const;
     void refer(Owner& owner, std::size_t entry) noexcept;
-    void log_release(const std::string& holder, const Holder::Reference& reference);
+    void log_release(const std::string& holder, const Holder::Reference& reference) noexcept;
     // Of an entry that has its layer in memory and on disk: used now.
     void touch(Owner& owner, std::size_t entry);
     // Where a layer's bytes are on disk.
@@ -224,17 +250,19 @@ struct Store::Impl {
     // Adds a recovered model; throws Errc::storage if it cannot be.
     void restore(durable::ModelRecord record,
                  const std::unordered_map<std::uint64_t, std::shared_ptr<Owner>>& owners_by_serial);
-    void drop(Owner& owner, std::size_t entry, Garbage& garbage);
+    void drop(Owner& owner, std::size_t entry, Garbage& garbage) noexcept;
     // Entry of a layer of an owner, which is added if it is not here; nobody refers to it then.
-    std::size_t find_or_add(Owner& owner, const StoredLayerPtr& layer);
+    std::size_t find_or_add(Owner& owner, const std::shared_ptr<const LayerInArena>& layer);
     // Throws Errc::already_exists if the id cannot become a new model, or its layers have an owner.
     void check_is_free(std::string_view model, std::string_view owner) const;
-    // Takes away what a retired model without leases refers to.
-    ForeignReferences drop_references(const ModelPtr& model, Garbage& garbage);
+    // Takes away what a model refers to here that is retired and without leases, or was never seen.
+    void drop_references(const ModelPtr& model, Garbage& garbage) noexcept;
 
     std::uint64_t add_lease(const ModelPtr& model, std::chrono::milliseconds duration);
     ForeignReferences remove_lease(std::uint64_t lease, Garbage& garbage);
-    std::size_t expire_leases(Garbage& garbage);
+    void remove_lease(std::unordered_map<std::uint64_t, Lease>::iterator lease,
+                      Garbage& garbage) noexcept;
+    std::size_t expire_leases(Garbage& garbage) noexcept;
     // The matches with their layers and leases; false if one of them was retired since.
     bool add_leases(const LayerTable& table, std::vector<Match>& matches,
                     std::chrono::milliseconds lease, std::vector<LeasedMatch>& out);
