@@ -226,29 +226,32 @@ def cold_reads(scratch: Path, quick: bool) -> dict[str, float]:
     plain = scratch / "plain"
     values.tofile(plain)
     directory = scratch / "cold"
-    kinds = ("store", "mmap") if quick else ("store", "mmap", "store_disk", "mmap_disk")
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    times: dict[str, list[float]] = {}
     with cpp_store.embedded(memory=int(1.5 * BIG), data_dir=directory) as store:
         store.put("cold", {"w": [values]})
         store.put("other", {"w": [values + 1]})
         _flush(store)
-        segments = sorted((directory / "segments").iterdir())
+        files = (plain, *sorted((directory / "segments").iterdir()))
         into = np.empty_like(values)
-        for repetition in range(-1, 3 if quick else 15):
-            for name in figures.in_turn(list(times), repetition % len(times)):
-                store.read("other")  # the other one leaves
-                if name.endswith("_disk"):
-                    for path in (plain, *segments):
-                        _drop_from_cache(path)
-                start = time.perf_counter()
-                if name.startswith("store"):
-                    found = store.read("cold")["w"][0]  # whole, and its checksum compared
-                else:
-                    found = _read_mapped(plain, into)
-                if repetition >= 0:
-                    times[name].append(time.perf_counter() - start)
-                assert found[-1] == values[-1]
-                del found
+        # One after the other: what one of them drops from the cache, the other would have to read.
+        for where in ("",) if quick else ("", "_disk"):
+            kinds = [f"store{where}", f"mmap{where}"]
+            times |= {kind: [] for kind in kinds}
+            for repetition in range(-1, 5 if quick else 15):
+                for name in figures.in_turn(kinds, repetition % 2):
+                    store.read("other")  # the other one leaves
+                    if where:
+                        for path in files:
+                            _drop_from_cache(path)
+                    start = time.perf_counter()
+                    if name.startswith("store"):
+                        found = store.read("cold")["w"][0]  # whole, and its checksum compared
+                    else:
+                        found = _read_mapped(plain, into)
+                    if repetition >= 0:
+                        times[name].append(time.perf_counter() - start)
+                    assert found[-1] == values[-1]
+                    del found
     middle = {name: statistics.median(each) for name, each in times.items()}
     return {f"cold_read_{name}_64mb_ms": 1e3 * seconds for name, seconds in middle.items()} | {
         # The worse of both: where the disk is slow, the disk is all that is measured.

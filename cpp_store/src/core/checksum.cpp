@@ -9,7 +9,8 @@ namespace cpp_store {
 namespace {
 
 const ChecksumKernel& kernel() noexcept {
-    static constexpr ChecksumKernel portable{&kernel_checksum, &kernel_copy, &kernel_add};
+    static constexpr ChecksumKernel portable{&kernel_checksum, &kernel_copy, &kernel_add,
+                                             &kernel_sum};
     static const ChecksumKernel* const best = avx2_kernel() ? avx2_kernel() : &portable;
     return *best;
 }
@@ -43,6 +44,11 @@ CopySum::CopySum(std::byte* target, std::uint64_t size) noexcept
 
 void CopySum::add(const std::byte* source, std::uint64_t size) noexcept {
     kernel().add(state_of(state_), target_, source, size, stream_);
+    target_ += size;
+}
+
+void CopySum::add_in_place(std::uint64_t size) noexcept {
+    kernel().sum(state_of(state_), target_, size);
     target_ += size;
 }
 

@@ -24,6 +24,8 @@ class CopySum {
     ~CopySum() = default;
 
     void add(const std::byte* source, std::uint64_t size) noexcept;
+    // A piece that is in the target already.
+    void add_in_place(std::uint64_t size) noexcept;
     [[nodiscard]] Checksum value() noexcept;
 
   private:

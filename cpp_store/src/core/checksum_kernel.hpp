@@ -10,7 +10,7 @@
 #include <string.h>
 #include <xxhash.h>
 #if defined(__SSE2__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 namespace cpp_store {
@@ -20,6 +20,7 @@ struct ChecksumKernel {
     XXH128_hash_t (*copy)(void* target, const void* source, size_t size);
     // A piece of a tensor whose bytes come one piece after the other, by way of a buffer.
     void (*add)(XXH3_state_t* state, void* target, const void* source, size_t size, bool stream);
+    void (*sum)(XXH3_state_t* state, const void* data, size_t size);
 };
 
 // Null where the compiler or the processor has no AVX2.
@@ -38,37 +39,26 @@ inline XXH128_hash_t kernel_checksum(const void* data, size_t size) {
 }
 
 #if defined(__SSE2__)
-inline void stream_chunk(char* target, const char* source) {
-    for (size_t i = 0; i < chunk; i += 64) {
-        for (size_t j = i; j < i + 64; j += 16) {
-            const __m128i* const from = reinterpret_cast<const __m128i*>(source + j);
-            _mm_stream_si128(reinterpret_cast<__m128i*>(target + j), _mm_loadu_si128(from));
-        }
+// Copies a chunk past the caches, and into the buffer, where it is summed.
+inline void stream_chunk(char* target, char* buffer, const char* source) {
+    // Such a store waits until the processor knows where its page is. Looked up two pages ahead,
+    // the copy is half as fast again: memory files have pages of 4 KiB.
+    _mm_prefetch(target + 2 * chunk, _MM_HINT_T0);
+#if defined(__AVX2__)
+    for (size_t i = 0; i < chunk; i += 32) {
+        const __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + i));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(buffer + i), part);
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(target + i), part);
     }
-}
-#endif
-
-inline XXH128_hash_t kernel_copy(void* target, const void* source, size_t size) {
-    char* to = static_cast<char*>(target);
-    const char* from = static_cast<const char*>(source);
-#if defined(__SSE2__)
-    if (size >= streaming_size) {
-        XXH3_state_t state;
-        XXH3_128bits_reset(&state);
-        size_t left = size;
-        for (; left >= chunk; left -= chunk, to += chunk, from += chunk) {
-            XXH3_128bits_update(&state, from, chunk);
-            stream_chunk(to, from);
-        }
-        XXH3_128bits_update(&state, from, left);
-        memcpy(to, from, left);
-        _mm_sfence();  // whoever learns of the tensor sees its bytes
-        return XXH3_128bits_digest(&state);
+#else
+    for (size_t i = 0; i < chunk; i += 16) {
+        const __m128i part = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
+        _mm_store_si128(reinterpret_cast<__m128i*>(buffer + i), part);
+        _mm_stream_si128(reinterpret_cast<__m128i*>(target + i), part);
     }
 #endif
-    if (size > 0) memcpy(to, from, size);
-    return XXH3_128bits(to, size);
 }
+#endif
 
 // The source may be memory that another process writes to: it is read once, so that the sum is of
 // what is stored, whatever happens there meanwhile.
@@ -80,11 +70,10 @@ inline void kernel_add(XXH3_state_t* state, void* target, const void* source, si
 #if defined(__SSE2__)
     if (stream) {
         for (; size >= chunk; size -= chunk, to += chunk, from += chunk) {
-            memcpy(buffer, from, chunk);
+            stream_chunk(to, buffer, from);
             XXH3_128bits_update(state, buffer, chunk);
-            stream_chunk(to, buffer);
         }
-        _mm_sfence();
+        _mm_sfence();  // whoever learns of the tensor sees its bytes
     }
 #endif
     while (size > 0) {
@@ -96,6 +85,21 @@ inline void kernel_add(XXH3_state_t* state, void* target, const void* source, si
         from += part;
         size -= part;
     }
+}
+
+inline XXH128_hash_t kernel_copy(void* target, const void* source, size_t size) {
+    if (size >= streaming_size) {
+        XXH3_state_t state;
+        XXH3_128bits_reset(&state);
+        kernel_add(&state, target, source, size, true);
+        return XXH3_128bits_digest(&state);
+    }
+    if (size > 0) memcpy(target, source, size);
+    return XXH3_128bits(target, size);
+}
+
+inline void kernel_sum(XXH3_state_t* state, const void* data, size_t size) {
+    XXH3_128bits_update(state, data, size);
 }
 
 }  // namespace

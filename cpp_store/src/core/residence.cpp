@@ -7,6 +7,41 @@
 #include "core/store_impl.hpp"
 
 namespace cpp_store {
+namespace {
+
+// From here on it costs less to map a tensor than to have the kernel copy it.
+constexpr std::uint64_t mapped_size = std::uint64_t{256} << 10;
+// The kernel is asked for so much at a time; read ahead and copying take turns.
+constexpr std::uint64_t mapped_piece = std::uint64_t{2} << 20;
+// What is read into place is summed while it is in the processor's cache.
+constexpr std::uint64_t read_piece = std::uint64_t{512} << 10;
+
+// Brings a tensor's bytes from a file into memory; returns their checksum. Mapped, they are copied
+// and summed in one pass over the page cache's own memory. Read, they pass through memory twice.
+Checksum load_tensor(const durable::File& file, std::uint64_t offset, std::byte* target,
+                     std::uint64_t size) {
+    CopySum sum(target, size);
+    std::uint64_t done = 0;
+    if (size >= mapped_size) {
+        const durable::Mapping mapping(file, offset, size);
+        while (done < size) {
+            const std::uint64_t part = std::min(size - done, mapped_piece);
+            const std::byte* const bytes = mapping.bring(done, part);
+            if (!bytes) break;  // reading says why, or works
+            sum.add(bytes, part);
+            done += part;
+        }
+    }
+    while (done < size) {
+        const std::uint64_t part = std::min(size - done, read_piece);
+        file.read({target + done, part}, offset + done);
+        sum.add_in_place(part);
+        done += part;
+    }
+    return sum.value();
+}
+
+}  // namespace
 
 Extent Store::Impl::allocate(std::uint64_t bytes) {
     if (!journal) return arena->allocate(bytes);
@@ -92,23 +127,15 @@ std::shared_ptr<LayerInArena> Store::Impl::load(const Owner& owner, std::size_t 
     layer->extent = allocate(total);
     layer->arena = arena;
     Extent rest = layer->extent;
-    // Copied and summed while it is in the processor's cache: read into place and summed there, the
-    // bytes would pass through memory twice.
-    std::vector<std::byte> piece(std::min<std::uint64_t>(total, std::uint64_t{256} << 10));
     for (std::size_t i = 0; i < record.tensors.size(); ++i) {
         StoredLayer::Tensor& tensor = layer->tensors[i];
         tensor.extent = {rest.data, tensor.extent.size, rest.region, rest.offset};
         if (tensor.extent.size > 0) rest.data += tensor.extent.size;
         rest.offset += tensor.extent.size;
-        const std::uint64_t size = tensor.spec.nbytes();
-        CopySum sum(tensor.extent.data, size);
-        for (std::uint64_t done = 0; done < size;) {
-            const std::span<std::byte> part(piece.data(), std::min(size - done, piece.size()));
-            file.read(part, record.tensors[i].offset + done);
-            sum.add(part.data(), part.size());
-            done += part.size();
+        if (load_tensor(file, record.tensors[i].offset, tensor.extent.data, tensor.spec.nbytes()) ==
+            tensor.checksum) {
+            continue;
         }
-        if (sum.value() == tensor.checksum) continue;
         throw Error(Errc::storage, "layer key " + hex(layer->key) + " of model '" + owner.model +
                                        "' is damaged in " + file.path().string() +
                                        ": its checksum is another");

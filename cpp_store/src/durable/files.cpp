@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sqlite3.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,6 +16,10 @@
 
 #include "cpp_store/error.hpp"
 #include "durable/failpoints.hpp"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22  // since Linux 5.14; perhaps unknown to the C library's headers
+#endif
 
 #ifdef CPP_STORE_FAILPOINTS
 // SQLite lets others have all of its system calls but these two, so the linker does (--wrap).
@@ -52,6 +57,11 @@ std::string text_of(int error) {
 }
 
 constexpr std::uint64_t write_out_every = std::uint64_t{8} << 20;
+
+std::uint64_t page_size() noexcept {
+    static const auto size = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+    return size;
+}
 
 }  // namespace
 
@@ -161,10 +171,6 @@ void File::read(std::span<std::byte> into, std::uint64_t offset) const {
     }
 }
 
-void File::announce(std::uint64_t offset, std::uint64_t size) const noexcept {
-    ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
-}
-
 void File::sync() {
     if (guarded("file.sync", [&] { return real_fdatasync(fd_); }) != 0) {
         fail("cannot sync", errno);
@@ -182,6 +188,31 @@ bool File::lock() {
     if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return true;
     if (errno == EWOULDBLOCK) return false;
     fail("cannot lock", errno);
+}
+
+Mapping::Mapping(const File& file, std::uint64_t offset, std::uint64_t size) noexcept
+    : skew_(offset % page_size()) {
+    void* const pages = ::mmap(nullptr, size + skew_, PROT_READ, MAP_SHARED, file.fd_,
+                               static_cast<off_t>(offset - skew_));
+    if (pages == MAP_FAILED) return;
+    pages_ = static_cast<std::byte*>(pages);
+    mapped_ = size + skew_;
+}
+
+Mapping::~Mapping() {
+    if (pages_) ::munmap(pages_, mapped_);
+}
+
+// A page that cannot be read would be a signal for whoever touches it, so the kernel is asked to
+// touch them first, and reports it. They would have to leave the page cache again and the disk fail
+// before the caller is through with a piece that was just read.
+const std::byte* Mapping::bring(std::uint64_t at, std::uint64_t size) const noexcept {
+    if (!pages_) return nullptr;
+    const std::uint64_t begin = (skew_ + at) / page_size() * page_size();
+    const int result = guarded("file.map", [&] {
+        return ::madvise(pages_ + begin, skew_ + at + size - begin, MADV_POPULATE_READ);
+    });
+    return result == 0 ? pages_ + skew_ + at : nullptr;
 }
 
 void make_directory(const std::filesystem::path& path) {

@@ -33,19 +33,37 @@ class File {
     void append(std::vector<iovec> pieces);
     // All bytes from `offset` on; fewer than asked for are an error ("ends early").
     void read(std::span<std::byte> into, std::uint64_t offset) const;
-    // Of a file that is about to be read: ask the kernel to have it ready.
-    void announce(std::uint64_t offset, std::uint64_t size) const noexcept;
     void sync();
     [[nodiscard]] std::uint64_t size() const;
     // Keeps other processes from doing the same, until it is closed. False if one has.
     [[nodiscard]] bool lock();
 
   private:
+    friend class Mapping;
     [[noreturn]] void fail(std::string_view what, int error) const;
     void close() noexcept;
 
     std::filesystem::path path_;
     int fd_ = -1;
+};
+
+// A part of a file, readable where the kernel has it: no bytes are moved before the caller does.
+class Mapping {
+  public:
+    // Of a file that nobody changes. Null where it cannot be mapped.
+    Mapping(const File& file, std::uint64_t offset, std::uint64_t size) noexcept;
+    Mapping(const Mapping&) = delete;
+    Mapping& operator=(const Mapping&) = delete;
+    ~Mapping();
+
+    // Some bytes of it, to be read at once. Null, and no signal, if they cannot be had: the disk
+    // fails, the file ends early, the kernel cannot tell (before Linux 5.14).
+    [[nodiscard]] const std::byte* bring(std::uint64_t at, std::uint64_t size) const noexcept;
+
+  private:
+    std::byte* pages_ = nullptr;
+    std::uint64_t mapped_ = 0;
+    std::uint64_t skew_ = 0;  // of the part in its first page
 };
 
 // Makes a directory (and none above it) that only its owner may look into, where there is none.

@@ -199,6 +199,18 @@ TEST(Store, ChecksumsAreThoseOfTheBytesHoweverTheyCame) {
         const Checksum plain = checksum_of(source.data() + 1, size);
         EXPECT_EQ(copy_and_checksum(target, source.data() + 1, size), plain) << size;
         EXPECT_TRUE(std::equal(target, target + size, source.begin() + 1)) << size;
+        // In pieces, of which every other one is in its place already.
+        std::fill(room.begin(), room.end(), std::byte{0});
+        CopySum sum(target, size);
+        bool is_there = false;
+        for (std::uint64_t done = 0, part = 64; done < size; done += part, part = part * 3) {
+            part = std::min(part, size - done);
+            if (is_there) std::copy_n(source.data() + 1 + done, part, target + done);
+            is_there ? sum.add_in_place(part) : sum.add(source.data() + 1 + done, part);
+            is_there = !is_there;
+        }
+        EXPECT_EQ(sum.value(), plain) << size;
+        EXPECT_TRUE(std::equal(target, target + size, source.begin() + 1)) << size;
     }
 }
 

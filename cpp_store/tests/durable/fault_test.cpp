@@ -304,6 +304,31 @@ TEST_P(FailingCalls, ChangesNothingOrEverything) {
     }
 }
 
+TEST_F(Faults, ReadsWhatItCannotMap) {
+    Store store(options(Durability::sync));
+    run(store, {Step::Kind::put, "m", 3000 * KiB, ""});
+    for (const char* const at : {"1", "2", "*"}) {  // from the first piece on, from the second
+        run(store, {Step::Kind::put, "other", 3000 * KiB, ""});  // m leaves the memory
+        failpoints::arm("file.map:" + std::string(at) + ":eio");
+        expect_intact(store, "m");
+        failpoints::arm("");
+        run(store, {Step::Kind::retire, "other", 0, ""});
+    }
+    run(store, {Step::Kind::put, "other", 3000 * KiB, ""});
+    failpoints::arm("file.map:2:eio,file.read:*:eio");
+    std::string message;
+    try {
+        expect_intact(store, "m");
+        ADD_FAILURE();
+    } catch (const Error& error) {
+        EXPECT_EQ(error.code(), Errc::storage);
+        message = error.what();
+    }
+    EXPECT_THAT(message, HasSubstr((root / "data" / "segments").string()));
+    failpoints::arm("");
+    expect_intact(store, "m");
+}
+
 TEST_F(Faults, LazyStoreRefusesPutsWhileItCannotWriteAndGoesOnLater) {
     Store store(options(Durability::lazy));
     run(store, {Step::Kind::put, "before", 10, ""});

@@ -389,6 +389,21 @@ TEST_P(DurableStore, NoticesDamagedBytes) {
     EXPECT_THAT(message, HasSubstr("cpp-store check"));
 }
 
+TEST_P(DurableStore, SurvivesASegmentThatIsCutOffWhileItIsOpen) {
+    Store store(options(4 * MiB));
+    put(store, request_of("m", {"a"}, 3 * MiB));
+    store.flush();
+    const fs::path segment = fs::directory_iterator(root / "data" / "segments")->path();
+    put(store, request_of("n", {"b"}, 3 * MiB));                // m leaves the memory
+    for (const std::uint64_t size : {MiB, std::uint64_t{0}}) {  // within a piece, and all of it
+        fs::resize_file(segment, size);
+        std::string message;
+        EXPECT_EQ(code_of([&] { (void)store.read("m", {}); }, &message), Errc::storage);
+        EXPECT_THAT(message, HasSubstr(segment.string() + " ends early"));
+    }
+    expect_intact(store, "n");
+}
+
 TEST_P(DurableStore, TakesPutsOfManyThreads) {
     {
         Store store(options());
