@@ -159,7 +159,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     catalogue = sqlite3.connect(tmp_path / "data" / "catalogue.sqlite")
     catalogue.execute("PRAGMA user_version = 99")
     catalogue.close()
-    with pytest.raises(cpp_store.InvalidArgument, match="format 99, this version knows up to 1"):
+    with pytest.raises(cpp_store.InvalidArgument, match="format 99, this version knows up to 2"):
         cpp_store.embedded(data_dir=tmp_path / "data")
 
 

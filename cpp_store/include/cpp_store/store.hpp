@@ -9,6 +9,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -123,6 +124,19 @@ struct StoreStats {
     std::uint64_t puts = 0, reads = 0, matches = 0, retires = 0;  // calls that succeeded
     std::uint64_t bytes_put = 0, bytes_read = 0;
     std::uint64_t layers_inherited = 0, bytes_inherited = 0;  // by puts, over the lifetime
+};
+
+// What servers that keep replicas must not forget of an id, besides the model: that it was retired,
+// or was put once more, with the same content, as of a later version.
+struct Note {
+    std::string model;
+    std::uint64_t version = 0;
+    bool retired = false;
+    std::uint64_t by = 0;  // which call retired it, by a number of its own
+};
+struct Notes {
+    std::vector<Note> notes;      // the latest of each id, in the order in which they were made
+    std::uint64_t forgotten = 0;  // highest version of a retirement that is no longer among them
 };
 
 // A put whose tensors are being filled in. Dropping it gives the memory back.
@@ -252,7 +266,8 @@ class Store {
     [[nodiscard]] std::vector<std::string> list(const std::string* ns = nullptr) const;
 
     // Out of the candidates at once; memory goes with the last reference. not_found if unknown.
-    ForeignReferences retire(std::string_view model);
+    // What is noted becomes durable together with it.
+    ForeignReferences retire(std::string_view model, std::optional<Note> note = std::nullopt);
 
     // References of a model on another server (`holder`) to layers stored here. Idempotent.
     void acquire(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
@@ -266,15 +281,19 @@ class Store {
     [[nodiscard]] std::vector<std::string> holders(std::chrono::milliseconds age = {}) const;
     // Drops everything that a holder refers to here.
     void release_holder(std::string_view holder);
+    // Without a data directory: nothing to do. Else durable as a put is, instead of what was noted
+    // of the id before.
+    void note(Note note);
+    // What the data directory had when it was opened; once.
+    [[nodiscard]] Notes take_notes();
 
     // Recomputes checksums; returns the names of layers whose bytes changed ("owner/key hex").
     [[nodiscard]] std::vector<std::string> verify() const;
 
     [[nodiscard]] StoreStats stats() const;
     [[nodiscard]] const Arena& arena() const noexcept;
-    // Whether it keeps its models in a data directory, too.
-    [[nodiscard]] bool has_directory() const noexcept;
 
+    // Whether it keeps its models in a data directory, too.
     [[nodiscard]] bool has_data_dir() const noexcept;
     // Waits until all that was acknowledged is on disk. Without a data directory: nothing to do.
     void flush();

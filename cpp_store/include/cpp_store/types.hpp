@@ -20,6 +20,7 @@ struct LayerKey {
 };
 
 [[nodiscard]] LayerKey layer_key(std::string_view name) noexcept;
+[[nodiscard]] std::string hex(const LayerKey& key);
 
 // XXH3-128 of a tensor's bytes.
 struct Checksum {

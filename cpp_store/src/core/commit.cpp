@@ -20,13 +20,20 @@ bool PendingPut::Impl::is_there() const {
 // Layers of a model that has an owner's name of its own may have been there before it came.
 void PendingPut::Impl::join(const std::shared_ptr<Owner>& known) noexcept {
     Owner& there = *known;
-    there.serial = model->serial;
     for (const auto& [position, layer] : own) {
         const std::size_t at = store->find_or_add(there, layer);
         store->refer(there, at);
         Owner::Entry& entry = there.entries[at];
         std::unique_ptr<Kept>& kept = owner->entries[owner->find(layer->key)].kept;
-        if (!kept || entry.kept) continue;
+        if (!kept) continue;
+        if (entry.kept) {
+            store->journal->replace_layer(entry.kept->place(), kept->place());
+            if (entry.kept->resident != store->resident.end()) {
+                store->resident.erase(entry.kept->resident);
+            }
+            replaced.add(std::exchange(entry.layer, layer));
+            if (entry.kept->loading) store->loaded.notify_all();
+        }
         kept->serial = entry.layer->serial;
         entry.kept = std::move(kept);
     }
@@ -89,7 +96,7 @@ std::uint64_t PendingPut::Impl::commit_in_memory() {
 // As the data directory will have it, but for where the tensors are.
 std::shared_ptr<durable::ModelRecord> PendingPut::Impl::record() {
     auto made = std::make_shared<durable::ModelRecord>();
-    model->serial = owner->serial = made->serial = store->journal->next_serial();
+    model->serial = made->serial = store->journal->next_serial();
     made->id = model->id;
     made->owner = model->owner;
     made->ns = model->ns;
@@ -102,8 +109,9 @@ std::shared_ptr<durable::ModelRecord> PendingPut::Impl::record() {
     made->description = model->description;
     made->content = model->content;
     for (const auto& [position, layer] : own) {
-        made->layers.push_back(owner->entries[owner->find(layer->key)].kept->record);
-        made->layers.back().owner = made->serial;
+        durable::LayerRecord& kept = owner->entries[owner->find(layer->key)].kept->record;
+        kept.owner = made->serial;
+        made->layers.push_back(kept);
     }
     // Of inherited layers, whose place nobody changes while we refer to them.
     for (const Slot& slot : model->slots) {
@@ -111,12 +119,11 @@ std::shared_ptr<durable::ModelRecord> PendingPut::Impl::record() {
         inherited.position = slot.layer;
         const Kept* const kept = slot.owner ? slot.owner->entries[slot.entry].kept.get() : nullptr;
         if (kept) {
-            inherited.owner = slot.owner->serial;
+            inherited.owner = kept->record.owner;
             inherited.owner_position = kept->record.position;
-        } else {  // on another server, or adopted from one
-            inherited.foreign_owner = slot.owner_name();
-            inherited.nbytes = slot.owner ? slot.owner->entries[slot.entry].nbytes()
-                                          : model->table->nbytes(slot.layer);
+        } else {  // on another server
+            inherited.foreign_owner = slot.foreign_owner;
+            inherited.nbytes = model->table->nbytes(slot.layer);
         }
         made->inherited.push_back(std::move(inherited));
     }
@@ -136,12 +143,14 @@ durable::Journal::Done PendingPut::Impl::locating(Store::Impl& store,
     return [&store, record = std::move(record)](const std::exception_ptr&) {
         const std::lock_guard lock(store.mutex);
         const auto found = store.owners.find(record->owner);
-        if (found == store.owners.end() || found->second->serial != record->serial) return;
+        if (found == store.owners.end()) return;
         for (const durable::LayerRecord& layer : record->layers) {
             Owner& known = *found->second;
-            const std::size_t entry = known.find(record->table->key(layer.position));
-            if (entry == known.entries.size() || !known.entries[entry].kept) continue;
-            store.place(known, entry, layer);
+            const std::size_t entry =
+                known.find(layer.key ? *layer.key : record->table->key(layer.position));
+            if (entry == known.entries.size()) continue;
+            const Kept* const kept = known.entries[entry].kept.get();
+            if (kept && kept->place() == layer.place()) store.place(known, entry, layer);
         }
     };
 }
@@ -215,13 +224,13 @@ void PendingPut::Impl::commit_durably(std::unique_ptr<Impl> put, Store::Committe
 // Of a model that is on disk already, but cannot be had in memory.
 void PendingPut::Impl::take_back() noexcept {
     try {
-        store->journal->retire(model->serial, {});
+        store->journal->retire(model->serial, std::nullopt, {});
     } catch (const std::exception&) {
         // No memory for that either: it will be there after a restart, as if the answer to its put
         // had been lost.
         return;
     }
-    for (const auto& [position, layer] : own) store->journal->drop_layer(model->serial, position);
+    for (const auto& [position, layer] : own) store->journal->drop_layer({model->serial, position});
 }
 
 std::uint64_t Store::commit(PendingPut put) {

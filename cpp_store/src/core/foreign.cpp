@@ -13,14 +13,12 @@ void Store::acquire(std::string_view owner, std::span<const LayerKey> keys,
         auto [references, entry] = impl_->find_layer(owner, key);
         found.insert({std::move(references), entry});
     }
-    std::vector<durable::HolderRecord> fresh;  // for the data directory
-    const auto known = impl_->holders.find(holder);
+    // For the data directory, references that are known already, too: perhaps they are not on disk.
+    std::vector<durable::HolderRecord> records;
     for (const Holder::Reference& reference : found) {
-        const Owner::Entry& entry = reference.owner->entries[reference.entry];
-        if (!entry.kept) continue;
-        if (known != impl_->holders.end() && known->second.references.contains(reference)) continue;
-        fresh.push_back(
-            {std::string(holder), reference.owner->serial, entry.kept->record.position});
+        const Kept* const kept = reference.owner->entries[reference.entry].kept.get();
+        if (!kept) continue;
+        records.push_back({std::string(holder), kept->record.owner, kept->record.position});
     }
     Holder& held = impl_->holders[std::string(holder)];
     held.acquired = impl_->options.clock();
@@ -29,26 +27,30 @@ void Store::acquire(std::string_view owner, std::span<const LayerKey> keys,
             held.references.insert(found.extract(found.begin()));
         if (is_new) impl_->refer(*reference->owner, reference->entry);
     }
-    if (fresh.empty()) return;
+    if (records.empty()) return;
     // In their order: all of them are on disk when the last one is.
     durable::Wait wait(*impl_->journal);
-    for (std::size_t i = 0; i < fresh.size(); ++i) {
-        const bool is_last = i + 1 == fresh.size();
-        impl_->journal->acquire(std::move(fresh[i]), is_last ? wait.done() : nullptr);
+    for (std::size_t i = 0; i < records.size(); ++i) {
+        const bool is_last = i + 1 == records.size();
+        impl_->journal->acquire(std::move(records[i]), is_last ? wait.done() : nullptr);
     }
     lock.unlock();
     wait.get();
 }
 
 void Store::Impl::log_release(const std::string& holder,
-                              const Holder::Reference& reference) noexcept {
-    const Kept* const kept = reference.owner->entries[reference.entry].kept.get();
-    if (!kept) return;
+                              const durable::LayerPlace& layer) noexcept {
     try {
-        journal->release({holder, reference.owner->serial, kept->record.position});
+        journal->release({holder, layer.model, layer.position});
     } catch (const std::bad_alloc&) {
         // What is not said here is found out when the directory is opened again.
     }
+}
+
+void Store::Impl::log_release(const std::string& holder,
+                              const Holder::Reference& reference) noexcept {
+    const Kept* const kept = reference.owner->entries[reference.entry].kept.get();
+    if (kept) log_release(holder, kept->place());
 }
 
 void Store::release(std::string_view owner, std::span<const LayerKey> keys,

@@ -23,6 +23,7 @@ struct PendingPut::Impl {
     // As of complete().
     std::shared_ptr<Owner> owner;
     std::vector<Slot> slots;  // all of the model's
+    Garbage replaced;         // by its own layers
     bool referring = false;   // the slots' references are counted, and not yet the visible model's
 
     Impl() = default;
@@ -56,6 +57,15 @@ struct PendingPut::Impl {
     static durable::Journal::Done locating(Store::Impl& store,
                                            std::shared_ptr<durable::ModelRecord> record);
     void take_back() noexcept;
+
+    // adoption.cpp
+    [[nodiscard]] std::shared_ptr<durable::ModelRecord> record_for(std::string_view holder) const;
+    struct Adoption;
+    void join_adopted(Adoption& adoption, const std::function<void()>& log);
+    void give_up(const durable::ModelRecord& record) const noexcept;
 };
+
+// Of a layer that is not on disk yet, and has no owner there.
+[[nodiscard]] durable::LayerRecord record_of(std::uint32_t position, const StoredLayer& layer);
 
 }  // namespace cpp_store

@@ -240,14 +240,20 @@ void PendingPut::Impl::sum_the_rest() noexcept {
     }
 }
 
+durable::LayerRecord record_of(std::uint32_t position, const StoredLayer& layer) {
+    durable::LayerRecord record;
+    record.position = position;
+    for (const StoredLayer::Tensor& tensor : layer.tensors) {
+        record.tensors.push_back({.spec = tensor.spec, .checksum = tensor.checksum});
+    }
+    return record;
+}
+
 // What the data directory will know of the layers.
 void PendingPut::Impl::keep(Owner& made) const {
     for (const auto& [position, layer] : own) {
         auto kept = std::make_unique<Kept>();
-        kept->record.position = position;
-        for (const StoredLayer::Tensor& tensor : layer->tensors) {
-            kept->record.tensors.push_back({.spec = tensor.spec, .checksum = tensor.checksum});
-        }
+        kept->record = record_of(position, *layer);
         kept->serial = layer->serial;
         kept->resident = store->resident.end();
         made.entries[made.find(layer->key)].kept = std::move(kept);
@@ -374,49 +380,9 @@ std::size_t Store::Impl::find_or_add(Owner& owner,
     ++counts.layers;
     counts.tensors += layer->tensors.size();
     counts.bytes_stored += bytes_of(*layer);
-    return owner.add(layer);
-}
-
-PendingPut Store::prepare_adoption(std::string_view owner, std::vector<OwnerlessLayer> layers) {
-    auto pending = std::make_unique<PendingPut::Impl>();
-    pending->store = impl_;
-    pending->model = std::make_shared<Model>();
-    pending->model->owner = owner;
-    std::vector<Own> own;
-    for (OwnerlessLayer& layer : layers) {
-        own.push_back({static_cast<std::uint32_t>(own.size()), std::move(layer.tensors)});
-        pending->adopted.push_back(layer.key);
-    }
-    pending->reserve(own);
-    return PendingPut(std::move(pending));
-}
-
-void Store::adopt(PendingPut put, std::string_view holder) {
-    PendingPut::Impl& pending = *put.impl_;
-    pending.sum_the_rest();
-    auto made = std::make_shared<Owner>();
-    made->model = pending.model->owner;
-    std::set<Holder::Reference> references;  // to be filled in
-    for (std::size_t i = 0; i < pending.own.size(); ++i) references.insert({made, i});
-    const std::lock_guard lock(impl_->mutex);
-    const auto [there, is_new] = impl_->owners.try_emplace(made->model, made);
-    const std::shared_ptr<Owner> owner = there->second;
-    Holder* held = nullptr;
-    try {
-        owner->make_room(pending.own.size());
-        held = &impl_->holders[std::string(holder)];
-    } catch (const std::bad_alloc&) {
-        if (is_new) impl_->owners.erase(there);
-        throw;
-    }
-    // From here on nothing fails.
-    held->acquired = impl_->options.clock();
-    for (const auto& [position, layer] : pending.own) {
-        const std::size_t entry = impl_->find_or_add(*owner, layer);
-        auto node = references.extract(references.begin());
-        node.value() = {owner, entry};
-        if (held->references.insert(std::move(node)).inserted) impl_->refer(*owner, entry);
-    }
+    const std::size_t made = owner.add(layer->key);
+    owner.entries[made].layer = layer;
+    return made;
 }
 
 // The model, complete, while nobody sees it.

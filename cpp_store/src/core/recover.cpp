@@ -1,9 +1,16 @@
 // What a store finds in its data directory when it starts.
 #include <algorithm>
+#include <map>
 
 #include "core/store_impl.hpp"
 
 namespace cpp_store {
+
+struct Store::Impl::Recovered {
+    std::unordered_map<std::uint64_t, std::shared_ptr<Owner>> owners;  // by serial of the model
+    // Layers of one owner that were there twice: the one that goes, and the one that stays.
+    std::map<durable::LayerPlace, durable::LayerPlace> same;
+};
 
 void Store::Impl::open_data_dir() {
     durable::Journal::Options settings;
@@ -15,67 +22,92 @@ void Store::Impl::open_data_dir() {
     settings.warn = options.warn;
     journal = std::make_unique<durable::Journal>(std::move(settings));
 
-    std::unordered_map<std::uint64_t, std::shared_ptr<Owner>> owners_by_serial;
+    Recovered recovered;
+    std::vector<durable::ModelRecord> visible;
     journal->load([&](durable::ModelRecord record) {
-        if (!record.layers.empty()) {
-            auto owner = std::make_shared<Owner>();
-            owner->model = record.owner;
-            owner->serial = record.serial;
-            std::vector<std::pair<LayerKey, std::unique_ptr<Kept>>> layers;
-            layers.reserve(record.layers.size());
-            for (durable::LayerRecord& layer : record.layers) {
-                if (layer.position >= record.table->size()) {
-                    throw Error(Errc::storage, "model '" + record.id + "' has no layer " +
-                                                   std::to_string(layer.position));
-                }
-                auto kept = std::make_unique<Kept>();
-                const LayerKey key = record.table->key(layer.position);
-                kept->record = std::move(layer);
-                kept->serial = ++last_serial;
-                kept->resident = resident.end();
-                layers.emplace_back(key, std::move(kept));
-            }
-            record.layers.clear();
-            std::sort(layers.begin(), layers.end(),
-                      [](const auto& a, const auto& b) { return a.first < b.first; });
-            owner->entries.reserve(layers.size());
-            owner->keys.reserve(layers.size());
-            for (auto& [key, kept] : layers) {
-                ++counts.layers;
-                counts.tensors += kept->record.tensors.size();
-                counts.bytes_stored += kept->record.nbytes();
-                owner->keys.push_back(key);
-                owner->entries.push_back({nullptr, 0, std::move(kept)});
-            }
-            owners_by_serial.emplace(record.serial, owner);
-            owners.emplace(record.owner, std::move(owner));
-        }
-        if (!record.retired) restore(std::move(record), owners_by_serial);
+        if (!record.layers.empty()) restore_layers(record, recovered);
+        if (!record.retired) visible.push_back(std::move(record));
     });
+    for (durable::ModelRecord& record : visible) restore(std::move(record), recovered);
     for (durable::HolderRecord& reference : journal->holders()) {
-        const auto owner = owners_by_serial.find(reference.owner);
-        if (owner == owners_by_serial.end()) continue;
+        durable::LayerPlace place{reference.owner, reference.position};
+        for (auto same = recovered.same.find(place); same != recovered.same.end();
+             same = recovered.same.find(place)) {
+            place = same->second;
+        }
+        const auto found = recovered.owners.find(place.model);
+        if (found == recovered.owners.end()) continue;
+        const std::shared_ptr<Owner>& owner = found->second;
+        const auto entry =
+            std::find_if(owner->entries.begin(), owner->entries.end(),
+                         [&](const auto& each) { return each.kept->place() == place; });
+        if (entry == owner->entries.end()) continue;
         Holder& held = holders[reference.holder];
         held.acquired = options.clock();
-        const auto& entries = owner->second->entries;
-        const auto entry = std::find_if(entries.begin(), entries.end(), [&](const auto& each) {
-            return each.kept->record.position == reference.position;
-        });
-        if (entry == entries.end()) continue;
-        const auto at = static_cast<std::size_t>(entry - entries.begin());
-        if (held.references.insert({owner->second, at}).second) refer(*owner->second, at);
+        const auto at = static_cast<std::size_t>(entry - owner->entries.begin());
+        if (held.references.insert({owner, at}).second) refer(*owner, at);
     }
-    for (const auto& [serial, owner] : owners_by_serial) {
+    for (const auto& [name, owner] : owners) {
         owner->referred = static_cast<std::size_t>(
             std::count_if(owner->entries.begin(), owner->entries.end(),
                           [](const Owner::Entry& entry) { return entry.referrers > 0; }));
     }
+    notes = journal->notes();
     journal->start([this](auto layers) { moved(layers); });
 }
 
-void Store::Impl::restore(
-    durable::ModelRecord record,
-    const std::unordered_map<std::uint64_t, std::shared_ptr<Owner>>& owners_by_serial) {
+// The layers that a model brought, or that were adopted: entries of their owner.
+void Store::Impl::restore_layers(durable::ModelRecord& record, Recovered& recovered) {
+    std::shared_ptr<Owner>& owner = owners[record.owner];
+    const bool is_new = !owner;
+    if (is_new) {
+        owner = std::make_shared<Owner>();
+        owner->model = record.owner;
+    }
+    recovered.owners.emplace(record.serial, owner);
+    std::vector<std::pair<LayerKey, std::unique_ptr<Kept>>> layers;
+    layers.reserve(record.layers.size());
+    for (durable::LayerRecord& layer : record.layers) {
+        if (!layer.key && layer.position >= record.table->size()) {
+            throw Error(Errc::storage,
+                        "model '" + record.id + "' has no layer " + std::to_string(layer.position));
+        }
+        auto kept = std::make_unique<Kept>();
+        const LayerKey key = layer.key ? *layer.key : record.table->key(layer.position);
+        kept->record = std::move(layer);
+        kept->serial = ++last_serial;
+        kept->resident = resident.end();
+        layers.emplace_back(key, std::move(kept));
+    }
+    record.layers.clear();
+    std::sort(layers.begin(), layers.end(),
+              [](const auto& a, const auto& b) { return a.first < b.first; });
+    owner->entries.reserve(layers.size());
+    owner->keys.reserve(layers.size());
+    for (auto& [key, kept] : layers) {
+        const std::size_t before = is_new ? owner->entries.size() : owner->find_entry(key);
+        if (before != owner->entries.size()) {
+            // It was adopted before the model came, or after: a crash kept one from replacing the
+            // other. A visible model has its layers itself.
+            std::unique_ptr<Kept>& there = owner->entries[before].kept;
+            if (!record.retired) std::swap(kept, there);
+            recovered.same.emplace(kept->place(), there->place());
+            journal->replace_layer(kept->place(), there->place());
+            continue;
+        }
+        ++counts.layers;
+        counts.tensors += kept->record.tensors.size();
+        counts.bytes_stored += kept->record.nbytes();
+        if (is_new) {
+            owner->keys.push_back(key);
+            owner->entries.push_back({nullptr, 0, std::move(kept)});
+        } else {
+            owner->entries[owner->add(key)].kept = std::move(kept);
+        }
+    }
+}
+
+void Store::Impl::restore(durable::ModelRecord record, const Recovered& recovered) {
     const auto damaged = [&](const std::string& what) {
         throw Error(Errc::storage, "data directory " + options.data_dir.string() +
                                        " is damaged: model '" + record.id + "' " + what +
@@ -106,9 +138,10 @@ void Store::Impl::restore(
                                 .foreign_owner = {}});
         refer(*owner, entry);
     };
-    if (const auto own = owners_by_serial.find(record.serial); own != owners_by_serial.end()) {
+    if (const auto own = recovered.owners.find(record.serial); own != recovered.owners.end()) {
         for (std::size_t i = 0; i < own->second->entries.size(); ++i) {
             const Kept& kept = *own->second->entries[i].kept;
+            if (kept.record.owner != record.serial) continue;
             add(kept.record.position, own->second, i);
             model->bytes_own += kept.record.nbytes();
         }
@@ -124,14 +157,11 @@ void Store::Impl::restore(
             model->bytes_inherited += inherited.nbytes;
             continue;
         }
-        const auto owner = owners_by_serial.find(inherited.owner);
-        if (owner == owners_by_serial.end()) damaged("inherits from a model that is not there");
-        // Its entries are ascending by key, and layers of equal key are equal.
+        const auto owner = recovered.owners.find(inherited.owner);
+        if (owner == recovered.owners.end()) damaged("inherits from a model that is not there");
+        // Layers of one owner and of equal key are equal.
         const LayerKey key = model->table->key(inherited.position);
-        const auto& keys = owner->second->keys;
-        const auto at = std::lower_bound(keys.begin(), keys.end(), key);
-        const bool is_there = at != keys.end() && *at == key;
-        const auto entry = is_there ? static_cast<std::size_t>(at - keys.begin()) : keys.size();
+        const std::size_t entry = owner->second->find_entry(key);
         add(inherited.position, owner->second, entry);
         model->bytes_inherited += owner->second->entries[entry].nbytes();
     }

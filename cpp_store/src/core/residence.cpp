@@ -101,11 +101,11 @@ void Store::Impl::moved(std::span<const std::pair<std::string, durable::LayerRec
     const std::lock_guard lock(mutex);
     for (const auto& [id, record] : layers) {
         const auto found = owners.find(id);
-        if (found == owners.end() || found->second->serial != record.owner) continue;
+        if (found == owners.end()) continue;
         Owner& owner = *found->second;
         for (std::size_t i = 0; i < owner.entries.size(); ++i) {
             const Kept* const kept = owner.entries[i].kept.get();
-            if (kept && kept->record.position == record.position) this->place(owner, i, record);
+            if (kept && kept->place() == record.place()) this->place(owner, i, record);
         }
     }
 }

@@ -13,7 +13,7 @@ namespace {
 
 }  // namespace
 
-ForeignReferences Store::retire(std::string_view model) {
+ForeignReferences Store::retire(std::string_view model, std::optional<Note> note) {
     Garbage garbage;
     std::unique_lock lock(impl_->mutex);
     impl_->expire_leases(garbage);
@@ -24,7 +24,7 @@ ForeignReferences Store::retire(std::string_view model) {
     std::set<std::string, std::less<>> leased{retired->id};
     if (impl_->journal) {
         durable::Wait wait(*impl_->journal);
-        impl_->journal->retire(retired->serial, wait.done());
+        impl_->journal->retire(retired->serial, std::move(note), wait.done());
         if (impl_->journal->is_sync()) {
             lock.unlock();
             wait.get();
@@ -44,6 +44,18 @@ ForeignReferences Store::retire(std::string_view model) {
     }
     impl_->drop_references(retired, garbage);
     return foreign;
+}
+
+void Store::note(Note note) {
+    if (!impl_->journal) return;
+    durable::Wait wait(*impl_->journal);
+    impl_->journal->note(std::move(note), wait.done());
+    wait.get();
+}
+
+Notes Store::take_notes() {
+    const std::lock_guard lock(impl_->mutex);
+    return std::exchange(impl_->notes, {});
 }
 
 ForeignReferences Model::foreign_references() const {

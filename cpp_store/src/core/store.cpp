@@ -10,11 +10,16 @@
 
 namespace cpp_store {
 
-std::size_t Owner::find(const LayerKey& key) const noexcept {
+std::size_t Owner::find_entry(const LayerKey& key) const noexcept {
     const auto at = std::lower_bound(keys.begin(), keys.end(), key);
     if (at == keys.end() || *at != key) return entries.size();
     const auto key_at = static_cast<std::size_t>(at - keys.begin());
-    const std::size_t entry = places.empty() ? key_at : places[key_at];
+    return places.empty() ? key_at : places[key_at];
+}
+
+std::size_t Owner::find(const LayerKey& key) const noexcept {
+    const std::size_t entry = find_entry(key);
+    if (entry == entries.size()) return entry;
     const bool is_here = entries[entry].layer || entries[entry].referrers > 0;
     return is_here ? entry : entries.size();
 }
@@ -26,22 +31,18 @@ void Owner::make_room(std::size_t layers) {
     places.reserve(all);
 }
 
-std::size_t Owner::add(std::shared_ptr<const LayerInArena> layer) {
+std::size_t Owner::add(const LayerKey& key) {
+    ++referred;
+    if (const std::size_t before = find_entry(key); before != entries.size()) return before;
     if (places.empty()) {
         places.resize(keys.size());
         std::iota(places.begin(), places.end(), 0u);
     }
-    ++referred;
-    const auto at = std::lower_bound(keys.begin(), keys.end(), layer->key);
-    const auto place = places.begin() + (at - keys.begin());
-    if (at != keys.end() && *at == layer->key) {  // it was here before
-        entries[*place].layer = std::move(layer);
-        return *place;
-    }
+    const auto at = std::lower_bound(keys.begin(), keys.end(), key);
     const std::size_t entry = entries.size();
-    places.insert(place, static_cast<std::uint32_t>(entry));
-    keys.insert(at, layer->key);
-    entries.push_back({std::move(layer), 0, nullptr});
+    places.insert(places.begin() + (at - keys.begin()), static_cast<std::uint32_t>(entry));
+    keys.insert(at, key);
+    entries.emplace_back();
     return entry;
 }
 
@@ -60,15 +61,6 @@ std::uint64_t bytes_of(const StoredLayer& layer) {
     std::uint64_t sum = 0;
     for (const StoredLayer::Tensor& tensor : layer.tensors) sum += tensor.spec.nbytes();
     return sum;
-}
-
-std::string hex(const LayerKey& key) {
-    static constexpr std::string_view digits = "0123456789abcdef";
-    std::string out;
-    for (const std::uint64_t half : {key.high, key.low}) {
-        for (int shift = 60; shift >= 0; shift -= 4) out += digits[(half >> shift) & 15];
-    }
-    return out;
 }
 
 namespace {
@@ -128,7 +120,7 @@ void Store::Impl::drop(Owner& owner, std::size_t entry, Garbage& garbage) noexce
     counts.bytes_stored -= dropped.nbytes();
     if (dropped.kept) {
         if (dropped.kept->resident != resident.end()) resident.erase(dropped.kept->resident);
-        journal->drop_layer(owner.serial, dropped.kept->record.position);
+        journal->drop_layer(dropped.kept->place());
         if (dropped.kept->loading) loaded.notify_all();
         dropped.kept.reset();
     }
@@ -242,10 +234,6 @@ StoreStats Store::stats() const {
     stats.memory = impl_->arena->stats();
     stats.index = impl_->index.stats();
     return stats;
-}
-
-bool Store::has_directory() const noexcept {
-    return impl_->journal != nullptr;
 }
 
 const Arena& Store::arena() const noexcept {

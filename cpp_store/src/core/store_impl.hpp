@@ -56,6 +56,8 @@ struct Kept {
     bool loading = false;         // somebody is bringing it into memory
     // Place in Store::Impl::resident; end(): it is not there.
     std::list<std::pair<Owner*, std::size_t>>::iterator resident;
+
+    [[nodiscard]] durable::LayerPlace place() const noexcept { return record.place(); }
 };
 
 // The layers that one put brought, while anybody refers to one of them.
@@ -64,9 +66,7 @@ struct Owner {
         // Null: nobody refers to it any more, or it is on disk only.
         std::shared_ptr<const LayerInArena> layer;
         std::uint32_t referrers = 0;
-        // Null without a data directory, and of layers that were adopted: these are in memory only,
-        // since another server has them on disk.
-        std::unique_ptr<Kept> kept = nullptr;
+        std::unique_ptr<Kept> kept = nullptr;  // null without a data directory
 
         [[nodiscard]] std::uint64_t nbytes() const;
         [[nodiscard]] std::size_t tensors() const noexcept {
@@ -74,7 +74,6 @@ struct Owner {
         }
     };
     std::string model;                  // as others call it
-    std::uint64_t serial = 0;           // of the model, in the data directory; 0: not there
     std::vector<Entry> entries;         // never move, as others keep their positions
     std::vector<LayerKey> keys;         // of the entries, ascending
     std::vector<std::uint32_t> places;  // of the entry of each key; empty: as the keys
@@ -82,9 +81,11 @@ struct Owner {
 
     // Index of the entry of that key, or entries.size() if it is not here (any more).
     [[nodiscard]] std::size_t find(const LayerKey& key) const noexcept;
-    // Adds a layer that is not here, which nobody refers to yet; returns its entry. Cannot fail for
-    // as many layers as there was made room for.
-    std::size_t add(std::shared_ptr<const LayerInArena> layer);
+    // The same of one that nobody refers to any more, or yet.
+    [[nodiscard]] std::size_t find_entry(const LayerKey& key) const noexcept;
+    // Makes an entry for a layer that is not here, to be filled in; nobody refers to it yet. Cannot
+    // fail for as many layers as there was made room for.
+    std::size_t add(const LayerKey& key);
     void make_room(std::size_t layers);
 };
 
@@ -195,6 +196,7 @@ struct Store::Impl {
     std::unordered_map<std::uint64_t, Lease> leases;
     std::set<std::pair<std::chrono::steady_clock::time_point, std::uint64_t>> lease_ends;
     ById<Holder> holders;
+    Notes notes;  // that were in the data directory
     std::uint64_t next_lease;
     std::uint64_t last_sequence = 0;
     StoreStats counts;  // but for `memory`, `index`, and the two below
@@ -241,15 +243,17 @@ struct Store::Impl {
         std::string_view owner, const LayerKey& key) const;
     void refer(Owner& owner, std::size_t entry) noexcept;
     void log_release(const std::string& holder, const Holder::Reference& reference) noexcept;
+    void log_release(const std::string& holder, const durable::LayerPlace& layer) noexcept;
     // Of an entry that has its layer in memory and on disk: used now.
     void touch(Owner& owner, std::size_t entry);
     // Where a layer's bytes are on disk.
     void place(Owner& owner, std::size_t entry, const durable::LayerRecord& record);
     // Lets go of layers that nobody uses, until so many bytes are free. Returns how many.
     std::uint64_t evict(std::uint64_t bytes, Garbage& garbage);
-    // Adds a recovered model; throws Errc::storage if it cannot be.
-    void restore(durable::ModelRecord record,
-                 const std::unordered_map<std::uint64_t, std::shared_ptr<Owner>>& owners_by_serial);
+    // Adds what was recovered (see recover.cpp); throws Errc::storage if it cannot be.
+    struct Recovered;
+    void restore_layers(durable::ModelRecord& record, Recovered& recovered);
+    void restore(durable::ModelRecord record, const Recovered& recovered);
     void drop(Owner& owner, std::size_t entry, Garbage& garbage) noexcept;
     // Entry of a layer of an owner, which is added if it is not here; nobody refers to it then.
     std::size_t find_or_add(Owner& owner, const std::shared_ptr<const LayerInArena>& layer);
@@ -270,7 +274,5 @@ struct Store::Impl {
 
 // Bytes of a layer's tensors, without padding.
 [[nodiscard]] std::uint64_t bytes_of(const StoredLayer& layer);
-
-[[nodiscard]] std::string hex(const LayerKey& key);
 
 }  // namespace cpp_store

@@ -49,6 +49,15 @@ LayerKey layer_key(std::string_view name) noexcept {
     return {hash.high64, hash.low64};
 }
 
+std::string hex(const LayerKey& key) {
+    static constexpr std::string_view digits = "0123456789abcdef";
+    std::string out;
+    for (const std::uint64_t half : {key.high, key.low}) {
+        for (int shift = 60; shift >= 0; shift -= 4) out += digits[(half >> shift) & 15];
+    }
+    return out;
+}
+
 std::size_t item_size(DType dtype) noexcept {
     return info(dtype).size;
 }

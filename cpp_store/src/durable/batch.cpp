@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpp_store/error.hpp"
 #include "durable/segment.hpp"
 
 namespace cpp_store::durable {
@@ -21,7 +22,7 @@ void add_tensors(std::vector<SegmentTensor>& out, ModelRecord& model,
     for (std::size_t i = 0; i < model.layers.size(); ++i) {
         LayerRecord& layer = model.layers[i];
         for (std::size_t t = 0; t < layer.tensors.size(); ++t) {
-            out.push_back({tensor_name(model.owner, *model.table, layer.position, t),
+            out.push_back({tensor_name(model.owner, *model.table, layer, t),
                            stored[i]->tensors[t].extent.data, &layer.tensors[t]});
         }
     }
@@ -29,11 +30,17 @@ void add_tensors(std::vector<SegmentTensor>& out, ModelRecord& model,
 
 }  // namespace
 
-std::string tensor_name(std::string_view owner, const LayerTable& table, std::uint32_t position,
+std::string tensor_name(std::string_view owner, const LayerTable& table, const LayerRecord& layer,
                         std::size_t tensor) {
     std::string name(owner);
     name += '/';
-    name += table.name(position);
+    if (layer.key) {
+        name += hex(*layer.key);
+    } else if (layer.position < table.size()) {
+        name += table.name(layer.position);
+    } else {
+        throw Error(Errc::storage, "the catalogue is damaged: a layer of no model");
+    }
     name += '/';
     name += std::to_string(tensor);
     return name;
@@ -132,7 +139,8 @@ void Journal::apply(Change& change, Uses& changed) {
     switch (change.kind) {
         case Change::Kind::put:
             catalogue_->put(*change.record);
-            if (!change.packet.empty()) catalogue_->put_packet(change.model, change.packet);
+            if (!change.packet.empty())
+                catalogue_->put_packet(change.record->serial, change.packet);
             for (const LayerRecord& layer : change.record->layers) {
                 if (layer.segment == 0) continue;
                 Use& use = changed[layer.segment];
@@ -141,16 +149,24 @@ void Journal::apply(Change& change, Uses& changed) {
             }
             break;
         case Change::Kind::retire:
-            catalogue_->retire(change.model);
+            catalogue_->retire(change.layer.model);
+            if (change.note) catalogue_->note(*change.note, options_.most_retirements);
+            break;
+        case Change::Kind::note:
+            catalogue_->note(*change.note, options_.most_retirements);
             break;
         case Change::Kind::acquire:
-            catalogue_->acquire({change.holder, change.model, change.position});
+            catalogue_->acquire({change.holder, change.layer.model, change.layer.position});
             break;
         case Change::Kind::release:
-            catalogue_->release({change.holder, change.model, change.position});
+            catalogue_->release({change.holder, change.layer.model, change.layer.position});
             break;
-        case Change::Kind::drop_layer: {
-            const auto [segment, bytes] = catalogue_->drop_layer(change.model, change.position);
+        case Change::Kind::drop_layer:
+        case Change::Kind::replace_layer: {
+            const auto [segment, bytes] =
+                change.kind == Change::Kind::drop_layer
+                    ? catalogue_->drop_layer(change.layer.model, change.layer.position)
+                    : catalogue_->replace_layer(change.layer, change.by);
             const auto known = uses_.find(segment);
             if (known != uses_.end()) changed.emplace(segment, known->second);
             if (const auto use = changed.find(segment); use != changed.end()) {

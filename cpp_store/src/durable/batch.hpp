@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -14,22 +15,32 @@
 namespace cpp_store::durable {
 
 struct Journal::Change {
-    enum class Kind : std::uint8_t { put, retire, acquire, release, drop_layer };
+    enum class Kind : std::uint8_t {
+        put,
+        retire,
+        note,
+        acquire,
+        release,
+        drop_layer,
+        replace_layer
+    };
     Kind kind = Kind::put;
-    std::uint64_t model = 0;
-    std::uint32_t position = 0;
-    std::string holder;
-    std::shared_ptr<ModelRecord> record;
-    std::vector<StoredLayerPtr> layers;
+    LayerPlace layer = {};  // or the model alone
+    LayerPlace by = {};
+    std::string holder = {};
+    std::optional<Note> note = std::nullopt;
+    std::shared_ptr<ModelRecord> record = nullptr;
+    std::vector<StoredLayerPtr> layers = {};
     std::uint64_t bytes = 0;  // that are only in memory
-    Done done;
+    Done done = nullptr;
     bool waited_for = false;
     Clock::time_point since{};
-    std::vector<std::byte> packet;
+    std::vector<std::byte> packet = {};
 };
 
-// What a tensor is called in a segment.
+// What a layer's tensor is called in a segment. Throws Errc::storage if it is no layer of that
+// table, and was not adopted either.
 [[nodiscard]] std::string tensor_name(std::string_view owner, const LayerTable& table,
-                                      std::uint32_t position, std::size_t tensor);
+                                      const LayerRecord& layer, std::size_t tensor);
 
 }  // namespace cpp_store::durable

@@ -21,7 +21,7 @@ constexpr const char* schema = R"(
         content BLOB NOT NULL, retired INTEGER NOT NULL, owner TEXT NOT NULL);
     CREATE TABLE layers(
         model INTEGER NOT NULL, position INTEGER NOT NULL, segment INTEGER NOT NULL,
-        nbytes INTEGER NOT NULL, tensors BLOB NOT NULL,
+        nbytes INTEGER NOT NULL, tensors BLOB NOT NULL, key BLOB,
         PRIMARY KEY(model, position)) WITHOUT ROWID;
     CREATE INDEX layers_by_segment ON layers(segment);
     CREATE TABLE inherited(
@@ -34,6 +34,17 @@ constexpr const char* schema = R"(
     CREATE TABLE segments(serial INTEGER PRIMARY KEY, data_bytes INTEGER NOT NULL);
     CREATE TABLE packets(model INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
 )";
+
+constexpr const char* schema_of_notes = R"(
+    CREATE TABLE notes(
+        model TEXT PRIMARY KEY, version INTEGER NOT NULL, retired INTEGER NOT NULL,
+        retired_by INTEGER NOT NULL, number INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX notes_of_retired ON notes(number) WHERE retired = 1;
+    CREATE TABLE forgotten(version INTEGER NOT NULL);
+    INSERT INTO forgotten VALUES(0);
+)";
+
+constexpr const char* from_format_1 = "ALTER TABLE layers ADD COLUMN key BLOB";
 
 }  // namespace
 
@@ -74,9 +85,10 @@ Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
         execute("PRAGMA wal_autocheckpoint = 4000");
         execute("PRAGMA temp_store = MEMORY");
         execute("PRAGMA cache_size = -16384");
-        if (tables == 0) {
+        if (tables == 0 || version < format) {
             begin();
-            execute(schema);
+            execute(tables == 0 ? schema : from_format_1);
+            execute(schema_of_notes);
             execute(("PRAGMA application_id = " + std::to_string(application)).c_str());
             execute(("PRAGMA user_version = " + std::to_string(format)).c_str());
             commit();
@@ -124,6 +136,7 @@ void Catalogue::commit() {
 }
 
 void Catalogue::rollback() noexcept {
+    retirements_.reset();
     // After some errors SQLite has done it already.
     if (sqlite3_get_autocommit(database_) == 0) {
         sqlite3_exec(database_, "ROLLBACK", nullptr, nullptr, nullptr);
@@ -153,13 +166,17 @@ void Catalogue::put(const ModelRecord& model) {
         .run();
     for (const LayerRecord& layer : model.layers) {
         const std::vector<std::byte> tensors = encode(layer.tensors);
-        prepare("INSERT INTO layers VALUES(?, ?, ?, ?, ?)")
-            .bind(model.serial)
-            .bind(std::uint64_t{layer.position})
-            .bind(layer.segment)
-            .bind(layer.nbytes())
-            .bind(std::span<const std::byte>(tensors))
+        const std::vector<std::byte> key =
+            layer.key ? encode(*layer.key) : std::vector<std::byte>();
+        Statement& insertion = prepare("INSERT INTO layers VALUES(?, ?, ?, ?, ?, ?)")
+                                   .bind(model.serial)
+                                   .bind(std::uint64_t{layer.position})
+                                   .bind(layer.segment)
+                                   .bind(layer.nbytes())
+                                   .bind(std::span<const std::byte>(tensors));
+        (key.empty() ? insertion.bind_null() : insertion.bind(std::span<const std::byte>(key)))
             .run();
+        if (!model.holder.empty()) acquire({model.holder, model.serial, layer.position});
     }
     for (const InheritedRecord& inherited : model.inherited) {
         prepare("INSERT INTO inherited VALUES(?, ?, ?, ?, ?, ?)")
@@ -222,6 +239,57 @@ void Catalogue::release(const HolderRecord& reference) {
         .bind(reference.owner)
         .bind(std::uint64_t{reference.position})
         .run();
+}
+
+Catalogue::Dropped Catalogue::replace_layer(const LayerPlace& layer, const LayerPlace& by) {
+    prepare(
+        "UPDATE OR REPLACE holders SET owner = ?, position = ? WHERE owner = ? AND position = ?")
+        .bind(by.model)
+        .bind(std::uint64_t{by.position})
+        .bind(layer.model)
+        .bind(std::uint64_t{layer.position})
+        .run();
+    prepare(
+        "UPDATE inherited SET owner = ?, owner_position = ? WHERE owner = ? AND owner_position = ?")
+        .bind(by.model)
+        .bind(std::uint64_t{by.position})
+        .bind(layer.model)
+        .bind(std::uint64_t{layer.position})
+        .run();
+    return drop_layer(layer.model, layer.position);
+}
+
+void Catalogue::note(const Note& note, std::uint64_t most_retirements) {
+    const auto count = [this](Statement& found) {
+        const std::uint64_t number = found.step() ? found.number(0) : 0;
+        found.start();
+        return number;
+    };
+    if (!retirements_)
+        retirements_ = count(prepare("SELECT count(*) FROM notes WHERE retired = 1"));
+    std::uint64_t retirements = *retirements_;
+    retirements -= count(
+        prepare("SELECT retired FROM notes WHERE model = ?").bind(std::string_view(note.model)));
+    retirements += note.retired;
+    prepare(
+        "INSERT OR REPLACE INTO notes VALUES(?, ?, ?, ?, "
+        "1 + (SELECT coalesce(max(number), 0) FROM notes WHERE retired = 1))")
+        .bind(std::string_view(note.model))
+        .bind(note.version)
+        .bind(std::uint64_t{note.retired})
+        .bind(note.by)
+        .run();
+    for (; retirements > most_retirements; --retirements) {
+        prepare(
+            "UPDATE forgotten SET version = max(version, (SELECT version FROM notes WHERE "
+            "retired = 1 ORDER BY number LIMIT 1))")
+            .run();
+        prepare(
+            "DELETE FROM notes WHERE model = (SELECT model FROM notes WHERE retired = 1 ORDER BY "
+            "number LIMIT 1)")
+            .run();
+    }
+    retirements_ = retirements;
 }
 
 void Catalogue::add_segment(const SegmentRecord& segment) {

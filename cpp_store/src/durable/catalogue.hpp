@@ -8,11 +8,13 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "cpp_store/store.hpp"
 #include "durable/records.hpp"
 
 struct sqlite3;
@@ -23,10 +25,10 @@ namespace cpp_store::durable {
 // For one thread at a time. Throws Errc::storage for whatever SQLite reports.
 class Catalogue {
   public:
-    static constexpr int format = 1;
+    static constexpr int format = 2;
 
-    // Opens or makes it. Throws Errc::invalid_argument for a file that is no catalogue, or is one
-    // of a newer format.
+    // Opens or makes it; one of an older format becomes one of this format. Throws
+    // Errc::invalid_argument for a file that is no catalogue, or is one of a newer format.
     explicit Catalogue(const std::filesystem::path& path);
     ~Catalogue();
     Catalogue(const Catalogue&) = delete;
@@ -50,6 +52,11 @@ class Catalogue {
     Dropped drop_layer(std::uint64_t model, std::uint32_t position);
     void acquire(const HolderRecord& reference);
     void release(const HolderRecord& reference);
+    // Whoever refers to a layer refers to another one from now on, which is the same; it goes.
+    Dropped replace_layer(const LayerPlace& layer, const LayerPlace& by);
+    // Instead of what was noted of the id before. Of retirements, beyond so many the oldest are
+    // forgotten.
+    void note(const Note& note, std::uint64_t most_retirements);
     void add_segment(const SegmentRecord& segment);
     void remove_segment(std::uint64_t serial);
     // After its bytes were copied elsewhere.
@@ -61,6 +68,7 @@ class Catalogue {
                 const std::function<void(std::uint64_t serial)>& broken = nullptr);
     [[nodiscard]] std::vector<LayerRecord> layers_in(std::uint64_t segment);
     [[nodiscard]] std::vector<HolderRecord> holders();
+    [[nodiscard]] Notes notes();
     [[nodiscard]] std::vector<SegmentRecord> segments();
     [[nodiscard]] std::vector<std::byte> packet(std::uint64_t model);
     [[nodiscard]] std::uint64_t packet_bytes();
@@ -84,6 +92,7 @@ class Catalogue {
     std::filesystem::path path_;
     sqlite3* database_ = nullptr;
     std::map<std::string_view, std::unique_ptr<Statement>> statements_;  // by their SQL
+    std::optional<std::uint64_t> retirements_;                           // noted; null: not counted
 };
 
 }  // namespace cpp_store::durable

@@ -14,7 +14,12 @@
 namespace cpp_store::durable {
 namespace {
 
-using LayerPlace = std::pair<std::uint64_t, std::uint32_t>;  // serial of its owner, position
+// A layer for people.
+std::string name_of(const ModelRecord& model, const LayerRecord& layer) {
+    if (layer.key) return hex(*layer.key);
+    if (layer.position >= model.table->size()) return std::to_string(layer.position);
+    return std::string(model.table->name(layer.position));
+}
 
 class Checker {
   public:
@@ -53,7 +58,7 @@ class Checker {
                     ++report_.layers;
                     report_.bytes += layer.nbytes();
                     by_segment_[layer.segment].push_back(layer);
-                    if (layer.position >= model.table->size()) {
+                    if (!layer.key && layer.position >= model.table->size()) {
                         report_.damage.push_back("model '" + model.id + "' has no layer " +
                                                  std::to_string(layer.position));
                         bad_.insert({model.serial, layer.position});
@@ -81,7 +86,7 @@ class Checker {
         for (const auto& [segment, layers] : by_segment_) {
             if (segment == 0 || known.contains(segment)) continue;
             report_.damage.push_back("segment " + std::to_string(segment) + " has no entry");
-            for (const LayerRecord& layer : layers) bad_.insert({layer.owner, layer.position});
+            for (const LayerRecord& layer : layers) bad_.insert(layer.place());
         }
         for (const std::string& name : list_directory(segments_path_)) {
             const std::uint64_t serial = segment_serial(name);
@@ -112,14 +117,11 @@ class Checker {
             for (const TensorRecord& tensor : layer.tensors) {
                 if (is_intact(tensor, file, packet, segment)) continue;
                 const ModelRecord& owner = models_.at(layer.owner);
-                const std::string name = layer.position < owner.table->size()
-                                             ? std::string(owner.table->name(layer.position))
-                                             : std::to_string(layer.position);
                 report_.damage.push_back(
-                    "layer '" + name + "' of model '" + owner.id + "' in " +
+                    "layer '" + name_of(owner, layer) + "' of model '" + owner.id + "' in " +
                     (segment != 0 ? "segments/" + segment_name(segment) : "the catalogue") +
                     ": other bytes than were put");
-                bad_.insert({layer.owner, layer.position});
+                bad_.insert(layer.place());
                 break;
             }
         }
@@ -161,8 +163,10 @@ class Checker {
         if (owner == models_.end() || inherited.position >= model.table->size()) return false;
         for (const LayerRecord& layer : owner->second.layers) {
             if (layer.position != inherited.owner_position) continue;
-            return layer.position < owner->second.table->size() &&
-                   owner->second.table->key(layer.position) == model.table->key(inherited.position);
+            const LayerKey wanted = model.table->key(inherited.position);
+            if (layer.key) return *layer.key == wanted;
+            const LayerTable& table = *owner->second.table;
+            return layer.position < table.size() && table.key(layer.position) == wanted;
         }
         return false;
     }
@@ -181,7 +185,7 @@ class Checker {
             report_.dropped.push_back(model.id);
             catalogue_.retire(serial);
         }
-        for (const auto& [serial, position] : bad_) (void)catalogue_.drop_layer(serial, position);
+        for (const LayerPlace& bad : bad_) (void)catalogue_.drop_layer(bad.model, bad.position);
         for (const std::uint64_t serial : undecodable_) {
             report_.dropped.push_back("number " + std::to_string(serial));
             catalogue_.remove_model(serial);

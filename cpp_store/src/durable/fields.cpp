@@ -96,8 +96,17 @@ std::vector<std::byte> encode(const Checksum& checksum) {
     return out.take();
 }
 
+std::vector<std::byte> encode(const LayerKey& key) {
+    return encode(Checksum{key.high, key.low});
+}
+
 Checksum decode_checksum(std::span<const std::byte> bytes) {
     return Reader(bytes).checksum();
+}
+
+LayerKey decode_key(std::span<const std::byte> bytes) {
+    const Checksum halves = decode_checksum(bytes);
+    return {halves.high, halves.low};
 }
 
 }  // namespace cpp_store::durable

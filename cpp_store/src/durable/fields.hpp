@@ -12,9 +12,11 @@ namespace cpp_store::durable {
 
 [[nodiscard]] std::vector<std::byte> encode(const std::vector<TensorRecord>& tensors);
 [[nodiscard]] std::vector<std::byte> encode(const Checksum& checksum);
+[[nodiscard]] std::vector<std::byte> encode(const LayerKey& key);
 
 // Throw Errc::storage for what is none.
 [[nodiscard]] std::vector<TensorRecord> decode_tensors(std::span<const std::byte> bytes);
 [[nodiscard]] Checksum decode_checksum(std::span<const std::byte> bytes);
+[[nodiscard]] LayerKey decode_key(std::span<const std::byte> bytes);
 
 }  // namespace cpp_store::durable

@@ -170,13 +170,7 @@ void Journal::admit(std::uint64_t bytes) {
 
 void Journal::put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr> layers,
                   Done done) {
-    Change change{.kind = Change::Kind::put,
-                  .model = model->serial,
-                  .holder = {},
-                  .record = nullptr,
-                  .layers = {},
-                  .done = std::move(done),
-                  .packet = {}};
+    Change change{.kind = Change::Kind::put, .done = std::move(done)};
     const bool is_written = !model->layers.empty() && model->layers.front().segment != 0;
     if (!is_written) {
         change.bytes = model->nbytes();
@@ -186,54 +180,43 @@ void Journal::put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr
     enqueue(std::move(change));
 }
 
-void Journal::retire(std::uint64_t model, Done done) {
+void Journal::retire(std::uint64_t model, std::optional<Note> note, Done done) {
     enqueue({.kind = Change::Kind::retire,
-             .model = model,
-             .holder = {},
-             .record = nullptr,
-             .layers = {},
-             .done = std::move(done),
-             .packet = {}});
+             .layer = {model, 0},
+             .note = std::move(note),
+             .done = std::move(done)});
+}
+
+void Journal::note(Note note, Done done) {
+    enqueue({.kind = Change::Kind::note, .note = std::move(note), .done = std::move(done)});
 }
 
 void Journal::acquire(HolderRecord reference, Done done) {
     enqueue({.kind = Change::Kind::acquire,
-             .model = reference.owner,
-             .position = reference.position,
+             .layer = {reference.owner, reference.position},
              .holder = std::move(reference.holder),
-             .record = nullptr,
-             .layers = {},
-             .done = std::move(done),
-             .packet = {}});
+             .done = std::move(done)});
 }
 
 void Journal::release(HolderRecord reference) noexcept {
-    try {
-        enqueue({.kind = Change::Kind::release,
-                 .model = reference.owner,
-                 .position = reference.position,
-                 .holder = std::move(reference.holder),
-                 .record = nullptr,
-                 .layers = {},
-                 .done = {},
-                 .packet = {}});
-    } catch (const std::exception&) {
-        // No memory: what is not said here is found out when the directory is opened again.
-    }
+    enqueue_if_possible({.kind = Change::Kind::release,
+                         .layer = {reference.owner, reference.position},
+                         .holder = std::move(reference.holder)});
 }
 
-void Journal::drop_layer(std::uint64_t model, std::uint32_t position) noexcept {
+void Journal::drop_layer(LayerPlace layer) noexcept {
+    enqueue_if_possible({.kind = Change::Kind::drop_layer, .layer = layer});
+}
+
+void Journal::replace_layer(LayerPlace layer, LayerPlace by) noexcept {
+    enqueue_if_possible({.kind = Change::Kind::replace_layer, .layer = layer, .by = by});
+}
+
+void Journal::enqueue_if_possible(Change change) noexcept {
     try {
-        enqueue({.kind = Change::Kind::drop_layer,
-                 .model = model,
-                 .position = position,
-                 .holder = {},
-                 .record = nullptr,
-                 .layers = {},
-                 .done = {},
-                 .packet = {}});
+        enqueue(std::move(change));
     } catch (const std::exception&) {
-        // As above.
+        // No memory: what is not said here is found out when the directory is opened again.
     }
 }
 

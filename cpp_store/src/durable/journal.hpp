@@ -45,6 +45,7 @@ class Journal {
         std::chrono::milliseconds lag{1'000};
         std::uint64_t most_waiting = std::uint64_t{256} << 20;  // bytes not on disk, if lazy
         std::uint64_t most_packets = std::uint64_t{8} << 20;    // bytes before they are packed
+        std::uint64_t most_retirements = 200'000;               // that are noted
         std::function<void(std::string_view)> warn;
     };
     // Once: null if it is on disk, else why it is not. Called by the journal's thread, which holds
@@ -63,6 +64,7 @@ class Journal {
     // What was there, before start().
     void load(const std::function<void(ModelRecord)>& each) { catalogue_->models(each); }
     [[nodiscard]] std::vector<HolderRecord> holders() { return catalogue_->holders(); }
+    [[nodiscard]] Notes notes() { return catalogue_->notes(); }
     void start(Moved moved);
 
     [[nodiscard]] bool is_sync() const noexcept { return options_.sync; }
@@ -80,10 +82,13 @@ class Journal {
     // (sync) are forgotten; all others are tried again. Once done, model->layers say where they
     // are.
     void put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr> layers, Done done);
-    void retire(std::uint64_t model, Done done);
+    void retire(std::uint64_t model, std::optional<Note> note, Done done);
+    void note(Note note, Done done);
     void acquire(HolderRecord reference, Done done);
     void release(HolderRecord reference) noexcept;
-    void drop_layer(std::uint64_t model, std::uint32_t position) noexcept;
+    void drop_layer(LayerPlace layer) noexcept;
+    // See Catalogue::replace_layer.
+    void replace_layer(LayerPlace layer, LayerPlace by) noexcept;
 
     // Waits until all that was done so far is on disk. Throws Errc::storage.
     void flush();
@@ -119,6 +124,7 @@ class Journal {
     void check_process() const;  // throws in a fork
     void recover();
     void enqueue(Change change);
+    void enqueue_if_possible(Change change) noexcept;
     void run();
     [[nodiscard]] bool is_due() const;
     void write(std::vector<Change>& batch);

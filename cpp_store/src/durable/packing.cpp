@@ -56,9 +56,7 @@ bool Journal::pack(std::uint64_t from) {
             id = catalogue_->owner_of(model);
             if (from == 0) packet = catalogue_->packet(model);
         }
-        if (!table || layer.position >= table->size()) {
-            throw Error(Errc::storage, "the catalogue is damaged: a layer of no model");
-        }
+        if (!table) throw Error(Errc::storage, "the catalogue is damaged: a layer of no model");
         for (std::size_t t = 0; t < layer.tensors.size(); ++t) {
             TensorRecord& tensor = layer.tensors[t];
             std::vector<std::byte>& data = content.emplace_back(tensor.spec.nbytes());
@@ -69,7 +67,7 @@ bool Journal::pack(std::uint64_t from) {
                 std::copy_n(packet.begin() + static_cast<std::ptrdiff_t>(tensor.offset),
                             data.size(), data.begin());
             }
-            const std::string name = tensor_name(id, *table, layer.position, t);
+            const std::string name = tensor_name(id, *table, layer, t);
             if (checksum_of(data.data(), data.size()) != tensor.checksum) {
                 throw Error(Errc::storage, "tensor " + name + " in " +
                                                (from ? path_of(from).string() : "the catalogue") +

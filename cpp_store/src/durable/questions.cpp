@@ -1,5 +1,6 @@
 // What the catalogue says.
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "cpp_store/error.hpp"
@@ -8,6 +9,12 @@
 
 namespace cpp_store::durable {
 namespace {
+
+template <typename Row>
+std::optional<LayerKey> key_in(const Row& row, int column) {
+    if (row.is_null(column)) return std::nullopt;
+    return decode_key(row.blob(column));
+}
 
 template <typename Row>
 void decode(const Row& row, ModelRecord& model) {
@@ -37,8 +44,8 @@ void Catalogue::models(const std::function<void(ModelRecord)>& each,
     Statement& models = prepare(
         "SELECT serial, id, namespace, score, parent, created_ns, graph, metadata, layer_table, "
         "description, content, retired, owner FROM models ORDER BY serial");
-    Statement& layers =
-        prepare("SELECT model, position, segment, tensors FROM layers ORDER BY model, position");
+    Statement& layers = prepare(
+        "SELECT model, position, segment, tensors, key FROM layers ORDER BY model, position");
     Statement& inherited = prepare(
         "SELECT model, position, owner, owner_position, foreign_owner, nbytes FROM inherited "
         "ORDER BY model, position");
@@ -58,7 +65,8 @@ void Catalogue::models(const std::function<void(ModelRecord)>& each,
                 model.layers.push_back({.position = static_cast<std::uint32_t>(layers.number(1)),
                                         .segment = layers.number(2),
                                         .owner = model.serial,
-                                        .tensors = decode_tensors(layers.blob(3))});
+                                        .tensors = decode_tensors(layers.blob(3)),
+                                        .key = key_in(layers, 4)});
             }
         } catch (const Error&) {
             if (!broken) {
@@ -87,14 +95,16 @@ void Catalogue::models(const std::function<void(ModelRecord)>& each,
 
 std::vector<LayerRecord> Catalogue::layers_in(std::uint64_t segment) {
     Statement& found = prepare(
-        "SELECT model, position, tensors FROM layers WHERE segment = ? ORDER BY model, position");
+        "SELECT model, position, tensors, key FROM layers WHERE segment = ? ORDER BY model, "
+        "position");
     found.bind(segment);
     std::vector<LayerRecord> layers;
     while (found.step()) {
         layers.push_back({.position = static_cast<std::uint32_t>(found.number(1)),
                           .segment = segment,
                           .owner = found.number(0),
-                          .tensors = decode_tensors(found.blob(2))});
+                          .tensors = decode_tensors(found.blob(2)),
+                          .key = key_in(found, 3)});
     }
     return layers;
 }
@@ -107,6 +117,20 @@ std::vector<HolderRecord> Catalogue::holders() {
             {found.text(0), found.number(1), static_cast<std::uint32_t>(found.number(2))});
     }
     return holders;
+}
+
+Notes Catalogue::notes() {
+    Notes notes;
+    Statement& found =
+        prepare("SELECT model, version, retired, retired_by FROM notes ORDER BY number");
+    while (found.step()) {
+        notes.notes.push_back(
+            {found.text(0), found.number(1), found.number(2) != 0, found.number(3)});
+    }
+    Statement& forgotten = prepare("SELECT version FROM forgotten");
+    if (forgotten.step()) notes.forgotten = forgotten.number(0);
+    forgotten.start();
+    return notes;
 }
 
 std::vector<SegmentRecord> Catalogue::segments() {

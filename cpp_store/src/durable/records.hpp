@@ -1,7 +1,9 @@
 // What a data directory knows of models, as it lies in the catalogue (docs/formats.md).
 #pragma once
 
+#include <compare>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,13 +18,23 @@ struct TensorRecord {
     std::uint64_t offset = 0;  // in the segment file, or in the model's packet
 };
 
+// A stored layer: serial of the model that has it, position in its table.
+struct LayerPlace {
+    std::uint64_t model = 0;
+    std::uint32_t position = 0;
+    auto operator<=>(const LayerPlace&) const = default;
+};
+
 // The tensors of one layer that a model brought, and where they are.
 struct LayerRecord {
     std::uint32_t position = 0;  // in the table of the model that owns it
     std::uint64_t segment = 0;   // 0: the model's packet in the catalogue
     std::uint64_t owner = 0;     // serial of that model
     std::vector<TensorRecord> tensors;
+    // Of a layer that was adopted: its model's table is not here. Others have it from the table.
+    std::optional<LayerKey> key = std::nullopt;
 
+    [[nodiscard]] LayerPlace place() const noexcept { return {owner, position}; }
     [[nodiscard]] std::uint64_t nbytes() const {
         std::uint64_t sum = 0;
         for (const TensorRecord& tensor : tensors) sum += tensor.spec.nbytes();
@@ -38,6 +50,8 @@ struct InheritedRecord {
     std::uint64_t nbytes = 0;
 };
 
+// Layers that were adopted from another server have a record of their own: a retired model's,
+// without a table, whose owner's name says who put them.
 struct ModelRecord {
     std::uint64_t serial = 0;  // ascending by time; never used twice
     std::string id;
@@ -54,6 +68,7 @@ struct ModelRecord {
     bool retired = false;
     std::vector<LayerRecord> layers;  // its own that somebody still refers to
     std::vector<InheritedRecord> inherited;
+    std::string holder;  // of all its layers, from the beginning; empty: none
 
     // Of its own layers.
     [[nodiscard]] std::uint64_t nbytes() const {

@@ -47,6 +47,7 @@ class Catalogue::Statement {
                                          value.empty() ? "" : (const void*)value.data(),
                                          value.size(), SQLITE_STATIC));
     }
+    Statement& bind_null() { return check(sqlite3_bind_null(statement_, next_++)); }
     // Whether there is a row.
     bool step() {
         const int code = sqlite3_step(statement_);
@@ -65,8 +66,11 @@ class Catalogue::Statement {
     [[nodiscard]] std::uint64_t number(int column) const {
         return static_cast<std::uint64_t>(sqlite3_column_int64(statement_, column));
     }
+    [[nodiscard]] bool is_null(int column) const {
+        return sqlite3_column_type(statement_, column) == SQLITE_NULL;
+    }
     [[nodiscard]] double real(int column) const {
-        if (sqlite3_column_type(statement_, column) == SQLITE_NULL) return std::nan("");
+        if (is_null(column)) return std::nan("");
         return sqlite3_column_double(statement_, column);
     }
     // Until the next step.

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "core/checksum.hpp"
+#include "models.hpp"
 #include "sanitizers.hpp"
 
 namespace cpp_store {
@@ -24,7 +25,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::UnorderedElementsAre;
-using Bytes = std::vector<std::byte>;
 
 constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
 
@@ -37,29 +37,8 @@ Store::Options options(std::uint64_t limit = 64 * MiB) {
     return made;
 }
 
-// A chain: every layer requires the one before.
-LayerTablePtr chain(const std::vector<std::string>& names) {
-    std::vector<LayerTable::Layer> layers;
-    for (const std::string& name : names) {
-        const auto position = static_cast<std::uint32_t>(layers.size());
-        layers.push_back({name, {}, 0});
-        if (position > 0) layers.back().requires_.push_back(position - 1);
-    }
-    return std::make_shared<LayerTable>(std::move(layers));
-}
-
 TensorSpec floats(std::vector<std::uint64_t> shape) {
     return {DType::float32, std::move(shape)};
-}
-
-Bytes pattern(std::uint64_t size, unsigned seed) {
-    Bytes bytes(size);
-    std::uint64_t state = seed;
-    for (std::byte& each : bytes) {
-        state = state * 6'364'136'223'846'793'005 + 1'442'695'040'888'963'407;
-        each = static_cast<std::byte>(state >> 56);
-    }
-    return bytes;
 }
 
 std::uint64_t put(Store& store, PutRequest request, unsigned seed = 1) {
@@ -92,17 +71,6 @@ PutRequest child(const std::string& model, const std::vector<std::string>& names
 Bytes bytes_of(const StoredLayer& layer, std::size_t tensor = 0) {
     const StoredLayer::Tensor& found = layer.tensors.at(tensor);
     return {found.extent.data, found.extent.data + found.spec.nbytes()};
-}
-
-Errc code_of(const std::function<void()>& call, std::string* message = nullptr) {
-    try {
-        call();
-    } catch (const Error& error) {
-        if (message) *message = error.what();
-        return error.code();
-    }
-    ADD_FAILURE() << "nothing was thrown";
-    return Errc::internal;
 }
 
 // A clock that tests move.

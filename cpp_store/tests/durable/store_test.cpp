@@ -1,11 +1,7 @@
 // A store with a data directory: what a restart finds.
 #include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <atomic>
-#include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <future>
 #include <map>
@@ -13,7 +9,7 @@
 #include <random>
 #include <thread>
 
-#include "cpp_store/store.hpp"
+#include "durable/durable_store.hpp"
 
 namespace cpp_store {
 namespace {
@@ -23,122 +19,6 @@ using std::chrono::milliseconds;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
-using testing::UnorderedElementsAre;
-using Bytes = std::vector<std::byte>;
-
-constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
-
-// GCC 12 takes `"m" + std::to_string(i)` for a copy onto itself.
-template <typename Number>
-std::string numbered(std::string name, Number number) {
-    name += std::to_string(number);
-    return name;
-}
-
-LayerTablePtr chain(const std::vector<std::string>& names) {
-    std::vector<LayerTable::Layer> layers;
-    for (const std::string& name : names) {
-        const auto position = static_cast<std::uint32_t>(layers.size());
-        layers.push_back({name, {}, 0});
-        if (position > 0) layers.back().requires_.push_back(position - 1);
-    }
-    return std::make_shared<LayerTable>(std::move(layers));
-}
-
-// What a layer's one tensor of `size` bytes is filled with.
-Bytes pattern(std::uint64_t size, std::string_view model, std::string_view layer) {
-    Bytes bytes(size);
-    std::uint64_t state =
-        std::hash<std::string_view>{}(model)*31 + std::hash<std::string_view>{}(layer);
-    for (std::byte& each : bytes) {
-        state = state * 6'364'136'223'846'793'005 + 1'442'695'040'888'963'407;
-        each = static_cast<std::byte>(state >> 56);
-    }
-    return bytes;
-}
-
-PutRequest request_of(const std::string& model, const std::vector<std::string>& names,
-                      std::uint64_t size, std::uint32_t inherited = 0,
-                      const std::string& owner = "") {
-    PutRequest request;
-    request.model = model;
-    request.table = chain(names);
-    for (std::uint32_t i = 0; i < names.size(); ++i) {
-        if (i < inherited) {
-            request.inherited.push_back({i, owner});
-        } else {
-            request.own.push_back({i, {{DType::uint8, {size}}}});
-        }
-    }
-    return request;
-}
-
-PendingPut filled(Store& store, PutRequest request) {
-    const std::string model = request.model;
-    const LayerTablePtr table = request.table;
-    const std::vector<Own> own = request.own;
-    PendingPut pending = store.prepare(std::move(request));
-    for (std::size_t i = 0; i < own.size(); ++i) {
-        const Bytes bytes = pattern(pending.buffers()[i].size(), model, table->name(own[i].layer));
-        pending.fill(i, bytes.data());
-    }
-    return pending;
-}
-
-std::uint64_t put(Store& store, PutRequest request) {
-    return store.commit(filled(store, std::move(request)));
-}
-
-// The bytes that a layer should have, by who put it.
-void expect_intact(Store& store, const std::string& model) {
-    const LayerTablePtr table = store.table(model);
-    for (const LayerLocation& location : store.read(model, {})) {
-        ASSERT_TRUE(location.stored) << model;
-        const StoredLayer::Tensor& tensor = location.stored->tensors.at(0);
-        const Bytes expected =
-            pattern(tensor.spec.nbytes(), location.owner, table->name(location.layer));
-        EXPECT_EQ(std::memcmp(tensor.extent.data, expected.data(), expected.size()), 0) << model;
-    }
-}
-
-Errc code_of(const std::function<void()>& call, std::string* message = nullptr) {
-    try {
-        call();
-    } catch (const Error& error) {
-        if (message) *message = error.what();
-        return error.code();
-    }
-    ADD_FAILURE() << "nothing was thrown";
-    return Errc::internal;
-}
-
-class DurableStore : public testing::TestWithParam<Durability> {
-  protected:
-    DurableStore() {
-        std::string name = (fs::temp_directory_path() / "cpp_store_XXXXXX").string();
-        root = ::mkdtemp(name.data());
-    }
-    ~DurableStore() override { fs::remove_all(root); }
-
-    Store::Options options(std::uint64_t limit = 64 * MiB) const {
-        Store::Options made;
-        made.memory = {.limit = limit, .region_size = 4 * MiB, .ahead = 0};
-        made.data_dir = root / "data";
-        made.durability = GetParam();
-        made.lag = milliseconds(50);
-        made.warn = [](std::string_view line) { ADD_FAILURE() << line; };
-        return made;
-    }
-    std::size_t files() const {
-        std::size_t count = 0;
-        for (const auto& entry : fs::directory_iterator(root / "data" / "segments")) {
-            count += entry.is_regular_file();
-        }
-        return count;
-    }
-
-    fs::path root;
-};
 
 INSTANTIATE_TEST_SUITE_P(Both, DurableStore, testing::Values(Durability::sync, Durability::lazy),
                          [](const auto& each) {
@@ -263,7 +143,7 @@ TEST_P(DurableStore, HoldsMoreThanItsMemory) {
     {
         Store store(options(8 * MiB));
         for (int i = 0; i < models; ++i) {
-            put(store, request_of(numbered("m", i), {numbered("a", i)}, size));
+            put(store, request_of("m" + std::to_string(i), {"a" + std::to_string(i)}, size));
         }
         EXPECT_LE(store.stats().memory.used, 8 * MiB);
         EXPECT_EQ(store.stats().bytes_stored, models * size);
@@ -272,18 +152,19 @@ TEST_P(DurableStore, HoldsMoreThanItsMemory) {
         const Bytes before(held[0].stored->tensors[0].extent.data,
                            held[0].stored->tensors[0].extent.data + size);
         for (int round = 0; round < 2; ++round) {
-            for (int i = 0; i < models; ++i) expect_intact(store, numbered("m", i));
+            for (int i = 0; i < models; ++i) expect_intact(store, "m" + std::to_string(i));
         }
         EXPECT_EQ(std::memcmp(held[0].stored->tensors[0].extent.data, before.data(), size), 0);
         EXPECT_THAT(store.verify(), IsEmpty());
         EXPECT_LE(store.stats().memory.used, 8 * MiB);
     }
     Store store(options(8 * MiB));
-    for (int i = 0; i < models; ++i) expect_intact(store, numbered("m", i));
+    for (int i = 0; i < models; ++i) expect_intact(store, "m" + std::to_string(i));
     // Nothing can leave: the error that there always was.
     std::vector<std::vector<LayerLocation>> all;
     EXPECT_EQ(code_of([&] {
-                  for (int i = 0; i < models; ++i) all.push_back(store.read(numbered("m", i), {}));
+                  for (int i = 0; i < models; ++i)
+                      all.push_back(store.read("m" + std::to_string(i), {}));
               }),
               Errc::out_of_memory);
     EXPECT_GE(all.size(), 15U);
@@ -292,15 +173,15 @@ TEST_P(DurableStore, HoldsMoreThanItsMemory) {
 TEST_P(DurableStore, PacksSmallModelsSoThatTheyCanLeave) {
     Store store(options(MiB));
     for (int i = 0; i < 400; ++i) {  // 2 MB in 1 MiB
-        put(store, request_of(numbered("m", i), {"a", numbered("b", i % 7)}, 2'500));
+        put(store, request_of("m" + std::to_string(i), {"a", "b" + std::to_string(i % 7)}, 2'500));
     }
-    for (int i = 0; i < 400; ++i) expect_intact(store, numbered("m", i));
-    for (int i = 0; i < 400; i += 2) store.retire(numbered("m", i));
+    for (int i = 0; i < 400; ++i) expect_intact(store, "m" + std::to_string(i));
+    for (int i = 0; i < 400; i += 2) store.retire("m" + std::to_string(i));
     store.flush();
     store.close();
     Store again(options(MiB));
     EXPECT_EQ(again.stats().models, 200U);
-    for (int i = 1; i < 400; i += 2) expect_intact(again, numbered("m", i));
+    for (int i = 1; i < 400; i += 2) expect_intact(again, "m" + std::to_string(i));
 }
 
 TEST_P(DurableStore, WritesSegmentsAnewOfWhichMostIsDead) {
@@ -416,7 +297,7 @@ TEST_P(DurableStore, TakesPutsOfManyThreads) {
                     put(store, request_of(id, {"a" + id}, 300));
                     expect_intact(store, id);
                     try {  // one of them wins
-                        put(store, request_of(numbered("same", i), {"a"},
+                        put(store, request_of("same" + std::to_string(i), {"a"},
                                               100 + static_cast<std::uint64_t>(t)));
                         ++wins;
                     } catch (const Error& error) {
@@ -455,7 +336,7 @@ TEST_P(DurableStore, IsWhatAModelSaysAfterEveryRestart) {
                 return chosen;
             };
             if (action < 10 || models.empty()) {
-                const std::string id = numbered("m", step);
+                const std::string id = "m" + std::to_string(step);
                 Model made{{}, 1 + random() % (random() % 4 == 0 ? 300'000 : 3'000)};
                 std::uint32_t inherited = 0;
                 std::string owner;
@@ -466,10 +347,10 @@ TEST_P(DurableStore, IsWhatAModelSaysAfterEveryRestart) {
                     made.layers.push_back(parent->second.layers[0]);
                     inherited = 1;
                 } else {
-                    made.layers.push_back(numbered("root", step));
+                    made.layers.push_back("root" + std::to_string(step));
                 }
                 for (auto i = random() % 3; i > 0; --i) {
-                    made.layers.push_back(numbered(numbered("l", step) + ".", i));
+                    made.layers.push_back("l" + std::to_string(step) + "." + std::to_string(i));
                 }
                 put(*store, request_of(id, made.layers, made.size, inherited, owner));
                 models[id] = made;
@@ -505,13 +386,15 @@ TEST_P(DurableStore, ReadsAndEvictsInManyThreads) {
     Store store(options(4 * MiB));
     constexpr int models = 24;
     for (int i = 0; i < models; ++i) {
-        put(store, request_of(numbered("m", i), {numbered("a", i), numbered("b", i)}, 200'000));
+        put(store, request_of("m" + std::to_string(i),
+                              {"a" + std::to_string(i), "b" + std::to_string(i)}, 200'000));
     }
     std::vector<std::thread> threads;
     for (unsigned t = 0; t < 4; ++t) {
         threads.emplace_back([&, t] {
             std::mt19937 random(t);
-            for (int i = 0; i < 60; ++i) expect_intact(store, numbered("m", random() % models));
+            for (int i = 0; i < 60; ++i)
+                expect_intact(store, "m" + std::to_string(random() % models));
         });
     }
     for (std::thread& thread : threads) thread.join();
