@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import cpp_store
+from cpp_store import _core
 
 from . import servers
 
@@ -153,8 +155,6 @@ def test_a_directory_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    import sqlite3
-
     cpp_store.embedded(data_dir=tmp_path / "data").close()
     catalogue = sqlite3.connect(tmp_path / "data" / "catalogue.sqlite")
     catalogue.execute("PRAGMA user_version = 99")
@@ -182,3 +182,22 @@ def test_reads_a_directory_of_format_1(tmp_path: Path) -> None:
         assert np.array_equal(found["a"][1], np.array([1 + 2j]))
         assert np.array_equal(found["c"][0], np.full(3, 7, "uint8"))
         assert store.verify() == []
+
+
+def test_reads_a_directory_of_format_2(tmp_path: Path) -> None:
+    """One of two replicas': what it adopted, what another server's model holds, a retirement."""
+    kept = Path(__file__).resolve().parents[1] / "data" / "store_format_2"
+    shutil.copytree(kept, tmp_path / "data")
+    with cpp_store.embedded(data_dir=tmp_path / "data") as store:
+        assert store.list() == ["child"]
+        info = store.lookup("child")
+        assert [owner.partition("@")[0] for owner in info.owners.values()] == ["parent", "child"]
+        assert np.array_equal(store.read("child", ["c"])["c"][0], np.full(3, 7, "uint8"))
+        stats = store.stats()
+        assert (stats["layers"], stats["foreign_holders"]) == (2, 1)  # one of them adopted
+        assert store.verify() == []
+    catalogue = sqlite3.connect(tmp_path / "data" / "catalogue.sqlite")
+    assert catalogue.execute("SELECT model, retired FROM notes").fetchall() == [("parent", 1)]
+    catalogue.close()
+    report = _core.check_directory(str(tmp_path / "data"), False)
+    assert (report["damage"], report["leaks"]) == ([], [])
