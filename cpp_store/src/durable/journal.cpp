@@ -245,7 +245,7 @@ void Journal::flush() {
     std::unique_lock lock(mutex_);
     const std::uint64_t last = enqueued_;
     ++hurry_;
-    const std::uint64_t attempts = attempts_;
+    const std::uint64_t attempts = attempts_ + (trying_ ? 1 : 0);  // begun before this call
     wake_.notify_one();
     progress_.wait(lock, [&] {
         return written_ >= last || closed_ || (attempts_ > attempts && !failure_.empty());
@@ -311,6 +311,7 @@ void Journal::run() {
             queue_.pop_front();
         }
         const bool pack_now = std::exchange(pack_wanted_, false);
+        trying_ = true;
         lock.unlock();
 
         std::exception_ptr error;
@@ -354,6 +355,7 @@ void Journal::run() {
         // In sync mode whoever waited has been told; a later put finds out for itself.
         failure_ = error && (kept > 0 || !options_.sync) ? cause : std::string();
         ++attempts_;
+        trying_ = false;
         stats_.segments = uses_.size();
         progress_.notify_all();
         const bool is_news = !cause.empty() && cause != before;

@@ -163,6 +163,7 @@ class Journal {
     std::uint64_t enqueued_ = 0;       // numbers of changes
     std::uint64_t written_ = 0;
     std::uint64_t attempts_ = 0;    // of batches
+    bool trying_ = false;           // one is at hand
     std::uint64_t hurry_ = 0;       // those who wait for a flush
     std::uint64_t waited_for_ = 0;  // changes in the queue that somebody waits for
     bool pack_wanted_ = false;
