@@ -69,6 +69,7 @@ test-cpp: debian-build debian-test
 soak: test-cpp setup
 	CPP_STORE_SOAK=1 build/release/cpp_store/tests/test_durable --gtest_filter='*Fault*:*FailingCalls*'
 	$(BIN)/python -m tests.cpp_store.crashes --faults 5000
+	$(BIN)/python -m tests.cpp_store.replica_crashes --faults 1000 --histories 40
 	$(BIN)/python -m tests.cpp_store.load --operations 1000000 --restart 30
 
 # They share the build of AddressSanitizer with the unit tests.

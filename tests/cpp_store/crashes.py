@@ -105,6 +105,11 @@ def server_program() -> tuple[str, bool]:
     return str(servers.PROGRAM), False
 
 
+def owners_of(layers: Layers) -> Layers:
+    """Return who put each layer; with replicas, the store says as of which version, too."""
+    return {layer: owner.partition("@")[0] for layer, owner in layers.items()}
+
+
 def content(owner: str, layer: str) -> list[np.ndarray[Any, Any]]:
     """Return the tensors of a layer, which follow from who put it."""
     seed = zlib.crc32(f"{owner}/{layer}".encode())
@@ -167,7 +172,7 @@ class Client:
         names = [*shared, *(f"{model}.{i}" for i in range(self.random.randint(1, 3)))]
         table = cpp_store.LayerTable(names, [[i - 1] if i else [] for i in range(len(names))])
         match = store.best_match(table, namespace=self.name) if shared else None
-        owners = {} if match is None else match.owners
+        owners = {} if match is None else owners_of(match.owners)
         if match is not None and match.model not in self.state:
             raise Violation(f"{model} matches {match.model}, which was retired")
         layers = {name: owners.get(name, model) for name in names}
@@ -207,7 +212,7 @@ class Client:
 
     def check_all(self, store: cpp_store.Store, sync: bool) -> int:
         """After a restart: find out where the history stands. Returns how many calls were lost."""
-        found = {model: store.lookup(model).owners for model in store.list(self.name)}
+        found = {model: owners_of(store.lookup(model).owners) for model in store.list(self.name)}
         possible = [self.state]
         if not sync:
             last = self.past[-1][0]

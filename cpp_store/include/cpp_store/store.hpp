@@ -80,6 +80,7 @@ struct LayerLocation {
     // Null if the owner is foreign, or if the layer has no tensors; and, where no tensors are asked
     // for (lookup, best matches), of a store with a data directory.
     StoredLayerPtr stored;
+    bool foreign = false;  // the owner is on another server
 };
 
 struct ModelInfo {

@@ -101,7 +101,7 @@ struct Slot {
         return owner ? owner->model : foreign_owner;
     }
     [[nodiscard]] LayerLocation location(std::uint32_t position) const {
-        return {position, owner_name(), stored};
+        return {position, owner_name(), stored, owner == nullptr};
     }
 };
 

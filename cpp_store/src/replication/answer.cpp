@@ -29,11 +29,7 @@ void put(Replica& replica, const Request& request, Answer& answer) {
 
 void acquire(Replica& replica, const Request& request, Answer& answer) {
     replica.acquire(request.model, request.keys, request.holder);
-    for (const StoredLayerPtr& layer : replica.store().find_layers(request.model, request.keys)) {
-        std::uint64_t bytes = 0;
-        for (const StoredLayer::Tensor& tensor : layer->tensors) bytes += tensor.spec.nbytes();
-        answer.sizes.push_back(bytes);
-    }
+    answer.sizes = replica.store().layer_bytes(request.model, request.keys);
 }
 
 void read(const Replica& replica, const Request& request, Answer& answer) {
@@ -45,11 +41,16 @@ void read(const Replica& replica, const Request& request, Answer& answer) {
     }
 }
 
-void pull(const Replica& replica, const Request& request, Answer& answer) {
+void pull(Replica& replica, const Request& request, Answer& answer) {
     auto [info, version] = replica.look_up(request.model);
     Pulled pulled{.info = {}, .version = version, .owner = {}, .layers = {}};
+    // Which may take a disk's time.
+    info.layers = replica.store().find_layers(request.model, std::span<const std::uint32_t>());
+    if (replica.look_up(request.model).second != version) {
+        throw Error(Errc::not_found, "model '" + request.model + "' was replaced meanwhile");
+    }
     for (const LayerLocation& location : info.layers) {
-        if (!location.stored) continue;  // inherited
+        if (location.foreign) continue;
         pulled.owner = location.owner;
         pulled.layers.push_back(data_of(location.stored));
     }

@@ -73,7 +73,13 @@ Task<void> Follower::follow_all(Peer& peer, std::vector<Change> changes) {
     for (Change& change : changes) {
         // What is tried again later is the latest that is known.
         std::erase_if(peer.left, [&](const Change& old) { return old.model == change.model; });
-        const Outcome outcome = co_await follow(peer, change);
+        Outcome outcome = Outcome::failed;
+        try {
+            outcome = co_await follow(peer, change);
+        } catch (const Error& error) {  // a full disk, say
+            if (error.code() != Errc::storage) throw;
+            warn_("cannot follow what happened to model '" + change.model + "': " + error.what());
+        }
         if (outcome == Outcome::done) continue;
         peer.failed = peer.failed || outcome == Outcome::failed;
         peer.left.push_back(std::move(change));

@@ -1,6 +1,7 @@
 // What a server has heard of each model id, in the order in which it heard it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -60,6 +61,9 @@ class Ledger {
     // Raise what is known of an id; the version must not be lower than the one known.
     void published(std::string_view model, Version version, References references);
     void retired(std::string_view model, Version version);
+
+    // Retirements of versions up to this one were forgotten before.
+    void forget_until(Version version) noexcept { forgotten_ = std::max(forgotten_, version); }
 
     // Changes are numbered from 1. Those after `since`, oldest first, at most `most` of them; sets
     // `since` to the last one that it looked at.

@@ -97,19 +97,7 @@ Replica::Replica(Store& store, Placement placement, std::size_t self, std::uint6
       incarnation_(incarnation),
       clock_(std::move(clock)),
       ledger_(most_tombstones) {
-    for (const std::string& model : store_.list()) {
-        const ModelInfo info = store_.lookup(model);
-        References references;
-        for (const LayerLocation& layer : info.layers) {
-            if (!layer.stored) {
-                references[layer.owner].emplace_back(info.table->name(layer.layer));
-            }
-        }
-        ledger_.published(model, info.created_ns, std::move(references));
-    }
-    for (const std::string& holder : store_.holders()) {
-        if (auto heir = heir_of(holder)) held_[*std::move(heir)].since = clock_();
-    }
+    recall();
 }
 
 std::mutex& Replica::stripe(std::string_view model) const {
@@ -156,6 +144,10 @@ Replica::Published Replica::commit(PendingPut put, std::string_view model, Versi
     const std::scoped_lock order(stripe(model));
     check_is_newer(model, version);
     const std::uint64_t bytes = store_.commit(std::move(put));
+    const State here = known(model);
+    if (here.presence == Presence::visible && version > here.version) {
+        store_.note({std::string(model), version, false, 0});
+    }
     const std::scoped_lock lock(mutex_);
     // The same content under a later version: a client that heard no answer tries again, and has
     // acquired what is inherited for this version.
@@ -171,10 +163,13 @@ Replica::Buried Replica::bury(std::string_view model, Version version) {
         const std::scoped_lock order(stripe(model));
         const State before = known(model);
         buried.before = before.version;
+        Note note{std::string(model), version, true, 0};
         if (before.presence == Presence::visible && version >= before.version) {
             // What it refers to elsewhere ends there, when it is out of use at all its servers.
-            (void)store_.retire(model);
+            (void)store_.retire(model, std::move(note));
             buried.retired = true;
+        } else if (version > before.version) {
+            store_.note(std::move(note));
         }
         if (buried.retired || version > before.version) {
             const std::scoped_lock lock(mutex_);
@@ -318,7 +313,7 @@ std::vector<LayerKey> Replica::missing(std::string_view owner,
     std::vector<LayerKey> missing;
     for (const LayerKey& key : keys) {
         try {
-            (void)store_.find_layers(owner, {&key, 1});
+            (void)store_.layer_bytes(owner, {&key, 1});
         } catch (const Error&) {
             missing.push_back(key);
         }

@@ -163,6 +163,7 @@ class Replica {
     [[nodiscard]] std::mutex& stripe(std::string_view model) const;
     [[nodiscard]] State known(std::string_view model) const;  // visible or gone
     void check_is_newer(std::string_view model, Version version) const;
+    void recall();
 
     Store& store_;
     const Placement placement_;

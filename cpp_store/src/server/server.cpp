@@ -626,11 +626,6 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         replica_now = nullptr;
         if (!replications.empty()) replications.back()->stop();
         if (replicas == 1 || stopping) return {};
-        if (store_->has_data_dir()) {
-            return address +
-                   " keeps its models in a data directory, which goes with one replica "
-                   "only; ask for one, or start the servers without --data_dir";
-        }
         const std::optional<std::size_t> self = find_self(list);
         if (!self) {
             return address + " is not in the list '" + join_words(list) +
