@@ -260,7 +260,7 @@ Catalogue::Dropped Catalogue::replace_layer(const LayerPlace& layer, const Layer
 }
 
 void Catalogue::note(const Note& note, std::uint64_t most_retirements) {
-    const auto count = [this](Statement& found) {
+    const auto count = [](Statement& found) {
         const std::uint64_t number = found.step() ? found.number(0) : 0;
         found.start();
         return number;
