@@ -161,6 +161,9 @@ class PendingPut {
     // The same for bytes that come in pieces, in order, all but the last of multiples of 64 bytes.
     // What is summed is what is stored, though somebody writes to the source meanwhile.
     void append(std::size_t tensor, std::span<const std::byte> piece);
+    // Of a buffer that was filled otherwise: whether it holds bytes of that checksum, which is then
+    // not taken again.
+    [[nodiscard]] bool check(std::size_t tensor, const Checksum& expected);
 
   private:
     friend class Store;

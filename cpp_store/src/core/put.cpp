@@ -315,6 +315,14 @@ void PendingPut::fill(std::size_t tensor, const std::byte* source) {
     target.summed = true;
 }
 
+bool PendingPut::check(std::size_t tensor, const Checksum& expected) {
+    Impl::Target& target = impl_->targets.at(tensor);
+    const std::span<std::byte> buffer = impl_->buffers[tensor];
+    target.tensor->checksum = checksum_of(buffer.data(), buffer.size());
+    target.summed = true;
+    return target.tensor->checksum == expected;
+}
+
 void PendingPut::append(std::size_t tensor, std::span<const std::byte> piece) {
     Impl::Target& target = impl_->targets.at(tensor);
     const std::span<std::byte> buffer = impl_->buffers[tensor];

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/checksum.hpp"
 #include "server/call.hpp"
 
 namespace cpp_store::server {
@@ -9,11 +8,12 @@ namespace cpp_store::server {
 namespace {
 
 // What came by RMA must be what the sealed request said would come.
-void check_sums(const std::vector<Transfer::Piece>& pieces, const std::vector<Checksum>& sums) {
+void check_sums(PendingPut& put, const std::vector<std::size_t>& tensors,
+                const std::vector<Checksum>& sums) {
     for (std::size_t i = 0; i < sums.size(); ++i) {
-        if (checksum_of(pieces[i].local, pieces[i].length) == sums[i]) continue;
+        if (put.check(tensors[i], sums[i])) continue;
         throw Error(Errc::connection,
-                    "a tensor of " + std::to_string(pieces[i].length) +
+                    "a tensor of " + std::to_string(put.buffers()[tensors[i]].size()) +
                         " bytes was changed on its way here; nothing of the model is stored");
     }
 }
@@ -73,11 +73,13 @@ void put(Call& call) {
     auto incoming = std::make_shared<Incoming>(prepare(call, std::move(request.request)));
     const auto buffers = incoming->pending.buffers();
     std::vector<Transfer::Piece> pieces;
+    std::vector<std::size_t> moved;  // which tensors they are
     for (std::size_t i = 0; i < request.tensors.size(); ++i) {
         const wire::Payload& tensor = request.tensors[i];
         if (tensor.nbytes == 0) continue;
         if (tensor.remote) {
             pieces.push_back({buffers[i].data(), tensor.nbytes, *tensor.remote});
+            moved.push_back(i);
         } else {
             incoming->pending.fill(i, tensor.data.data());
         }
@@ -86,12 +88,10 @@ void put(Call& call) {
         commit(call, std::move(*incoming));
         return;
     }
-    std::vector<Transfer::Piece> summed;
-    if (!sums.empty()) summed = pieces;
     call.transfer(Transfer::Direction::from_client, std::move(pieces),
-                  [self = call.shared_from_this(), incoming, summed = std::move(summed),
+                  [self = call.shared_from_this(), incoming, moved = std::move(moved),
                    sums = std::move(sums)] {
-                      check_sums(summed, sums);
+                      check_sums(incoming->pending, moved, sums);
                       commit(*self, std::move(*incoming));
                   });
 }
