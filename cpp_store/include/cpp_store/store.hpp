@@ -257,6 +257,8 @@ class Store {
 
     // Ends a lease; unknown ones (expired) are ignored.
     ForeignReferences end_lease(std::uint64_t lease);
+    // The same where nobody would release the foreign references: they are left to the scrub.
+    void drop_lease(std::uint64_t lease) noexcept;
     // Ends the leases whose time is over, and returns how many. Foreign references that they were
     // the last to keep are left to the scrub.
     std::size_t expire_leases();

@@ -129,6 +129,13 @@ ForeignReferences Store::end_lease(std::uint64_t lease) {
     return impl_->remove_lease(lease, garbage);
 }
 
+void Store::drop_lease(std::uint64_t lease) noexcept {
+    Garbage garbage;
+    const std::lock_guard lock(impl_->mutex);
+    const auto found = impl_->leases.find(lease);
+    if (found != impl_->leases.end()) impl_->remove_lease(found, garbage);
+}
+
 std::size_t Store::expire_leases() {
     Garbage garbage;
     const std::lock_guard lock(impl_->mutex);

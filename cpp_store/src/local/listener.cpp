@@ -73,28 +73,40 @@ void Listener::run() {
             continue;
         }
         try {
-            Socket socket(std::move(connection));
-            if (socket.peer_user() != ::geteuid()) {
-                host_.complain("a client of user " + std::to_string(socket.peer_user()) +
-                               " is refused at the socket of this host");
-                continue;
-            }
-            if (sessions_.size() >= host_.limits().clients) {
-                host_.complain("a client is refused: too many of this host");
-                wire::Writer out;
-                out.string("too many clients; try again later");
-                (void)socket.try_send({.kind = wire::Kind::response,
-                                       .code = static_cast<std::uint16_t>(Errc::busy),
-                                       .call = 1,
-                                       .total = static_cast<std::uint32_t>(out.data().size())},
-                                      out.data());
-                continue;
-            }
-            auto session = std::make_shared<Session>(host_, instance_, std::move(socket));
-            sessions_.push_back({session, std::thread([session] { session->run(); })});
-        } catch (const std::exception& failure) {
-            host_.complain(std::string("a client of this host is refused: ") + failure.what());
+            serve(std::move(connection));
+        } catch (const Error& failure) {
+            host_.complain(failure.what());
+        } catch (const std::exception&) {
+            host_.complain("a client of this host is refused: no memory or thread for it");
         }
+    }
+}
+
+void Listener::serve(Descriptor connection) {
+    Socket socket(std::move(connection));
+    if (socket.peer_user() != ::geteuid()) {
+        host_.complain("a client of user " + std::to_string(socket.peer_user()) +
+                       " is refused at the socket of this host");
+        return;
+    }
+    if (sessions_.size() >= host_.limits().clients) {
+        host_.complain("a client is refused: too many of this host");
+        wire::Writer out;
+        out.string("too many clients; try again later");
+        (void)socket.try_send({.kind = wire::Kind::response,
+                               .code = static_cast<std::uint16_t>(Errc::busy),
+                               .call = 1,
+                               .total = static_cast<std::uint32_t>(out.data().size())},
+                              out.data());
+        return;
+    }
+    auto session = std::make_shared<Session>(host_, instance_, std::move(socket));
+    Thread& one = sessions_.emplace_back(Thread{session, {}});
+    try {
+        one.thread = std::thread([session] { session->run(); });
+    } catch (const std::exception&) {
+        sessions_.pop_back();
+        throw;
     }
 }
 

@@ -27,8 +27,8 @@ class Host {
     [[nodiscard]] virtual std::string refuse(std::vector<std::string> servers) = 0;
     [[nodiscard]] virtual const ServerLimits& limits() const = 0;
     // A warning; at most one a second is written, so that nobody can fill the log.
-    virtual void complain(const std::string& line) = 0;
-    virtual void log(LogLevel level, const std::string& line) = 0;
+    virtual void complain(std::string_view line) noexcept = 0;
+    virtual void log(LogLevel level, std::string_view line) noexcept = 0;
     virtual void request_shutdown() = 0;
 };
 
@@ -51,6 +51,7 @@ class Listener {
         std::thread thread;
     };
     void run();
+    void serve(Descriptor connection);
     static void join_finished(std::list<Thread>& sessions);
 
     Host& host_;

@@ -46,15 +46,8 @@ bool Session::end() noexcept {
 void Session::run() {
     try {
         serve();
-    } catch (const Error& error) {
-        const std::string client = client_ ? client_->client : "a client of this host";
-        if (error.code() == Errc::connection) {
-            log(LogLevel::debug, client + " is gone: " + error.what());
-        } else {
-            complain(client + " is dropped: " + error.what());
-        }
     } catch (const std::exception& error) {
-        log(LogLevel::error, std::string("a client of this host is dropped: ") + error.what());
+        report(error);
     }
     {
         const std::scoped_lock lock(mutex_);
@@ -62,7 +55,7 @@ void Session::run() {
         staging_.reset();
         if (client_ && !ended_) {
             for (const std::uint64_t lease : client_->take_leases()) {
-                (void)host_.store().end_lease(lease);
+                host_.store().drop_lease(lease);
             }
         }
     }
@@ -70,12 +63,28 @@ void Session::run() {
     over_ = true;
 }
 
-void Session::log(LogLevel level, const std::string& line) {
+void Session::report(const std::exception& error) noexcept {
+    try {
+        const std::string client = client_ ? client_->client : "a client of this host";
+        const auto* const known = dynamic_cast<const Error*>(&error);
+        if (!known) {
+            log(LogLevel::error, client + " is dropped: " + error.what());
+        } else if (known->code() == Errc::connection) {
+            log(LogLevel::debug, client + " is gone: " + error.what());
+        } else {
+            complain(client + " is dropped: " + error.what());
+        }
+    } catch (const std::bad_alloc&) {
+        complain("a client of this host is dropped: no memory");
+    }
+}
+
+void Session::log(LogLevel level, std::string_view line) noexcept {
     const std::scoped_lock lock(mutex_);
     if (!ended_) host_.log(level, line);
 }
 
-void Session::complain(const std::string& line) {
+void Session::complain(std::string_view line) noexcept {
     const std::scoped_lock lock(mutex_);
     if (!ended_) host_.complain(line);
 }
@@ -107,8 +116,29 @@ void Session::handle(const Message& message) {
         throw Error(Errc::protocol, "it sent what only servers send");
     }
     if (!client_) check_stranger(frame, message.part.size());
-    auto body = requests_.add(frame, message.part);
-    if (body) request(static_cast<wire::Operation>(frame.code), frame.call, std::move(*body));
+    std::optional<std::vector<std::byte>> body;
+    try {
+        body = requests_.add(frame, message.part);
+        if (body) request(static_cast<wire::Operation>(frame.code), frame.call, std::move(*body));
+    } catch (const std::bad_alloc&) {
+        if (!body && frame.total != message.part.size()) throw;  // more of it is to come
+        refuse(frame.call, server::Refusal::of(false));
+    }
+}
+
+void Session::refuse(std::uint64_t call, const server::Refusal& refusal) {
+    if (!socket_.send_body({.kind = wire::Kind::response, .code = refusal.code, .call = call},
+                           refusal.body)) {
+        throw Error(Errc::connection, "it reads no answers");
+    }
+}
+
+void Session::refuse(server::CallPtr call) noexcept {
+    try {
+        refuse(call->id(), server::Refusal::of(call->has_changed()));
+    } catch (const std::exception&) {
+        socket_.shut_down(SHUT_RDWR);
+    }
 }
 
 void Session::request(wire::Operation operation, std::uint64_t id, std::vector<std::byte> body) {
@@ -159,16 +189,22 @@ void Session::request(wire::Operation operation, std::uint64_t id, std::vector<s
 }
 
 void Session::respond(server::CallPtr call, std::uint16_t code, std::vector<std::byte> body) {
-    const std::string operation(wire::operation_name(call->operation()));
     if (!socket_.send_body({.kind = wire::Kind::response, .code = code, .call = call->id()},
                            body)) {
         throw Error(Errc::connection, "it reads no answers");
     }
-    if (code == static_cast<std::uint16_t>(Errc::protocol)) {
-        throw Error(Errc::protocol, operation + ": malformed request");
+    if (code != static_cast<std::uint16_t>(Errc::protocol) &&
+        code != static_cast<std::uint16_t>(Errc::internal)) {
+        return;
     }
-    if (code == static_cast<std::uint16_t>(Errc::internal)) {
+    try {
+        const std::string operation(wire::operation_name(call->operation()));
+        if (code == static_cast<std::uint16_t>(Errc::protocol)) {
+            throw Error(Errc::protocol, operation + ": malformed request");
+        }
         host_.log(LogLevel::error, operation + ": " + wire::Reader(body).string());
+    } catch (const std::bad_alloc&) {
+        stopping_ = true;  // it is answered: nobody shall answer it again
     }
 }
 
@@ -257,20 +293,26 @@ void Session::put(server::Call& call) {
 // Takes tensors out of the memory that we share with the client, while it puts them in.
 void Session::stage(const server::Call& call, PendingPut& pending,
                     const std::vector<std::size_t>& tensors) {
+    std::vector<std::uint64_t> sizes;
+    for (const std::size_t tensor : tensors) sizes.push_back(pending.buffers()[tensor].size());
     const bool is_new = !staging_;
     if (is_new) staging_ = std::make_unique<Staging>();
     if (!socket_.send({.kind = wire::Kind::staging, .call = call.id()}, {},
                       is_new ? staging_->fd() : -1)) {
         throw Error(Errc::connection, "it reads no answers");
     }
-    std::vector<std::uint64_t> sizes;
-    for (const std::size_t tensor : tensors) sizes.push_back(pending.buffers()[tensor].size());
     auto moved = Clock::now();
+    std::exception_ptr failure;  // the client puts all of it in before it listens
     staging_->take(
         sizes,
         [&](std::size_t i, std::uint64_t, std::span<const std::byte> piece) {
-            pending.append(tensors[i], piece);
             moved = Clock::now();
+            if (failure) return;
+            try {
+                pending.append(tensors[i], piece);
+            } catch (const std::bad_alloc&) {
+                failure = std::current_exception();
+            }
         },
         [&] {
             if (socket_.is_over() || ended_) {
@@ -281,6 +323,7 @@ void Session::stage(const server::Call& call, PendingPut& pending,
                                                   std::to_string(silence.count()) + " s");
             }
         });
+    if (failure) std::rethrow_exception(failure);
 }
 
 // ------------------------------------------------------------------------------------ reads
@@ -309,10 +352,21 @@ void Session::reply(server::Call& call, const std::vector<wire::Layer>& layers,
                                                 std::to_string(pins_.size()) +
                                                 " layers; it must let go of some");
     }
-    wire::Writer out;
-    out.count(layers.size());
-    for (std::size_t i = 0; i < layers.size(); ++i) encode(out, pin(layers[i], stored[i]));
-    call.reply(std::move(out));
+    const std::uint64_t last_pin = last_pin_;
+    try {
+        wire::Writer out;
+        out.count(layers.size());
+        for (std::size_t i = 0; i < layers.size(); ++i) encode(out, pin(layers[i], stored[i]));
+        call.reply(std::move(out));
+    } catch (const std::bad_alloc&) {
+        unpin_since(last_pin);
+        throw;
+    }
+}
+
+// Of an answer that the client does not get.
+void Session::unpin_since(std::uint64_t last_pin) noexcept {
+    while (last_pin_ > last_pin) pins_.erase(last_pin_--);
 }
 
 Layer Session::pin(wire::Layer description, const StoredLayerPtr& stored) {

@@ -37,6 +37,7 @@ class Session final : public server::Host {
     [[nodiscard]] Store& store() override { return host_.store(); }
     [[nodiscard]] replication::Replica* replica() override { return host_.replica(); }
     void respond(server::CallPtr call, std::uint16_t code, std::vector<std::byte> body) override;
+    void refuse(server::CallPtr call) noexcept override;
     void start_transfer(server::CallPtr call, server::Transfer::Direction direction,
                         std::vector<server::Transfer::Piece> pieces,
                         std::function<void()> then) override;
@@ -45,8 +46,9 @@ class Session final : public server::Host {
     void serve();
     void handle(const Message& message);
     [[nodiscard]] bool has_pins();
-    void log(LogLevel level, const std::string& line);
-    void complain(const std::string& line);
+    void log(LogLevel level, std::string_view line) noexcept;
+    void complain(std::string_view line) noexcept;
+    void report(const std::exception& error) noexcept;  // why it is over
     void request(wire::Operation operation, std::uint64_t id, std::vector<std::byte> body);
     void check_stranger(const wire::Frame& frame, std::size_t part) const;
     void hello(server::Call& call);
@@ -61,6 +63,8 @@ class Session final : public server::Host {
     void reply(server::Call& call, const std::vector<wire::Layer>& layers,
                const std::vector<StoredLayerPtr>& stored);
     [[nodiscard]] Layer pin(wire::Layer description, const StoredLayerPtr& stored);
+    void unpin_since(std::uint64_t last_pin) noexcept;
+    void refuse(std::uint64_t call, const server::Refusal& refusal);
     void hand_over(int region);
 
     local::Host& host_;

@@ -17,21 +17,31 @@ void best_matches(Call& call) {
         is_default ? -1 : static_cast<std::int64_t>(std::min(request.lease_ms, month_ms)));
     wire::Writer out;
     const auto matches = call.store_to_ask().best_matches(*request.table, request.query, lease);
-    out.count(matches.size());
-    for (const LeasedMatch& match : matches) {
-        wire::encode(out, match);
-        if (match.lease != 0) call.session()->add_lease(match.lease);
+    try {
+        out.count(matches.size());
+        for (const LeasedMatch& match : matches) {
+            wire::encode(out, match);
+            if (match.lease != 0) call.session()->add_lease(match.lease);
+        }
+        call.reply(std::move(out));
+    } catch (const std::bad_alloc&) {
+        for (const LeasedMatch& match : matches) {  // of which nobody will know
+            call.session()->remove_lease(match.lease);
+            call.store().drop_lease(match.lease);
+        }
+        throw;
     }
-    call.reply(std::move(out));
 }
 
 void end_lease(Call& call) {
     wire::Reader in = call.body();
     const std::uint64_t lease = in.u64();
     in.end();
+    const ForeignReferences foreign = call.store().end_lease(lease);
+    call.note_change();
     call.session()->remove_lease(lease);
     wire::Writer out;
-    wire::encode(out, call.store().end_lease(lease));
+    wire::encode(out, foreign);
     call.reply(std::move(out));
 }
 

@@ -44,6 +44,7 @@ struct Session {
     Clock::time_point moved{};               // the last step of a transfer of it
     Clock::time_point probed{};
     unsigned probes = 0;  // sent since it was heard
+    bool is_cut = false;  // to be dropped
     std::string origin;   // origin_of() its address
     Rate requests_rate;
     std::uint64_t bytes_in_flight = 0;
@@ -59,6 +60,10 @@ struct Session {
     void remove_lease(std::uint64_t lease) {
         const std::scoped_lock lock(leases_mutex_);
         leases_.erase(lease);
+    }
+    void take_over(std::set<std::uint64_t> leases) noexcept {
+        const std::scoped_lock lock(leases_mutex_);
+        leases_.merge(leases);
     }
     [[nodiscard]] std::set<std::uint64_t> take_leases() {
         const std::scoped_lock lock(leases_mutex_);
@@ -82,15 +87,22 @@ class Host {
     // Its part in a store of several replicas; null if it keeps the only one.
     [[nodiscard]] virtual replication::Replica* replica() = 0;
     virtual void respond(CallPtr call, std::uint16_t code, std::vector<std::byte> body) = 0;
+    // Where there is no memory for an answer: Refusal::of() the call, or the end of the connection.
+    virtual void refuse(CallPtr call) noexcept = 0;
     virtual void start_transfer(CallPtr call, Transfer::Direction direction,
                                 std::vector<Transfer::Piece> pieces,
                                 std::function<void()> then) = 0;
     virtual void request_shutdown() = 0;
 };
 
+// One of a list that takes no memory.
+struct Refused {
+    CallPtr next;
+};
+
 // A handler answers its call exactly once: by reply(), by throwing, or later, from the end of a
 // transfer. Thread-safe in so far as one thread at a time works on a call.
-class Call : public std::enable_shared_from_this<Call> {
+class Call : public std::enable_shared_from_this<Call>, public Refused {
   public:
     Call(Host& host, std::shared_ptr<Session> session, wire::Operation operation, std::uint64_t id,
          std::vector<std::byte> body)
@@ -117,6 +129,9 @@ class Call : public std::enable_shared_from_this<Call> {
 
     void reply(wire::Writer body = {});  // fails if that is more than a message may hold
     void fail(const std::exception& error);
+    // The store is not what it was: whoever hears of an error now must not think otherwise.
+    void note_change() noexcept { has_changed_ = true; }
+    [[nodiscard]] bool has_changed() const noexcept { return has_changed_; }
 
     // Moves the pieces, then runs `then` on a worker, which replies. If a piece cannot be moved the
     // client is gone, and nobody is answered; `then` is dropped with all that it holds once nothing
@@ -133,6 +148,16 @@ class Call : public std::enable_shared_from_this<Call> {
     wire::Operation operation_;
     std::uint64_t id_;
     std::vector<std::byte> body_;
+    bool has_changed_ = false;
+};
+
+// An answer that takes no memory, since it was made before.
+struct Refusal {
+    std::uint16_t code = 0;
+    std::span<const std::byte> body;
+
+    // That there is no memory for a call: nothing has changed, or nobody will say what has.
+    [[nodiscard]] static Refusal of(bool has_changed) noexcept;
 };
 
 // One function an operation, in the file of its name; they run on workers and may throw.

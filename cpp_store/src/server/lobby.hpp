@@ -44,6 +44,7 @@ class Lobby {
     // Whether one that is not admitted is told so. Of a flood most are not.
     [[nodiscard]] bool answers(Clock::time_point now) { return answers_.take(now); }
     void enter(Guest guest);
+    [[nodiscard]] std::size_t size() const noexcept { return guests_.size(); }
     [[nodiscard]] bool contains(std::uint64_t session) const { return guests_.contains(session); }
     [[nodiscard]] Guest leave(std::uint64_t session);
     void note_wrong_key(const std::string& origin, Clock::time_point now);

@@ -37,7 +37,9 @@ void list(Call& call) {
 
 void retire(Call& call) {
     wire::Writer out;
-    wire::encode(out, call.store().retire(decode_model(call)));
+    const ForeignReferences foreign = call.store().retire(decode_model(call));
+    call.note_change();
+    wire::encode(out, foreign);
     call.reply(std::move(out));
 }
 

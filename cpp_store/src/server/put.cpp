@@ -34,6 +34,7 @@ void commit(Call& call, Incoming incoming) {
         wire::Writer out;
         const auto published = replica->commit(std::move(incoming.pending), incoming.model,
                                                incoming.version, std::move(incoming.references));
+        call.note_change();
         out.u64(published.bytes);
         out.u8(published.is_new ? 1 : 0);
         out.u64(published.before);
@@ -45,6 +46,7 @@ void commit(Call& call, Incoming incoming) {
         [self = call.shared_from_this()](const std::exception_ptr& error, std::uint64_t bytes) {
             try {
                 if (error) std::rethrow_exception(error);
+                self->note_change();
                 wire::Writer answer;
                 answer.u64(bytes);
                 answer.u8(1);

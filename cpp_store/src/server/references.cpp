@@ -20,6 +20,7 @@ void acquire(Call& call) {
     } else {
         call.store().acquire(references.owner, references.keys, references.holder);
     }
+    call.note_change();
     // What the holder inherits: its own server cannot know.
     wire::Writer out;
     out.count(references.keys.size());
@@ -32,6 +33,7 @@ void acquire(Call& call) {
 void release(Call& call) {
     const wire::References references = decode(call);
     call.store().release(references.owner, references.keys, references.holder);
+    call.note_change();
     call.reply();
 }
 
@@ -50,6 +52,7 @@ void release_holder(Call& call) {
     const std::string holder = in.id();
     in.end();
     call.store().release_holder(holder);
+    call.note_change();
     call.reply();
 }
 

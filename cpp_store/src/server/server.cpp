@@ -105,6 +105,17 @@ std::uint64_t random_session() {
     return id;
 }
 
+std::vector<std::byte> body_of(std::string_view text) {
+    wire::Writer out;
+    out.string(text);
+    return out.take();
+}
+// Made before they are needed.
+const std::vector<std::byte> nothing_changed =
+    body_of("the server has no memory left for this request; nothing has changed");
+const std::vector<std::byte> not_answered =
+    body_of("the server had no memory left to answer; what was asked for is done");
+
 std::string join_words(const std::vector<std::string>& parts) {
     std::string text;
     for (const std::string& part : parts) text += (text.empty() ? "" : " ") + part;
@@ -135,10 +146,22 @@ void Call::reply(wire::Writer body) {
 void Call::fail(const std::exception& error) {
     const auto* known = dynamic_cast<const Error*>(&error);
     const auto* memory = dynamic_cast<const std::bad_alloc*>(&error);
-    const Errc code = known ? known->code() : memory ? Errc::out_of_memory : Errc::internal;
-    wire::Writer out;
-    out.string(std::string_view(error.what()).substr(0, wire::max_id));
-    host_.respond(shared_from_this(), static_cast<std::uint16_t>(code), out.take());
+    if (!memory) {
+        try {
+            const Errc code = known ? known->code() : Errc::internal;
+            wire::Writer out;
+            out.string(std::string_view(error.what()).substr(0, wire::max_id));
+            host_.respond(shared_from_this(), static_cast<std::uint16_t>(code), out.take());
+            return;
+        } catch (const std::bad_alloc&) {
+        }
+    }
+    host_.refuse(shared_from_this());
+}
+
+Refusal Refusal::of(bool has_changed) noexcept {
+    const Errc code = has_changed ? Errc::connection : Errc::out_of_memory;
+    return {static_cast<std::uint16_t>(code), has_changed ? not_answered : nothing_changed};
 }
 
 }  // namespace server
@@ -239,11 +262,10 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         while (!stopping) {
             may_work = true;
             heard = false;
-            const std::size_t handled = endpoint->progress() + run_posted() + send_streams();
+            const std::size_t handled = make_progress();
             if (handled > 0) {
                 if (looking && heard) spin.found();
                 looking = false;
-                sweep();
                 continue;
             }
             const auto now = Clock::now();
@@ -252,8 +274,21 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
             spin.missed();
             looking = false;
             sleep();
-            sweep();
         }
+    }
+
+    // One round. Whatever finds no memory in it is tried again, or costs its client the connection.
+    std::size_t make_progress() noexcept {
+        std::size_t handled = 1;
+        try {
+            handled = endpoint->progress() + run_posted() + send_streams();
+            refuse_calls();
+            sweep();
+            if (has_cut) drop_cut();
+        } catch (const std::bad_alloc&) {
+            complain("no memory");
+        }
+        return handled;
     }
 
     void sleep() {
@@ -280,7 +315,8 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         if (now - last_sweep < options.silence / sweeps) return;
         last_sweep = now;
         // Not when they went: what they were told last should reach them.
-        for (const net::Peer peer : std::exchange(gone, {})) endpoint->remove(peer);
+        for (const net::Peer peer : gone) endpoint->remove(peer);
+        gone.clear();
         for (const Lobby::Guest& guest : lobby.expire(now)) {
             complain(guest.session->client + " is dropped: it did not join after its hello");
             gone.push_back(guest.session->peer);
@@ -334,8 +370,14 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
             const std::scoped_lock lock(posted_mutex);
             running.swap(posted);
         }
-        for (auto& work : running) work();
         const std::size_t count = running.size();
+        for (auto& work : running) {
+            try {
+                work();
+            } catch (const std::bad_alloc&) {  // of work that is nobody's call
+                complain("no memory");
+            }
+        }
         running.clear();
         return count;
     }
@@ -344,6 +386,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
 
     void received(std::span<std::byte> message) override {
         heard = true;
+        std::uint64_t from = 0;
         try {
             if (const auto old = decode_old_hello(message)) {
                 refuse_old(*old);
@@ -361,6 +404,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
                 return;
             }
             const std::shared_ptr<Session> session = found->second;
+            from = id;
             if (!open(*session, message)) {
                 drop(*session, "a message that is forged, or comes twice or out of turn");
                 return;
@@ -392,21 +436,27 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
             complain(std::string("a message is dropped: ") + error.what());
         } catch (const std::bad_alloc&) {
             complain("a message is dropped: no memory for it");
+            if (from != 0) cut(from);
         }
     }
 
     void request(const std::shared_ptr<Session>& session, const wire::Frame& frame,
                  std::span<const std::byte> part) {
         std::optional<std::vector<std::byte>> body;
+        std::shared_ptr<Call> call;
+        const auto operation = static_cast<wire::Operation>(frame.code);
         try {
             body = session->requests.add(frame, part);
+            if (!body) return;
+            call = std::make_shared<Call>(*this, session, operation, frame.call, std::move(*body));
         } catch (const Error& error) {
             drop(*session, error.what());
             return;
+        } catch (const std::bad_alloc&) {
+            if (!body && part.size() != frame.total) throw;  // more of it is to come
+            refuse_now(*session, frame.call, Refusal::of(false));
+            return;
         }
-        if (!body) return;
-        const auto operation = static_cast<wire::Operation>(frame.code);
-        auto call = std::make_shared<Call>(*this, session, operation, frame.call, std::move(*body));
         if (!session->requests_rate.take(session->heard)) {
             call->fail(
                 Error(Errc::busy, "more requests a second than a client may make; try again"));
@@ -424,12 +474,14 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
                 return;
             }
             cost = cost * 15 / 16;  // what has been slow is tried again
-            auto task = [call = std::move(call), handler] { guarded(*call, handler); };
-            if (operation == wire::Operation::verify) {
-                workers->heavy(std::move(task));
-            } else {
-                workers->light(std::move(task));
-            }
+            guarded(*call, [this, handler](Call& one) {
+                auto task = [self = one.shared_from_this(), handler] { guarded(*self, handler); };
+                if (one.operation() == wire::Operation::verify) {
+                    workers->heavy(std::move(task));
+                } else {
+                    workers->light(std::move(task));
+                }
+            });
         } else {
             drop(*session, "said hello twice");
         }
@@ -506,6 +558,8 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
             if (!lobby.answers(now)) throw;
             refusal.emplace(error.code(), address + ": " + error.what());
         }
+        // There is room for all that may go, so that each of them can.
+        gone.reserve(gone.size() + sessions.size() + lobby.size() + 2);
         const net::Peer peer = endpoint->insert(name);
         if (!refusal) {
             try {
@@ -513,6 +567,9 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
                 return;
             } catch (const Error& error) {
                 refusal = error;
+            } catch (const std::bad_alloc&) {
+                gone.push_back(peer);
+                throw;
             }
         }
         turn_away(peer, 0, frame.call, refusal->code(), refusal->what());
@@ -697,6 +754,63 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
 
     Store& store() override { return *store_; }
 
+    void refuse(CallPtr call) noexcept override {
+        if (std::this_thread::get_id() == progress_id) {
+            refuse_now(*call->session(), call->id(), Refusal::of(call->has_changed()));
+            return;
+        }
+        {
+            const std::scoped_lock lock(posted_mutex);
+            call->next = std::move(refused);
+            refused = std::move(call);
+        }
+        wake_up();
+    }
+
+    void refuse_calls() noexcept {
+        CallPtr first;
+        {
+            const std::scoped_lock lock(posted_mutex);
+            first = std::move(refused);
+        }
+        while (first) {
+            refuse_now(*first->session(), first->id(), Refusal::of(first->has_changed()));
+            first = CallPtr(std::move(first->next));
+        }
+    }
+
+    void refuse_now(const Session& session, std::uint64_t call, const Refusal& refusal) noexcept {
+        if (!sessions.contains(session.id)) return;
+        try {
+            send_body(session,
+                      {.kind = wire::Kind::response,
+                       .code = refusal.code,
+                       .session = session.id,
+                       .call = call},
+                      refusal.body);
+        } catch (const std::bad_alloc&) {
+            cut(session.id);
+        }
+    }
+
+    // The session is to end, for want of memory to tell its client more.
+    void cut(std::uint64_t session) noexcept {
+        const auto found = sessions.find(session);
+        if (found == sessions.end()) return;
+        found->second->is_cut = true;
+        has_cut = true;
+    }
+
+    void drop_cut() {
+        for (auto entry = sessions.begin(); entry != sessions.end();) {
+            const std::shared_ptr<Session> session = (entry++)->second;
+            if (!session->is_cut) continue;
+            complain("a client is dropped: there is no memory to answer it");
+            forget(*session);
+        }
+        has_cut = false;
+    }
+
     void respond(CallPtr call, std::uint16_t code, std::vector<std::byte> body) override {
         if (std::this_thread::get_id() == progress_id) {
             answer(*call, code, body);
@@ -710,10 +824,17 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     void answer(Call& call, std::uint16_t code, const std::vector<std::byte>& body) {
         const Session& session = *call.session();
         if (!sessions.contains(session.id)) return;
-        send_body(
-            session,
-            {.kind = wire::Kind::response, .code = code, .session = session.id, .call = call.id()},
-            body);
+        try {
+            send_body(session,
+                      {.kind = wire::Kind::response,
+                       .code = code,
+                       .session = session.id,
+                       .call = call.id()},
+                      body);
+        } catch (const std::bad_alloc&) {  // perhaps in the middle of it
+            cut(session.id);
+            return;
+        }
         if (code == static_cast<std::uint16_t>(Errc::protocol)) {
             drop(session,
                  std::string(wire::operation_name(call.operation())) + ": malformed request");
@@ -727,21 +848,28 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
                         std::vector<Transfer::Piece> pieces, std::function<void()> then) override {
         post([this, call = std::move(call), direction, pieces = std::move(pieces),
               then = std::move(then)]() mutable {
-            Session& session = *call->session();
-            std::uint64_t bytes = 0;
-            for (const Transfer::Piece& piece : pieces) bytes += piece.length;
-            auto start = [this, call = std::move(call), direction, pieces = std::move(pieces),
-                          then = std::move(then), bytes]() mutable {
-                start_now(call, direction, std::move(pieces), std::move(then), bytes);
-            };
-            const std::uint64_t limit = options.limits.bytes_in_flight;
-            const std::uint64_t flying = session.bytes_in_flight;
-            if (flying > 0 && (flying >= limit || bytes > limit - flying)) {
-                session.waiting.emplace_back(std::move(start));
-            } else {
-                start();
-            }
+            guarded(*call, [&](Call& one) {
+                start_or_wait(one, direction, std::move(pieces), std::move(then));
+            });
         });
+    }
+
+    void start_or_wait(Call& call, Transfer::Direction direction,
+                       std::vector<Transfer::Piece> pieces, std::function<void()> then) {
+        Session& session = *call.session();
+        std::uint64_t bytes = 0;
+        for (const Transfer::Piece& piece : pieces) bytes += piece.length;
+        auto start = [this, call = call.shared_from_this(), direction, pieces = std::move(pieces),
+                      then = std::move(then), bytes]() mutable {
+            start_now(call, direction, std::move(pieces), std::move(then), bytes);
+        };
+        const std::uint64_t limit = options.limits.bytes_in_flight;
+        const std::uint64_t flying = session.bytes_in_flight;
+        if (flying > 0 && (flying >= limit || bytes > limit - flying)) {
+            session.waiting.emplace_back(std::move(start));
+        } else {
+            start();
+        }
     }
 
     void start_now(const CallPtr& call, Transfer::Direction direction,
@@ -755,20 +883,22 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         moving.call = call->id();
         moving.bytes = bytes;
         session.bytes_in_flight += bytes;
-        auto done = [this, call, then = std::move(then), id](int error) mutable {
-            finished(call, std::move(then), id, error);
-        };
-        if (session.encrypts) {
-            start_stream(session, id, moving,
-                         std::make_unique<Stream>(direction, std::move(pieces), std::move(done)));
-            return;
-        }
         try {
+            auto done = [this, call, then = std::move(then), id](int error) mutable {
+                finished(call, std::move(then), id, error);
+            };
+            if (session.encrypts) {
+                start_stream(
+                    session, id, moving,
+                    std::make_unique<Stream>(direction, std::move(pieces), std::move(done)));
+                return;
+            }
             moving.transfer = std::make_unique<Transfer>(
                 *endpoint, session.peer, direction, std::move(pieces),
                 [this, session = call->session()] { return pace_for(*session); }, std::move(done));
             moving.transfer->start();
-        } catch (const std::exception& error) {  // memory that cannot be registered
+        } catch (const std::exception& error) {  // memory that cannot be registered, or had
+            sending.erase(id);
             end_transfer(session, id);
             call->fail(error);
         }
@@ -780,7 +910,11 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         session.bytes_in_flight -= found->second.bytes;
         transfers.erase(found);
         if (session.waiting.empty()) return;
-        post(std::move(session.waiting.front()));  // not here: it may end at once, too
+        try {
+            post(std::move(session.waiting.front()));  // not here: it may end at once, too
+        } catch (const std::bad_alloc&) {
+            cut(session.id);
+        }
         session.waiting.pop_front();
     }
 
@@ -879,12 +1013,14 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
                                        ": cannot move its bytes: " + net::error_text(error));
             return;
         }
-        auto task = [call, then = std::move(then)] { guarded(*call, [&](Call&) { then(); }); };
-        if (call->operation() == wire::Operation::put) {
-            workers->heavy(std::move(task));
-        } else {
-            task();
-        }
+        guarded(*call, [&](Call&) {
+            auto task = [call, then = std::move(then)] { guarded(*call, [&](Call&) { then(); }); };
+            if (call->operation() == wire::Operation::put) {
+                workers->heavy(std::move(task));
+            } else {
+                task();
+            }
+        });
     }
 
     // ------------------------------------------------------------------ clients that go
@@ -911,6 +1047,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         const auto found = sessions.find(session.id);
         if (found == sessions.end()) return;
         const std::shared_ptr<Session> kept = found->second;
+        gone.reserve(gone.size() + 1);  // before anything changes
         sessions.erase(found);
         if (--clients_of_host[kept->origin] == 0) clients_of_host.erase(kept->origin);
         kept->waiting.clear();
@@ -930,17 +1067,23 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
         if (leases.empty()) return;
         for (const auto& [id, session] : sessions) {
             if (session->client != client) continue;
-            for (const std::uint64_t lease : leases) session->add_lease(lease);
+            session->take_over(std::move(leases));
             return;
         }
-        workers->light([this, leases = std::move(leases)] {
-            // Foreign references that they were the last to keep are left to the scrub.
-            for (const std::uint64_t lease : leases) (void)store_->end_lease(lease);
-        });
+        const auto end = [this](const std::set<std::uint64_t>& ended) noexcept {
+            for (const std::uint64_t lease : ended) store_->drop_lease(lease);
+        };
+        std::shared_ptr<std::set<std::uint64_t>> shared;
+        try {
+            shared = std::make_shared<std::set<std::uint64_t>>(std::move(leases));
+            workers->light([end, shared] { end(*shared); });
+        } catch (const std::bad_alloc&) {
+            end(shared ? *shared : leases);
+        }
     }
 
     // At most a line a second: whoever sends garbage shall not fill the log.
-    void complain(const std::string& what) override {
+    void complain(std::string_view what) noexcept override {
         unsigned more = 0;
         {
             const std::scoped_lock lock(complaints_mutex);
@@ -952,12 +1095,22 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
             last_complaint = now;
             more = std::exchange(complaints_held_back, 0u);
         }
-        log(LogLevel::warning,
-            what + (more ? " (and " + std::to_string(more) + " more like this)" : ""));
+        try {
+            const std::string others =
+                more ? " (and " + std::to_string(more) + " more like this)" : "";
+            log(LogLevel::warning, std::string(what) + others);
+        } catch (const std::bad_alloc&) {
+            log(LogLevel::warning, what);
+        }
     }
 
-    void log(LogLevel level, const std::string& line) override {
-        if (level <= options.log_level) options.log(level, line);
+    void log(LogLevel level, std::string_view line) noexcept override {
+        if (level > options.log_level) return;
+        try {
+            options.log(level, line);
+        } catch (const std::bad_alloc&) {
+            // Whoever writes it had no memory; what it is about has an end of its own.
+        }
     }
 
     void request_shutdown() override {
@@ -973,8 +1126,9 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     std::atomic<bool> stopping = false;
     std::atomic<bool> asleep = false;
 
-    std::mutex posted_mutex;  // guards `posted`
+    std::mutex posted_mutex;  // guards these two
     std::vector<std::function<void()>> posted;
+    CallPtr refused;  // the last one
     std::vector<std::function<void()>> running;
 
     std::mutex complaints_mutex;  // guards the next two
@@ -1000,6 +1154,7 @@ struct Server::Impl final : server::Host, local::Host, net::Endpoint::Listener {
     bool may_work = false;                                       // in this round
     bool heard = false;                                          // in this round
     std::array<Clock::duration, wire::operation_count> costs{};  // by operation, decaying
+    bool has_cut = false;                                        // sessions that are to be dropped
     std::vector<net::Peer> gone;  // to be removed from the endpoint at the next sweep
     Clock::time_point last_expiry = Clock::now();
     Clock::time_point last_sweep = Clock::now();
