@@ -11,7 +11,7 @@ from typing import Any
 
 from transfer_nas.errors import InputError
 
-TRANSFERS = ("store", "hdf5", "noop")
+TRANSFERS = ("store", "hdf5", "redis", "noop")
 SEARCHES = ("evolution", "random", "halving")
 POLICIES = ("freeze", "finetune", "freeze_then_finetune")
 BEHIND_PREFIX = ("grow", "new")

@@ -2,6 +2,11 @@
 
 import contextlib
 import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,17 +20,49 @@ import cpp_store
 from graph_meta import GraphBuilder, LayerGraph, LayerSpec, WeightSpec, layers
 from transfer_nas import transfer
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
-from transfer_nas.transfer import HDF5Transfer, StoreTransfer, Tensors, TransferMethod
+from transfer_nas.transfer import (
+    HDF5Transfer,
+    RedisTransfer,
+    StoreTransfer,
+    Tensors,
+    TransferMethod,
+)
 
 Open = Callable[[str], TransferMethod]
 """Opens the place for a namespace, as another process would."""
 
 
-@pytest.fixture(params=["hdf5", "store", "served"])
+@contextlib.contextmanager
+def redis_server() -> Iterator["subprocess.Popen[str]"]:
+    """An empty Redis server, where `REDIS_URL` says."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("needs redis-server: apt-get install redis-server")
+    pytest.importorskip("redis")
+    # A socket's path is short.
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
+        socket = f"{directory}/socket"
+        command = [program, "--port", "0", "--unixsocket", socket, "--save", "", "--dir", directory]
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            assert process.stdout is not None
+            assert any("eady to accept connections" in line for line in process.stdout)
+            patch.setenv("REDIS_URL", f"unix://{socket}")
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+@pytest.fixture(params=["hdf5", "redis", "store", "served"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """An empty place for models; each of its methods is closed at the end."""
     with contextlib.ExitStack() as stack:
         store = None
+        if request.param == "redis":
+            stack.enter_context(redis_server())
         if request.param == "store":
             store = stack.enter_context(cpp_store.embedded(memory="64MiB"))
         if request.param == "served":
@@ -33,7 +70,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
             store = stack.enter_context(cpp_store.connect(server.address))
 
         def open_place(namespace: str) -> TransferMethod:
-            name = "hdf5" if store is None else "store"
+            name = "store" if store is not None else request.param
             method = transfer.get(name, namespace, directory=tmp_path, store=store)
             stack.callback(method.close)
             return method
@@ -424,6 +461,69 @@ class TestFiles:
             method.put("a", graph, tensors_of(graph, 1), score=0)
         with pytest.raises(TransferUnavailable, match="models"):
             method.retire(["a"])
+
+
+class TestRedis:
+    """What is particular to Redis."""
+
+    def test_copies_are_whole_and_retiring_leaves_nothing(self) -> None:
+        with redis_server():
+            import redis
+
+            method = RedisTransfer.create("digits")
+            parent, child = chain(3), chain(3, 5)
+            for _ in range(2):
+                method.put("a", parent, tensors_of(parent, 1), score=0)
+            assert put_child(method, "b", child, 2) == child.nbytes
+            method.retire(["a", "b", "unknown"])
+            method.close()
+            with redis.Redis.from_url(os.environ["REDIS_URL"]) as client:
+                assert client.keys() == []
+
+    def test_a_full_server_keeps_what_it_has(self) -> None:
+        with redis_server():
+            import redis
+
+            method = RedisTransfer.create("digits")
+            method.put("a", chain(3), tensors_of(chain(3), 1), score=0)
+            with redis.Redis.from_url(os.environ["REDIS_URL"]) as client:
+                client.config_set("maxmemory", 1)
+                with pytest.raises(TransferError, match="maxmemory"):
+                    method.put("b", chain(4), tensors_of(chain(4), 2), score=0)
+                client.config_set("maxmemory", 0)
+            assert method.best_match(chain(4)) is None
+            assert ancestor_of(method, chain(3)) == "a"
+            method.close()
+
+    def test_a_dead_server_is_unavailable(self) -> None:
+        with redis_server() as process:
+            method = RedisTransfer.create("digits")
+            graph = chain(3)
+            process.kill()
+            process.wait()
+            attempts: list[Callable[[], object]] = [
+                lambda: method.best_match(graph),
+                lambda: method.put("a", graph, tensors_of(graph, 1), score=0),
+                lambda: method.retire(["a"]),
+                lambda: method.whole("a"),
+            ]
+            for attempt in attempts:
+                with pytest.raises(TransferUnavailable, match="does not answer"):
+                    attempt()
+            with pytest.raises(InputError, match=r"REDIS_URL: unix://.*does not answer"):
+                RedisTransfer.create("digits")
+
+    def test_what_is_missing_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        with pytest.raises(InputError, match="set REDIS_URL"):
+            transfer.get("redis", "digits")
+        monkeypatch.setenv("REDIS_URL", "no address")
+        pytest.importorskip("redis")
+        with pytest.raises(InputError, match="REDIS_URL: 'no address'"):
+            transfer.get("redis", "digits")
+        monkeypatch.setitem(sys.modules, "redis", None)
+        with pytest.raises(InputError, match=r"pip install 'transfer-nas\[redis\]'"):
+            transfer.get("redis", "digits")
 
 
 class TestStore:

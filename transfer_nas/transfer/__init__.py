@@ -14,10 +14,11 @@ from transfer_nas.errors import InputError, near_misses
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
 from transfer_nas.transfer.hdf5 import HDF5Transfer
 from transfer_nas.transfer.noop import NoTransfer
+from transfer_nas.transfer.redis import RedisTransfer
 from transfer_nas.transfer.store import StoreTransfer
 
 REGISTRY: Mapping[str, type[TransferMethod]] = {
-    method.name: method for method in (StoreTransfer, HDF5Transfer, NoTransfer)
+    method.name: method for method in (StoreTransfer, HDF5Transfer, RedisTransfer, NoTransfer)
 }
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "HDF5Transfer",
     "Inheritance",
     "NoTransfer",
+    "RedisTransfer",
     "StoreTransfer",
     "Tensors",
     "TransferMethod",
