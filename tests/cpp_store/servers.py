@@ -65,6 +65,11 @@ class Group:
             self.kill()
             raise
 
+    @property
+    def by_address(self) -> dict[str, "subprocess.Popen[str]"]:
+        """The processes, for tests that do something to them."""
+        return dict(zip(self.addresses, self._processes, strict=True))
+
     def finish(self) -> None:
         """End them; each must end cleanly."""
         try:
@@ -78,7 +83,17 @@ class Group:
         """End whatever still runs."""
         for process in self._processes:
             process.kill()
-            process.wait(timeout=10)
+            process.communicate(timeout=10)
+
+
+@contextmanager
+def doomed(count: int = 1, *arguments: str) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
+    """As many servers by their addresses, for tests that kill them; the others are killed, too."""
+    group = Group(count, *arguments)
+    try:
+        yield group.by_address
+    finally:
+        group.kill()
 
 
 @contextmanager

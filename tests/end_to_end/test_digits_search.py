@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import pytest
 from transfer_nas import logs, runs
 from transfer_nas.report import page, storage
 from transfer_nas.report.best import Architectures
+
+from ..cpp_store import servers
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -150,40 +151,19 @@ def test_a_resumed_search_ends_as_if_it_had_never_stopped(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def servers() -> Iterator[dict[str, "subprocess.Popen[str]"]]:
+def group() -> Iterator[dict[str, "subprocess.Popen[str]"]]:
     """Two ``cpp-store-server`` processes by their addresses."""
-    found = [ROOT / "build" / "dev" / "cpp_store" / "cpp-store-server"]
-    found += [Path(sys.executable).with_name("cpp-store-server")]
-    program = next(path for path in found if path.exists())
-    processes = [
-        subprocess.Popen(
-            [program, "ofi+tcp://127.0.0.1:0", "--memory", "256MiB"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    try:
-        by_address = {}
-        for process in processes:
-            assert process.stdout is not None
-            match = re.search(r"ofi\+tcp://[\d.]+:\d+", process.stdout.readline())
-            assert match is not None
-            by_address[match[0]] = process
-        yield by_address
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait(20)
+    with servers.doomed(2, "--memory", "256MiB", "--log-level", "error") as group:
+        yield group
 
 
-def test_external_servers_keep_the_models(mpiexec: Any, tmp_path: Path, servers: list[str]) -> None:
+def test_external_servers_keep_the_models(mpiexec: Any, tmp_path: Path, group: list[str]) -> None:
     import cpp_store
 
-    environment = {"MODEL_SERVERS": " ".join(servers)}
+    environment = {"MODEL_SERVERS": " ".join(group)}
     run = ["-m", "transfer_nas.evolve", *SMALL, "--output_dir", tmp_path / "run"]
     result = summary(mpiexec(2, *run, timeout=200, env=environment))
-    with cpp_store.connect(list(servers)) as store:
+    with cpp_store.connect(list(group)) as store:
         stats = store.stats()
         models = store.list()
     assert result["share_transferred"] > 0.1
@@ -199,7 +179,7 @@ def test_external_servers_keep_the_models(mpiexec: Any, tmp_path: Path, servers:
 
 
 def test_a_search_goes_on_when_its_servers_die_and_says_so(
-    tmp_path: Path, servers: dict[str, "subprocess.Popen[str]"]
+    tmp_path: Path, group: dict[str, "subprocess.Popen[str]"]
 ) -> None:
     path = tmp_path / "run"
     process = subprocess.Popen(
@@ -207,12 +187,12 @@ def test_a_search_goes_on_when_its_servers_die_and_says_so(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"MODEL_SERVERS": " ".join(servers)},
+        env=os.environ | {"MODEL_SERVERS": " ".join(group)},
     )
     while not (path / "results.csv").exists() or len(rows(path)) < 3:
         assert process.poll() is None
         time.sleep(0.05)
-    for server in servers.values():
+    for server in group.values():
         server.kill()
     out, err = process.communicate(timeout=200)
     result = summary(subprocess.CompletedProcess([], process.returncode, out, err))
@@ -220,7 +200,7 @@ def test_a_search_goes_on_when_its_servers_die_and_says_so(
     assert err.count("went without transfer, the search goes on") == 1
     found = rows(path)
     errors = [row["m:transfer_error"] for row in found if row["m:transfer_error"]]
-    assert errors and any(address in errors[0] for address in servers), errors
+    assert errors and any(address in errors[0] for address in group), errors
     assert found[-1]["m:layers_transferred"] == "0"
 
 

@@ -1,4 +1,4 @@
-"""Searches whose store servers are killed, hang for a while, or are full: they go on and say so."""
+"""Searches whose store servers are killed, hang, cannot be reached, or are full: they go on."""
 
 import csv
 import json
@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import cpp_store
 
-ROOT = Path(__file__).parents[2]
+from ..cpp_store import servers
+from .proxy import Proxy
+
 SEARCH = [
     *("-m", "transfer_nas.evolve", "--application", "digits", "--space", "feed_forward"),
     *("--epochs", "2", "--population_size", "4", "--sample_size", "2", "--max_evals", "14"),
@@ -24,38 +24,16 @@ SEARCH = [
 ]
 
 
-@contextmanager
-def servers(count: int, memory: str) -> Iterator[dict[str, "subprocess.Popen[str]"]]:
-    """Run servers; yield them by their addresses."""
-    found = [ROOT / "build" / "dev" / "cpp_store" / "cpp-store-server"]
-    found += [Path(sys.executable).with_name("cpp-store-server")]
-    program = next(path for path in found if path.exists())
-    command = [program, "ofi+tcp://127.0.0.1:0", "--memory", memory, "--log-level", "error"]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
-    try:
-        by_address = {}
-        for process in processes:
-            assert process.stdout is not None
-            match = re.search(r"ofi\+tcp://[\d.]+:\d+", process.stdout.readline())
-            assert match is not None
-            by_address[match[0]] = process
-        yield by_address
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
 def rows(path: Path) -> list[dict[str, str]]:
     with (path / "results.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def begin(path: Path, addresses: list[str], replicas: int) -> "subprocess.Popen[str]":
+def begin(path: Path, addresses: list[str], replicas: int, *flags: str) -> "subprocess.Popen[str]":
     launcher = Path(sys.executable).with_name("mpiexec")
     return subprocess.Popen(
         [launcher, "-n", "2", sys.executable, *SEARCH, "--replicas", str(replicas), "--output_dir",
-         path],
+         path, *flags],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -94,7 +72,7 @@ def test_a_server_that_goes_in_the_middle_of_a_search(
     tmp_path: Path, replicas: int, fault: str
 ) -> None:
     path = tmp_path / "run"
-    with servers(2, "256MiB") as group:
+    with servers.doomed(2, "--memory", "256MiB", "--log-level", "error") as group:
         process = begin(path, list(group), replicas)
         wait_for_rows(process, path, 4)
         address, server = next(iter(group.items()))
@@ -124,9 +102,38 @@ def test_a_server_that_goes_in_the_middle_of_a_search(
                 assert store.verify() == []
 
 
+@pytest.mark.parametrize("stall", ["for a while", "for good"])
+def test_a_network_that_stalls_in_the_middle_of_a_search(tmp_path: Path, stall: str) -> None:
+    path = tmp_path / "run"
+    with servers.doomed(2, "--memory", "256MiB", "--log-level", "error") as group:
+        behind, direct = group
+        with Proxy(behind) as proxy:
+            process = begin(path, [proxy.address, direct], 1, "--max_evals", "8")
+            wait_for_rows(process, path, 3)
+            assert min(proxy.forwarded) > 0  # both ways lead through it
+            proxy.stall()
+            before = list(proxy.forwarded)
+            wait_for_rows(process, path, 5)  # the search does not wait for it
+            assert proxy.forwarded == before
+            if stall == "for a while":
+                proxy.go_on()
+            result = finish(process)
+            proxy.go_on()
+            with cpp_store.connect([proxy.address, direct], same_host=False) as store:
+                assert store.verify() == []
+                assert all(store.read(model) for model in store.list())  # nothing half done
+        assert result["evaluations"] == 8 and result["failures"] == 0
+        assert sorted(int(row["job_id"]) for row in rows(path)) == list(range(8))
+        text = logged(path)
+        assert "the search goes on without transfer" not in text  # the other server is there
+        lines = re.findall(rf"store server {re.escape(proxy.address)} is gone: (.*)", text)
+        assert len(lines) <= 2 and all("are lost to this search" in line for line in lines)
+        assert lines or stall == "for a while"
+
+
 def test_a_store_that_is_full_costs_only_ancestors(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    with servers(2, "20KiB") as group:
+    with servers.doomed(2, "--memory", "20KiB", "--log-level", "error") as group:
         result = finish(begin(path, list(group), 2))
         assert result["evaluations"] == 14 and result["failures"] == 0
         errors = [row["m:transfer_error"] for row in rows(path) if row["m:transfer_error"]]
