@@ -118,17 +118,24 @@ std::optional<Message> Socket::receive(std::chrono::microseconds look) {
     message.msg_control = control.bytes.data();
     message.msg_controllen = control.bytes.size();
     using Clock = std::chrono::steady_clock;
-    const auto sleepy = Clock::now() + look;
     ssize_t length = 0;
-    int flags = look.count() > 0 ? MSG_DONTWAIT : 0;
+    int flags = 0;
+    if (look.count() > 0) {
+        if (!spin_) spin_.emplace(look);
+        spin_->start(Clock::now());
+        flags = MSG_DONTWAIT;
+    }
     while ((length = ::recvmsg(fd(), &message, MSG_CMSG_CLOEXEC | flags)) < 0) {
         if (flags != 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-            if (Clock::now() >= sleepy) flags = 0;
+            if (spin_->goes_on(Clock::now())) continue;
+            spin_->missed();
+            flags = 0;
             continue;
         }
         if (errno == EAGAIN || errno == EWOULDBLOCK) return std::nullopt;
         if (errno != EINTR) gone(errno);
     }
+    if (flags != 0) spin_->found();
     Message received;
     for (cmsghdr* head = CMSG_FIRSTHDR(&message); head; head = CMSG_NXTHDR(&message, head)) {
         if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS) continue;

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "net/waiting.hpp"
 #include "net/wire.hpp"
 
 namespace cpp_store::local {
@@ -66,8 +67,9 @@ class Socket {
     bool try_send(const wire::Frame& frame, std::span<const std::byte> part);  // does not wait
     // In as many frames as it takes.
     bool send_body(wire::Frame frame, std::span<const std::byte> body);
-    // Nothing if nothing comes for as long as the patience is. Looks for so long before it sleeps.
-    // Throws Errc::protocol for what is no frame.
+    // Nothing if nothing comes for as long as the patience is. Looks for so long before it sleeps
+    // (every time the same), where that has been of use lately. Throws Errc::protocol for what is
+    // no frame.
     [[nodiscard]] std::optional<Message> receive(std::chrono::microseconds look = {});
     // Whether the other end has closed it.
     [[nodiscard]] bool is_over() const noexcept;
@@ -81,6 +83,7 @@ class Socket {
 
     Descriptor fd_;
     std::vector<std::byte> buffer_;
+    std::optional<net::Spin> spin_;  // made by the first receive() that looks
 };
 
 }  // namespace cpp_store::local
