@@ -18,6 +18,7 @@ void Store::Impl::open_data_dir() {
     settings.sync = options.durability == Durability::sync;
     settings.lag = std::max(options.lag, std::chrono::milliseconds(1));
     settings.most_waiting = std::min(settings.most_waiting, options.memory.limit / 4);
+    settings.some_packets = std::min(settings.some_packets, options.memory.limit / 16);
     settings.most_packets = std::min(settings.most_packets, options.memory.limit / 8);
     settings.warn = options.warn;
     journal = std::make_unique<durable::Journal>(std::move(settings));

@@ -6,6 +6,7 @@
 #include "cpp_store/error.hpp"
 #include "durable/fields.hpp"
 #include "durable/files.hpp"
+#include "durable/log_writes.hpp"
 #include "durable/statement.hpp"
 
 namespace cpp_store::durable {
@@ -54,7 +55,7 @@ Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
     const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX |
                       SQLITE_OPEN_NOFOLLOW | SQLITE_OPEN_EXRESCODE;
     try {
-        if (sqlite3_open_v2(path.c_str(), &database_, flags, nullptr) != SQLITE_OK) {
+        if (sqlite3_open_v2(path.c_str(), &database_, flags, gathering_vfs()) != SQLITE_OK) {
             fail("cannot open");
         }
         // Nobody else opens it (the directory is locked), so SQLite needs no memory to share.
@@ -81,8 +82,8 @@ Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
                             "; open it with a newer one");
         }
         execute("PRAGMA journal_mode = WAL");
-        execute("PRAGMA synchronous = FULL");  // a commit is on disk when it returns
-        execute("PRAGMA wal_autocheckpoint = 4000");
+        execute("PRAGMA synchronous = FULL");          // a commit is on disk when it returns
+        execute("PRAGMA wal_autocheckpoint = 16384");  // pages, 64 MiB, if checkpoint() never is
         execute("PRAGMA temp_store = MEMORY");
         execute("PRAGMA cache_size = -16384");
         if (tables == 0 || version < format) {
@@ -140,6 +141,13 @@ void Catalogue::rollback() noexcept {
     // After some errors SQLite has done it already.
     if (sqlite3_get_autocommit(database_) == 0) {
         sqlite3_exec(database_, "ROLLBACK", nullptr, nullptr, nullptr);
+    }
+}
+
+void Catalogue::checkpoint() {
+    if (sqlite3_wal_checkpoint_v2(database_, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr,
+                                  nullptr) != SQLITE_OK) {
+        fail("cannot write");
     }
 }
 

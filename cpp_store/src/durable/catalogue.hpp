@@ -38,6 +38,8 @@ class Catalogue {
     void begin();
     void commit();
     void rollback() noexcept;
+    // Copies what is in the log into the database, so that a later commit need not.
+    void checkpoint();
 
     void put(const ModelRecord& model);
     void put_packet(std::uint64_t model, std::span<const std::byte> bytes);

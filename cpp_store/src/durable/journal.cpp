@@ -16,6 +16,7 @@ using std::chrono::milliseconds;
 
 constexpr std::uint64_t most_batch = std::uint64_t{256} << 20;
 constexpr milliseconds retry_interval{500};
+constexpr milliseconds quiet{20};  // without a change, until packets are packed
 
 std::filesystem::path segments_of(const std::filesystem::path& directory) {
     return directory / "segments";
@@ -289,16 +290,20 @@ bool Journal::is_due() const {
 
 void Journal::run() {
     std::unique_lock lock(mutex_);
+    bool may_pack = true;
     while (true) {
         if (!failure_.empty() && !closing_) {
             wake_.wait_for(lock, retry_interval,
                            [this] { return closing_ || hurry_ > 0 || waited_for_ > 0; });
         }
-        while (!closing_ && !is_due()) {
-            if (queue_.empty()) {
-                wake_.wait(lock);
-            } else {
+        bool is_quiet = false;
+        while (!closing_ && !is_due() && !is_quiet) {
+            if (!queue_.empty()) {
                 wake_.wait_until(lock, oldest_ + options_.lag / 2);
+            } else if (packet_bytes_ < options_.some_packets || !may_pack) {
+                wake_.wait(lock);
+            } else if (wake_.wait_for(lock, quiet) == std::cv_status::timeout) {
+                is_quiet = queue_.empty();
             }
         }
         if (queue_.empty() && closing_) return;
@@ -327,11 +332,16 @@ void Journal::run() {
         }
         if (!error) {
             try {
-                if (pack_now || packet_bytes_ >= options_.most_packets) {
+                may_pack = false;  // again, if this fails, once there is something new
+                if (pack_now) {
                     while (packet_bytes_ > 0 && pack(0)) {
                     }
+                } else if (is_quiet || packet_bytes_ >= options_.most_packets) {
+                    (void)pack(0);
+                    if (is_quiet) catalogue_->checkpoint();
                 }
                 tidy();
+                may_pack = true;
             } catch (const std::exception& caught) {
                 cause = caught.what();  // nothing is lost: it is tried again
             }

@@ -44,8 +44,11 @@ class Journal {
         bool sync = false;
         std::chrono::milliseconds lag{1'000};
         std::uint64_t most_waiting = std::uint64_t{256} << 20;  // bytes not on disk, if lazy
-        std::uint64_t most_packets = std::uint64_t{8} << 20;    // bytes before they are packed
-        std::uint64_t most_retirements = 200'000;               // that are noted
+        // Bytes in packets, from which on they are packed when nothing else is to be done; and
+        // from which on whoever puts waits for that.
+        std::uint64_t some_packets = std::uint64_t{8} << 20;
+        std::uint64_t most_packets = std::uint64_t{64} << 20;
+        std::uint64_t most_retirements = 200'000;  // that are noted
         std::function<void(std::string_view)> warn;
     };
     // Once: null if it is on disk, else why it is not. Called by the journal's thread, which holds

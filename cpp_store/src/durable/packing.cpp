@@ -31,7 +31,9 @@ bool Journal::pack(std::uint64_t from) {
     std::vector<LayerRecord> layers = catalogue_->layers_in(from);
     std::uint64_t bytes = 0;
     std::size_t count = 0;
-    while (count < layers.size() && (count == 0 || bytes < most_moved)) {
+    // Whoever puts waits for it meanwhile.
+    const std::uint64_t most_bytes = from == 0 ? options_.some_packets : most_moved;
+    while (count < layers.size() && (count == 0 || bytes < most_bytes)) {
         bytes += layers[count++].nbytes();
     }
     const bool is_all = count == layers.size();

@@ -184,6 +184,20 @@ TEST_P(DurableStore, PacksSmallModelsSoThatTheyCanLeave) {
     for (int i = 1; i < 400; i += 2) expect_intact(again, "m" + std::to_string(i));
 }
 
+TEST_P(DurableStore, PacksSmallModelsWhenNothingElseIsToBeDone) {
+    Store store(options(4 * MiB));
+    for (int i = 0; i < 65; ++i) {  // more than a sixteenth of the memory, less than an eighth
+        for (const std::string name : {"m", "n"}) {
+            put(store, request_of(name + std::to_string(i), {"a"}, 3'000));
+        }
+        store.flush();  // few bytes at a time, so that they go into packets
+    }
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (files() == 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+    EXPECT_EQ(files(), 1U);
+    for (int i = 0; i < 65; ++i) expect_intact(store, "n" + std::to_string(i));
+}
+
 TEST_P(DurableStore, WritesSegmentsAnewOfWhichMostIsDead) {
     Store store(options());
     put(store, request_of("big", {"a", "b", "c", "d"}, MiB));
