@@ -250,7 +250,7 @@ std::vector<std::set<std::string>> states() {
 
 TEST_F(Faults, DyingAnywhereLosesNothingThatWasAcknowledged) {
     const auto after = states();
-    for (unsigned nth = 1;; nth += step_of(5)) {
+    for (unsigned nth = 1;; nth += step_of(7)) {
         SCOPED_TRACE("*:" + std::to_string(nth) + ":kill");
         fs::remove_all(root / "data");
         bool died = false;
