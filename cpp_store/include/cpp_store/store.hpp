@@ -125,6 +125,8 @@ struct StoreStats {
     std::uint64_t puts = 0, reads = 0, matches = 0, retires = 0;  // calls that succeeded
     std::uint64_t bytes_put = 0, bytes_read = 0;
     std::uint64_t layers_inherited = 0, bytes_inherited = 0;  // by puts, over the lifetime
+    // Of a server among replicas: the others that take part, as it knows; 0 while it catches up.
+    std::uint64_t peers = 0;
 };
 
 // What servers that keep replicas must not forget of an id, besides the model: that it was retired,
@@ -227,6 +229,8 @@ class Store {
     // what commit() would have thrown or returned.
     using Committed = std::function<void(std::exception_ptr, std::uint64_t)>;
     void commit(PendingPut put, Committed done);
+    // Whether there is a model of its id and content already, so that commit would change nothing.
+    [[nodiscard]] bool is_same(PendingPut& put) const;
 
     // Tensors of the layers at `positions` of the model's table (empty: all). not_found if there is
     // no such model; invalid_argument for a position out of range.

@@ -428,6 +428,7 @@ py::dict stats_dict(const StoreStats& stats) {
     out["bytes_read"] = stats.bytes_read;
     out["layers_inherited"] = stats.layers_inherited;
     out["bytes_inherited"] = stats.bytes_inherited;
+    out["peers"] = stats.peers;
     out["index_layers"] = stats.index.layers;
     out["index_bytes"] = stats.index.bytes;
     out["index_namespaces"] = stats.index.namespaces;

@@ -40,8 +40,8 @@ Cluster::Cluster(Options options) : impl_(std::make_unique<Impl>()) {
                                         .encrypt = options.encrypt}));
     }
     impl_->placement = replication::Placement(options.servers, options.replicas);
-    impl_->servers = std::make_unique<client::Servers>(impl_->connections,
-                                                       client::Servers::Patience::ask_anyway);
+    impl_->servers = std::make_unique<client::Servers>(
+        impl_->connections, client::Servers::Patience::ask_anyway, options.check_signals);
     impl_->options = std::move(options);
     impl_->connect();
 }
@@ -129,11 +129,9 @@ std::vector<std::string> Cluster::transports() {
 
 ModelInfo Cluster::lookup(std::string_view model) {
     if (impl_->replicated()) {
-        return impl_->patiently([&] {
-            return replication::run(
-                       replication::find(*impl_->servers, impl_->placement, std::string(model)))
-                .info;
-        });
+        return replication::run(
+                   replication::find(*impl_->servers, impl_->placement, std::string(model)))
+            .info;
     }
     const auto call = impl_->call(home(model), wire::Operation::lookup,
                                   [&](wire::Writer& out) { out.id(model); });

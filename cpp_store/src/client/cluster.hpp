@@ -36,36 +36,30 @@ struct Cluster::Impl {
     // Where else to ask; null without replicas.
     [[nodiscard]] client::Elsewhere elsewhere() const;
 
-    // Asks the servers of a model, one after the other, until one has it: returns what `ask`, which
-    // throws if that server does not, returned.
+    // Asks the server of a model that is the one to ask: returns what `ask`, which throws if that
+    // server does not answer, returned.
     template <typename Ask>
-    [[nodiscard]] auto at_first(std::string_view model, const Ask& ask) const {
+    [[nodiscard]] auto at_the_one_to_ask(std::string_view model, const Ask& ask) const {
         if (!replicated()) return ask(placement.home(model));
-        std::optional<Error> missing;
-        std::optional<Error> silent;
-        for (const std::size_t server : replication::order_of_reading(*servers, placement, model)) {
-            const auto begun = servers->begin(server);
-            try {
-                auto found = ask(server);
-                servers->answered(server);
-                return found;
-            } catch (const Error& error) {
-                servers->failed(server, begun, error);
-                if (error.code() == Errc::not_found) {
-                    // One that was retired is gone, though another server has not heard of it yet.
-                    if (servers->state(server, std::string(model)).presence !=
-                        replication::Presence::unknown) {
-                        throw;
-                    }
-                    if (!missing) missing = error;
-                } else if (error.code() == Errc::connection || error.code() == Errc::deadline) {
-                    if (!silent || error.code() == Errc::deadline) silent = error;
-                } else {
-                    throw;
+        replication::Reading reading(*servers, placement, model);
+        while (true) {
+            while (const auto server = reading.next()) {
+                const auto begun = servers->begin(*server);
+                try {
+                    auto found = ask(*server);
+                    servers->answered(*server);
+                    return found;
+                } catch (const Error& error) {
+                    servers->failed(*server, begun, error);
+                    if (error.code() != Errc::connection && error.code() != Errc::deadline) throw;
+                    reading.failed(error);
                 }
             }
+            const Error silent = reading.silent();
+            const auto pause = reading.again();
+            if (!pause) throw silent;
+            (void)servers->pause(*pause);
         }
-        throw missing ? *missing : *silent;
     }
 
     // Asks again for a while if servers answer that they do not know yet what the others know.

@@ -9,8 +9,10 @@ namespace cpp_store {
 namespace client {
 
 PendingCallPtr start_put(Connection& server, PutRequest request,
-                         std::span<const std::span<const std::byte>> tensors) {
+                         std::span<const std::span<const std::byte>> tensors,
+                         std::vector<std::uint64_t> through) {
     wire::Put put;
+    put.through = std::move(through);
     std::vector<Exposure> exposures;
     std::vector<std::size_t> exposed;  // which tensors
     wire::InlineBudget budget;
@@ -121,7 +123,7 @@ std::uint64_t Cluster::put(PutRequest request,
     try {
         note_bytes(request, foreign, ask_owners(wire::Operation::acquire));
         PendingCallPtr call =
-            client::start_put(*impl_->connections[server], std::move(request), tensors);
+            client::start_put(*impl_->connections[server], std::move(request), tensors, {});
         Connection::wait({&call, 1});
         wire::Reader in = call->response();
         return in.u64();

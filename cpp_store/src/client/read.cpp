@@ -29,17 +29,13 @@ std::vector<Source> sources_of(const Cluster::Impl& cluster, const client::Pendi
 std::uint64_t Cluster::read(std::string_view model, std::span<const std::string> layers,
                             const Buffers& buffers, const Views& views) {
     const wire::Read request{std::string(model), {layers.begin(), layers.end()}};
-    const auto gather = impl_->patiently([&] {
-        return impl_->at_first(model, [&](std::size_t server) {
-            std::shared_ptr<client::PendingCall> call =
-                impl_->call(server, wire::Operation::read,
-                            [&](wire::Writer& out) { wire::encode(out, request); });
-            auto sources = std::make_shared<std::vector<Source>>(sources_of(*impl_, *call, server));
-            return [this, call, sources, &buffers, &views] {
-                return client::gather(impl_->connections, *sources, buffers, views,
-                                      impl_->elsewhere());
-            };
-        });
+    const auto gather = impl_->at_the_one_to_ask(model, [&](std::size_t server) {
+        std::shared_ptr<client::PendingCall> call = impl_->call(
+            server, wire::Operation::read, [&](wire::Writer& out) { wire::encode(out, request); });
+        auto sources = std::make_shared<std::vector<Source>>(sources_of(*impl_, *call, server));
+        return [this, call, sources, &buffers, &views] {
+            return client::gather(impl_->connections, *sources, buffers, views, impl_->elsewhere());
+        };
     });
     return gather();
 }

@@ -31,10 +31,8 @@ void give_back(Cluster& cluster,
 
 void Cluster::retire(std::string_view model) {
     if (impl_->replicated()) {
-        impl_->patiently([&] {
-            replication::run(
-                replication::retire(*impl_->servers, impl_->placement, std::string(model)));
-        });
+        replication::run(
+            replication::retire(*impl_->servers, impl_->placement, std::string(model)));
         return;
     }
     const auto call = impl_->call(home(model), wire::Operation::retire,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <random>
+#include <thread>
 
 #include "client/gather.hpp"
 #include "client/put.hpp"
@@ -48,9 +49,11 @@ std::size_t take_replicas(std::vector<std::string>& list) {
     return std::clamp<std::size_t>(replicas, 1, std::max<std::size_t>(1, list.size()));
 }
 
-Servers::Servers(std::vector<std::shared_ptr<Connection>> connections, Patience patience)
+Servers::Servers(std::vector<std::shared_ptr<Connection>> connections, Patience patience,
+                 std::function<void()> check_signals)
     : connections_(std::move(connections)),
       patience_(patience),
+      check_signals_(std::move(check_signals)),
       down_until_(std::make_unique<std::atomic<Clock::rep>[]>(connections_.size())),
       salt_(std::random_device{}()) {}
 
@@ -58,6 +61,19 @@ Servers::~Servers() = default;
 
 bool Servers::is_down(std::size_t server) const {
     return Clock::now().time_since_epoch().count() < down_until_[server];
+}
+
+void Servers::forget_down(std::size_t server) {
+    // Still absent until it answers.
+    if (down_until_[server] != 0) down_until_[server] = 1;
+}
+
+std::shared_ptr<Servers::Exchange> Servers::pause(std::chrono::milliseconds length) {
+    if (check_signals_) check_signals_();
+    std::this_thread::sleep_for(length);
+    auto exchange = std::make_shared<Exchange>();
+    exchange->done = true;
+    return exchange;
 }
 
 replication::Version Servers::now() const {
@@ -103,7 +119,7 @@ std::shared_ptr<Servers::Exchange> Servers::start(std::vector<Call> calls) {
     std::vector<Clock::time_point> begun(calls.size());
     for (std::size_t i = 0; i < calls.size(); ++i) {
         const std::size_t server = calls[i].server;
-        if (patience_ == Patience::skip && is_down(server)) {
+        if (patience_ == Patience::skip && is_down(server) && !calls[i].request.anyway) {
             exchange->answers[i] = failure(
                 Error(Errc::connection, connections_[server]->address() + " did not answer"));
             continue;
@@ -133,13 +149,7 @@ std::shared_ptr<Servers::Exchange> Servers::start(std::vector<Call> calls) {
             answered(call.server);
         } catch (const Error& error) {
             failed(call.server, begun[asked[j]], error);
-            Answer& answer = exchange->answers[asked[j]] = failure(error);
-            if (call.request.kind != Kind::read || error.code() != Errc::not_found) continue;
-            try {  // whether it was retired, which outweighs what another server has not heard
-                answer.version = state(call.server, call.request.model).version;
-            } catch (const Error& second) {
-                answer = failure(second);
-            }
+            exchange->answers[asked[j]] = failure(error);
         }
     }
     return exchange;
@@ -154,7 +164,7 @@ PendingCallPtr Servers::send(const Call& call) {
     };
     switch (request.kind) {
         case Kind::put:
-            return start_put(server, *request.put, request.tensors);
+            return start_put(server, *request.put, request.tensors, request.through);
         case Kind::acquire:
         case Kind::release:
             return ask(
@@ -178,7 +188,7 @@ Answer Servers::receive(const Call& call, const PendingCallPtr& sent) {
         case Kind::put:
             answer.bytes = in.u64();
             answer.done = in.u8() != 0;
-            answer.before = in.u64();
+            answer.chain = wire::decode_chain(in);
             break;
         case Kind::acquire:
             for (std::uint32_t left = in.count(8); left > 0; --left) {
@@ -195,15 +205,6 @@ Answer Servers::receive(const Call& call, const PendingCallPtr& sent) {
             answer = replication::decode_answer(call.request.kind, in);
     }
     return answer;
-}
-
-replication::State Servers::state(std::size_t server, const std::string& model) {
-    Request request(Kind::state);
-    request.models = {model};
-    const Call call{server, std::move(request)};
-    const PendingCallPtr sent = send(call);
-    Connection::wait({&sent, 1});
-    return receive(call, sent).states.at(0);
 }
 
 // What a model is, then its own tensors; and that it still is what it was.

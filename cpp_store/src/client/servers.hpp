@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -28,17 +29,17 @@ class Servers final : public replication::Network {
         skip,        // a server that is down does not answer
     };
     // One a server of the list; null for oneself.
-    Servers(std::vector<std::shared_ptr<Connection>> connections, Patience patience);
+    Servers(std::vector<std::shared_ptr<Connection>> connections, Patience patience,
+            std::function<void()> check_signals = nullptr);
     ~Servers() override;
 
     [[nodiscard]] std::shared_ptr<Exchange> start(std::vector<Call> calls) override;
     [[nodiscard]] bool is_down(std::size_t server) const override;
+    void forget_down(std::size_t server) override;
     // Whether it has not answered since it last did not.
     [[nodiscard]] bool is_absent(std::size_t server) const { return down_until_[server] != 0; }
     [[nodiscard]] replication::Version now() const override;
-
-    // What a server knows of an id.
-    [[nodiscard]] replication::State state(std::size_t server, const std::string& model);
+    [[nodiscard]] std::shared_ptr<Exchange> pause(std::chrono::milliseconds length) override;
 
     // Before a call to a server and after it. Nothing is noted of errors that say that it is there.
     [[nodiscard]] Clock::time_point begin(std::size_t server);
@@ -56,6 +57,7 @@ class Servers final : public replication::Network {
 
     const std::vector<std::shared_ptr<Connection>> connections_;
     const Patience patience_;
+    const std::function<void()> check_signals_;
     const std::unique_ptr<std::atomic<Clock::rep>[]> down_until_;
     mutable std::atomic<std::uint32_t> salt_;
 };

@@ -274,8 +274,10 @@ void Session::put(server::Call& call) {
     wire::Put request = wire::decode_put(in);
     in.end();
 
-    server::Incoming incoming = server::prepare(call, std::move(request.request));
-    PendingPut& pending = incoming.pending;
+    std::optional<server::Incoming> incoming =
+        server::prepare(call, std::move(request.request), std::move(request.through));
+    if (!incoming) return;
+    PendingPut& pending = incoming->pending;
     std::vector<std::size_t> staged;
     for (std::size_t i = 0; i < request.tensors.size(); ++i) {
         const wire::Payload& tensor = request.tensors[i];
@@ -287,7 +289,7 @@ void Session::put(server::Call& call) {
         }
     }
     if (!staged.empty()) stage(call, pending, staged);
-    server::commit(call, std::move(incoming));
+    server::commit(call, *std::move(incoming));
 }
 
 // Takes tensors out of the memory that we share with the client, while it puts them in.

@@ -12,10 +12,11 @@ namespace {
 }
 
 constexpr std::array<std::string_view, operation_count> names = {
-    "hello",  "ping",  "put",     "read",    "fetch",    "best_matches", "end_lease",
-    "lookup", "list",  "retire",  "acquire", "release",  "holders",      "release_holder",
-    "alive",  "stats", "verify",  "bye",     "shutdown", "contains",     "join",
-    "bury",   "state", "changes", "pull"};
+    "hello",     "ping",           "put",   "read",   "fetch",   "best_matches",
+    "end_lease", "lookup",         "list",  "retire", "acquire", "release",
+    "holders",   "release_holder", "alive", "stats",  "verify",  "bye",
+    "shutdown",  "contains",       "join",  "bury",   "state",   "changes",
+    "pull",      "retire_through", "chain", "undo",   "refuse"};
 
 template <typename T>
 T read_at(std::span<const std::byte> bytes, std::size_t offset) {
@@ -88,6 +89,7 @@ void visit_stats(Stats& stats, const Visit& visit) {
     visit(stats.bytes_read);
     visit(stats.layers_inherited);
     visit(stats.bytes_inherited);
+    visit(stats.peers);
 }
 
 void encode_location(Writer& out, const LayerLocation& location) {
@@ -395,6 +397,17 @@ Welcome decode_welcome(Reader& in) {
     return welcome;
 }
 
+void encode_chain(Writer& out, std::span<const std::uint64_t> chain) {
+    out.count(chain.size());
+    for (const std::uint64_t incarnation : chain) out.u64(incarnation);
+}
+
+std::vector<std::uint64_t> decode_chain(Reader& in) {
+    std::vector<std::uint64_t> chain(in.count(8));
+    for (std::uint64_t& incarnation : chain) incarnation = in.u64();
+    return chain;
+}
+
 void encode(Writer& out, const Put& put) {
     const PutRequest& request = put.request;
     out.id(request.model);
@@ -419,6 +432,7 @@ void encode(Writer& out, const Put& put) {
         out.count(own.tensors.size());
         for (std::size_t i = 0; i < own.tensors.size(); ++i) encode(out, put.tensors[tensor++]);
     }
+    encode_chain(out, put.through);
 }
 
 Put decode_put(Reader& in) {
@@ -459,6 +473,7 @@ Put decode_put(Reader& in) {
         }
         request.own.push_back(std::move(layer));
     }
+    put.through = decode_chain(in);
     return put;
 }
 

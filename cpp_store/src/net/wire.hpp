@@ -98,8 +98,12 @@ enum class Operation : std::uint16_t {
     state = 22,
     changes = 23,
     pull = 24,
+    retire_through = 25,
+    chain = 26,
+    undo = 27,
+    refuse = 28,
 };
-inline constexpr std::uint16_t operation_count = 25;
+inline constexpr std::uint16_t operation_count = 29;
 [[nodiscard]] std::string_view operation_name(Operation operation) noexcept;
 
 // Every message is one frame: this header and a part of a request's or response's body.
@@ -231,7 +235,8 @@ struct Welcome {
 
 struct Put {
     PutRequest request;
-    std::vector<Payload> tensors;  // in the order of request.own
+    std::vector<Payload> tensors;        // in the order of request.own
+    std::vector<std::uint64_t> through;  // replication::Chain: who took it before
 };
 
 struct Read {
@@ -287,6 +292,8 @@ void encode(Writer& out, const Join& join);
 [[nodiscard]] Join decode_join(Reader& in);
 void encode(Writer& out, const Welcome& welcome);
 [[nodiscard]] Welcome decode_welcome(Reader& in);
+void encode_chain(Writer& out, std::span<const std::uint64_t> chain);
+[[nodiscard]] std::vector<std::uint64_t> decode_chain(Reader& in);
 void encode(Writer& out, const Put& put);
 [[nodiscard]] Put decode_put(Reader& in);
 void encode(Writer& out, const Read& read);

@@ -16,15 +16,43 @@ LayerData data_of(const StoredLayerPtr& stored) {
 
 void put(Replica& replica, const Request& request, Answer& answer) {
     const PutRequest& said = *request.put;
-    PendingPut pending = replica.prepare(said);
-    for (std::size_t i = 0; i < request.tensors.size(); ++i) {
-        pending.fill(i, request.tensors[i].data());
+    std::optional<PendingPut> pending = replica.prepare(said, request.through);
+    Replica::Published published;
+    if (pending) {
+        for (std::size_t i = 0; i < request.tensors.size(); ++i) {
+            pending->fill(i, request.tensors[i].data());
+        }
+        published = replica.commit(*std::move(pending), said.model, said.created_ns,
+                                   references_of(said), request.through);
+    } else {
+        published = replica.passed(said.model);
     }
-    const auto published =
-        replica.commit(std::move(pending), said.model, said.created_ns, references_of(said));
     answer.bytes = published.bytes;
     answer.done = published.is_new;
-    answer.before = published.before;
+    answer.chain = std::move(published.chain);
+}
+
+void retire(Replica& replica, const Request& request, Answer& answer) {
+    Replica::Retired retired =
+        replica.retire(request.model, request.token, request.version, request.by, request.through);
+    answer.version = retired.version;
+    answer.by = retired.by;
+    answer.chain = std::move(retired.chain);
+}
+
+void changes(Replica& replica, const Request& request, Answer& answer) {
+    auto changes = replica.changes(request.asker, request.asking, request.joining,
+                                   request.incarnation, request.since);
+    answer.incarnation = replica.incarnation();
+    answer.ready = replica.is_ready();
+    answer.joined = replica.membership().of(request.asker);
+    answer.followed = replica.followed(request.asker, request.asking);
+    answer.since = changes.since;
+    answer.last = changes.last;
+    answer.forgotten = changes.forgotten;
+    answer.changes = std::move(changes.changes);
+    // So that it need not wait for this server's next round.
+    if (request.joining) replica.look();
 }
 
 void acquire(Replica& replica, const Request& request, Answer& answer) {
@@ -33,12 +61,7 @@ void acquire(Replica& replica, const Request& request, Answer& answer) {
 }
 
 void read(const Replica& replica, const Request& request, Answer& answer) {
-    try {
-        std::tie(answer.info, answer.version) = replica.look_up(request.model);
-    } catch (const Error&) {
-        answer.version = replica.state(request.model).version;
-        throw;
-    }
+    std::tie(answer.info, answer.version) = replica.look_up(request.model);
 }
 
 void pull(Replica& replica, const Request& request, Answer& answer) {
@@ -68,12 +91,18 @@ Answer answer(Replica& replica, const Request& request) {
             case Kind::put:
                 put(replica, request, answer);
                 break;
-            case Kind::bury: {
-                const auto buried = replica.bury(request.model, request.version);
-                answer.before = buried.before;
-                answer.done = buried.retired;
+            case Kind::retire:
+                retire(replica, request, answer);
                 break;
-            }
+            case Kind::bury:
+                replica.bury(request.model, request.version, request.by);
+                break;
+            case Kind::undo:
+                replica.undo(request.model, request.version);
+                break;
+            case Kind::refuse:
+                answer.done = replica.refuse(request.model, request.version);
+                break;
             case Kind::state:
                 for (const std::string& model : request.models) {
                     const State state = replica.state(model);
@@ -81,23 +110,21 @@ Answer answer(Replica& replica, const Request& request) {
                     answer.states.push_back(state);
                 }
                 break;
+            case Kind::chain:
+                replica.look();
+                answer.chain = replica.chain(request.model);
+                break;
             case Kind::acquire:
                 acquire(replica, request, answer);
                 break;
             case Kind::release:
                 replica.release(request.model, request.keys, request.holder);
                 break;
-            case Kind::changes: {
-                auto changes = replica.changes(request.asker, request.incarnation, request.since);
-                answer.incarnation = changes.incarnation;
-                answer.since = changes.since;
-                answer.last = changes.last;
-                answer.forgotten = changes.forgotten;
-                answer.changes = std::move(changes.changes);
+            case Kind::changes:
+                changes(replica, request, answer);
                 break;
-            }
             case Kind::read:
-                replica.check_ready();
+                replica.check_answers(request.model);
                 read(replica, request, answer);
                 break;
             case Kind::pull:

@@ -1,18 +1,21 @@
 #include "replication/calls.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 
 #include "replication/replica.hpp"
 
 namespace cpp_store::replication {
 namespace {
 
-constexpr int most_tries = 8;            // of versions, while others retire the id
 constexpr Version puts_apart = 1 << 16;  // the lowest bits of Network::now() are the call's own
 
 [[noreturn]] void nobody(const Answer& last, const std::string& model) {
@@ -67,102 +70,197 @@ void check_owners(PutRequest& request, const References& references,
     }
 }
 
+Task<void> give_back(Network& network, const Placement& placement, const References& references,
+                     const std::string& holder) {
+    std::vector<Network::Call> calls =
+        to_owners(network, placement, Request::Kind::release, references, holder);
+    const std::vector<Answer> answers = co_await network.ask_all(std::move(calls));
+}
+
+// All of them, or none.
+Task<void> take_references(Network& network, const Placement& placement, PutRequest& request,
+                           const References& references, const std::string& holder) {
+    std::vector<Network::Call> calls =
+        to_owners(network, placement, Request::Kind::acquire, references, holder);
+    const std::vector<Network::Call> asked = calls;
+    const std::vector<Answer> answers = co_await network.ask_all(std::move(calls));
+    std::optional<Error> missing;
+    try {
+        check_owners(request, references, asked, answers);
+    } catch (const Error& error) {
+        missing = error;
+    }
+    if (!missing) co_return;
+    co_await give_back(network, placement, references, holder);
+    throw *missing;
+}
+
 std::uint64_t bytes_of(std::span<const std::span<const std::byte>> tensors) {
     std::uint64_t bytes = 0;
     for (const auto& tensor : tensors) bytes += tensor.size();
     return bytes;
 }
 
-struct Attempt {
-    Answer answer;  // the last one, or what went wrong
-    std::uint64_t bytes = 0;
-    std::vector<std::size_t> kept;  // by servers where the model is new
-    bool stored = false;            // by one at least
-    Version before = 0;             // that the first of them knew
-    bool uncertain = false;         // whether another one may have it
+// A change on its way through the servers of a model.
+struct Pass {
+    enum class End : std::uint8_t {
+        done,     // all that take part have it
+        refused,  // by the server that `answer` is from
+        again,    // from the first server, a moment later: `answer` says why
+    };
+    End end = End::done;
+    Answer answer;
+    std::size_t server = 0;         // that refused
+    std::vector<std::size_t> took;  // servers that have it
+    bool uncertain = false;         // whether others have it
 };
 
-Task<Attempt> put_everywhere(Network& network, const Placement& placement,
-                             const PutRequest& request,
-                             std::span<const std::span<const std::byte>> tensors) {
-    Attempt attempt;
-    for (const std::size_t server : reachable(network, placement, request.model)) {
-        Request put(Request::Kind::put);
-        put.model = request.model;
-        put.put = &request;
-        put.tensors = tensors;
-        attempt.answer = co_await network.ask(server, std::move(put));
-        if (attempt.answer.is_unreachable()) {
-            attempt.uncertain = true;
+using Ask = std::function<Request(const Chain& through)>;
+using Took = std::function<void(std::size_t server, const Answer& answer)>;
+
+// Waits until the server that took a change last says that another one takes no part, or that one
+// takes it. `answer` is what that one said last.
+Task<Answer> insist(Network& network, std::size_t last, std::size_t server, std::size_t place,
+                    const std::string& model, const Chain& through, const Ask& ask,
+                    Patience& patience, Answer answer, bool& left_out) {
+    left_out = false;
+    while (true) {
+        Request request(Request::Kind::chain);
+        request.model = model;
+        const Answer seen = co_await network.ask(last, std::move(request));
+        if (seen.error) co_return seen;
+        if (seen.chain.at(place) == 0) {
+            left_out = true;
+            co_return answer;
+        }
+        const auto pause = patience.next({&server, 1});
+        if (!pause) co_return answer;
+        co_await network.rest(*pause);
+        if (network.is_down(server)) continue;
+        answer = co_await network.ask(server, ask(through));
+        if (answer.error == Errc::connection) patience.note_silent(server);
+        if (!answer.is_unreachable()) co_return answer;
+    }
+}
+
+Task<Pass> pass(Network& network, const Placement& placement, const std::string& model,
+                const Ask& ask, const Took& took, Patience& patience) {
+    const std::vector<std::size_t> servers = placement.of(model);
+    const bool all_down =
+        std::ranges::all_of(servers, [&](std::size_t server) { return network.is_down(server); });
+    Pass pass;
+    Chain through;
+    Chain chain;  // as the last that took it has it
+    for (std::size_t i = 0; i < servers.size(); ++i) {
+        const std::size_t server = servers[i];
+        // The first that takes it says who else has to.
+        const bool counts = !pass.took.empty() && chain.at(i) != 0;
+        const bool is_left_alone = !all_down && network.is_down(server);
+        if (pass.took.empty() ? is_left_alone : !counts) {
+            through.push_back(0);
             continue;
         }
-        if (attempt.stored && attempt.answer.error == Errc::already_exists) {
-            Request state(Request::Kind::state);
-            state.models = {request.model};
-            const Answer now = co_await network.ask(server, std::move(state));
-            if (now.error) continue;
-            const State there = now.states.front();
-            // Retired since the first server took it: then it was put, and retired.
-            if (there.presence != Presence::visible && there.version >= request.created_ns) {
-                continue;
-            }
-            // Retired before, but this server has not heard of it yet.
-            if (there.presence == Presence::visible && there.version <= attempt.before) {
-                Request bury(Request::Kind::bury);
-                bury.model = request.model;
-                bury.version = attempt.before;
-                const Answer buried = co_await network.ask(server, std::move(bury));
-                Request again(Request::Kind::put);
-                again.model = request.model;
-                again.put = &request;
-                again.tensors = tensors;
-                attempt.answer = co_await network.ask(server, std::move(again));
-                if (attempt.answer.is_unreachable()) continue;
+        Answer answer = co_await network.ask(server, ask(through));
+        if (answer.error == Errc::connection) patience.note_silent(server);
+        if (answer.is_unreachable() && counts) {
+            pass.uncertain = true;
+            bool left_out = false;
+            answer = co_await insist(network, pass.took.back(), server, i, model, through, ask,
+                                     patience, std::move(answer), left_out);
+            if (answer.is_unreachable() && !left_out) {
+                pass.end = Pass::End::again;
+                pass.answer = std::move(answer);
+                co_return pass;
             }
         }
-        if (attempt.answer.error) co_return attempt;
-        attempt.bytes = attempt.answer.bytes;
-        if (!attempt.stored) attempt.before = attempt.answer.before;
-        attempt.stored = true;
-        if (attempt.answer.done) attempt.kept.push_back(server);
+        if (answer.is_unreachable()) {
+            pass.uncertain = true;
+            pass.answer = std::move(answer);
+            through.push_back(0);
+            continue;
+        }
+        if (answer.error) {
+            pass.end = Pass::End::refused;
+            pass.answer = std::move(answer);
+            pass.server = server;
+            co_return pass;
+        }
+        chain = answer.chain;
+        if (chain.size() != servers.size()) throw Error(Errc::protocol, "a chain of another list");
+        through.push_back(chain[i]);
+        took(server, answer);
+        pass.took.push_back(server);
     }
-    if (attempt.stored) attempt.answer.error.reset();
-    co_return attempt;
+    if (pass.took.empty()) pass.end = Pass::End::again;
+    co_return pass;
 }
 
-Task<void> undo(Network& network, const PutRequest& request, const Attempt& attempt) {
+// Before another try. Throws what the last one met if there have been enough.
+Task<void> wait(Network& network, const Placement& placement, const std::string& model,
+                Patience& patience, const Answer& answer) {
+    const std::vector<std::size_t> servers = placement.of(model);
+    // Nobody there: nobody will say who takes part.
+    const bool gone =
+        answer.error == Errc::connection &&
+        std::ranges::all_of(servers, [&](auto each) { return network.is_down(each); });
+    const auto pause = gone ? std::nullopt : patience.next(servers);
+    if (!pause) nobody(answer, model);
+    co_await network.rest(*pause);
+}
+
+// Takes back what a put that a server refused left at others. False if that server has it by now,
+// though the others decided: from one of them, as servers follow each other.
+Task<bool> undo(Network& network, const Placement& placement, const PutRequest& request,
+                const Pass& pass) {
+    const auto about = [&](Request::Kind kind) {
+        Request made(kind);
+        made.model = request.model;
+        made.version = request.created_ns;
+        return made;
+    };
+    if (!pass.took.empty()) {
+        const Answer answer = co_await network.ask(pass.server, about(Request::Kind::refuse));
+        if (answer.error) throw answer.exception();
+        if (!answer.done) co_return false;
+    }
     std::vector<Network::Call> calls;
-    for (const std::size_t server : attempt.kept) {
-        Request bury(Request::Kind::bury);
-        bury.model = request.model;
-        bury.version = request.created_ns;
-        calls.push_back({server, std::move(bury)});
+    for (const std::size_t server : reachable(network, placement, request.model)) {
+        calls.push_back({server, about(Request::Kind::undo)});
     }
     const std::vector<Answer> answers = co_await network.ask_all(std::move(calls));
+    co_return true;
 }
 
-Task<std::vector<Answer>> ask_states(Network& network, const Placement& placement,
-                                     const std::string& model) {
-    std::vector<Network::Call> calls;
-    for (const std::size_t server : reachable(network, placement, model)) {
-        Request request(Request::Kind::state);
-        request.models = {model};
-        calls.push_back({server, std::move(request)});
-    }
-    co_return co_await network.ask_all(std::move(calls));
+Task<Answer> ask_state(Network& network, std::size_t server, const std::string& model) {
+    Request request(Request::Kind::state);
+    request.models = {model};
+    Answer answer = co_await network.ask(server, std::move(request));
+    co_return answer;
 }
 
-// The version at which an id was retired for good, as its servers know; 0 if it was not.
-Task<Version> retired_at(Network& network, const Placement& placement, const std::string& model) {
-    const std::vector<Answer> answers = co_await ask_states(network, placement, model);
-    Version version = 0;
-    for (const Answer& answer : answers) {
-        if (answer.error) continue;
-        const State& state = answer.states.front();
-        if (state.presence == Presence::visible || state.presence == Presence::leased) co_return 0;
-        version = std::max(version, state.version);
+// Whether the other put of an id, for which a server refused one, is done: else it may still be
+// lost, and there would never have been another one. Null if that is not known yet.
+Task<std::optional<State>> other_put(Network& network, const Placement& placement,
+                                     const std::string& model, std::size_t refused_by) {
+    const Answer first = co_await ask_state(network, refused_by, model);
+    if (first.error) co_return std::nullopt;
+    const State other = first.states.front();
+    if (other.presence != Presence::visible) co_return other;
+    Request request(Request::Kind::chain);
+    request.model = model;
+    const Answer part = co_await network.ask(refused_by, std::move(request));
+    if (part.error) co_return std::nullopt;
+    const std::vector<std::size_t> servers = placement.of(model);
+    bool later = false;
+    for (std::size_t i = 0; i < servers.size(); ++i) {
+        if (later && part.chain.at(i) != 0) {
+            const Answer answer = co_await ask_state(network, servers[i], model);
+            if (answer.error) co_return std::nullopt;
+            if (answer.states.front().presence != Presence::visible) co_return std::nullopt;
+        }
+        later = later || servers[i] == refused_by;
     }
-    co_return version;
+    co_return other;
 }
 
 }  // namespace
@@ -181,116 +279,172 @@ Task<std::uint64_t> put(Network& network, const Placement& placement, PutRequest
     const References references = references_of(request);
     for (Inherited& inherited : request.inherited) inherited.foreign = true;
     if (request.created_ns == 0) request.created_ns = network.now();
-    for (int tries = 1;; ++tries) {
-        const std::string holder = versioned(request.model, request.created_ns);
-        std::vector<Network::Call> calls =
-            to_owners(network, placement, Request::Kind::acquire, references, holder);
-        const std::vector<Network::Call> asked = calls;
-        const std::vector<Answer> owners = co_await network.ask_all(std::move(calls));
-        Attempt attempt;
-        try {
-            check_owners(request, references, asked, owners);
-        } catch (const Error& error) {
-            attempt.answer.error = error.code();
-            attempt.answer.why = error.what();
+    Patience patience(network);
+    std::string holder;      // in whose name references were taken
+    bool uncertain = false;  // whether this version is somewhere where it is not known
+    while (true) {
+        if (holder != versioned(request.model, request.created_ns)) {
+            holder = versioned(request.model, request.created_ns);
+            co_await take_references(network, placement, request, references, holder);
         }
-        if (!attempt.answer.error) {
-            attempt = co_await put_everywhere(network, placement, request, tensors);
+        std::uint64_t bytes = 0;
+        bool is_new = false;
+        const auto ask = [&](const Chain& through) {
+            Request put(Request::Kind::put);
+            put.model = request.model;
+            put.put = &request;
+            put.tensors = tensors;
+            put.through = through;
+            return put;
+        };
+        const auto took = [&](std::size_t, const Answer& answer) {
+            bytes = std::max(bytes, answer.bytes);
+            is_new = is_new || answer.done;
+        };
+        Pass made = co_await pass(network, placement, request.model, ask, took, patience);
+        if (made.end == Pass::End::done) co_return bytes;
+        uncertain = uncertain || made.uncertain || is_new;
+        if (made.end == Pass::End::again) {
+            co_await wait(network, placement, request.model, patience, made.answer);
+            continue;
         }
-        if (!attempt.answer.error) co_return attempt.bytes;
-
-        co_await undo(network, request, attempt);
-        if (!attempt.uncertain && attempt.kept.empty()) {  // else the owners find out
-            std::vector<Network::Call> releases =
-                to_owners(network, placement, Request::Kind::release, references, holder);
-            const std::vector<Answer> released = co_await network.ask_all(std::move(releases));
-        }
-        if (attempt.answer.error != Errc::already_exists) {
-            if (attempt.answer.is_unreachable() && attempt.uncertain) {
-                nobody(attempt.answer, request.model);
+        if (made.answer.error == Errc::already_exists) {
+            const auto other = co_await other_put(network, placement, request.model, made.server);
+            if (!other || (other->presence == Presence::unknown) ||
+                (other->presence == Presence::gone && other->version < request.created_ns)) {
+                made.answer.error = Errc::deadline;
+                co_await wait(network, placement, request.model, patience, made.answer);
+                continue;
             }
-            throw attempt.answer.exception();
+            if (other->presence == Presence::gone) {
+                // It was put at a server that did not answer, and is retired already.
+                if (other->version == request.created_ns) co_return bytes_of(tensors);
+                if (uncertain) {
+                    throw Error(Errc::connection,
+                                "model '" + request.model +
+                                    "' may have been put and retired; a server that knows is gone");
+                }
+                co_await give_back(network, placement, references, holder);
+                // Retired by a client whose clock is ahead of ours. No two puts have the same
+                // version.
+                const Version now = network.now();
+                const Version after =
+                    (other->version / puts_apart + 1) * puts_apart + now % puts_apart;
+                request.created_ns = std::max(now, after);
+                continue;
+            }
         }
-        const Version retired = co_await retired_at(network, placement, request.model);
-        // It was put at a server that did not answer, and is retired already.
-        if (retired == request.created_ns) co_return bytes_of(tensors);
-        if (retired > request.created_ns && attempt.uncertain) {
-            nobody(attempt.answer, request.model);
+        if (uncertain) {
+            const bool undone = co_await undo(network, placement, request, made);
+            if (!undone) {
+                co_await wait(network, placement, request.model, patience, made.answer);
+                continue;
+            }
+        } else {
+            co_await give_back(network, placement, references, holder);
         }
-        if (retired < request.created_ns || !attempt.kept.empty() || tries == most_tries) {
-            throw attempt.answer.exception();
-        }
-        // Retired by a client whose clock is ahead of ours. No two puts have the same version.
-        const Version now = network.now();
-        const Version after = (retired / puts_apart + 1) * puts_apart + now % puts_apart;
-        request.created_ns = std::max(now, after);
+        throw made.answer.exception();
     }
 }
 
 Task<void> retire(Network& network, const Placement& placement, std::string model) {
-    // Which version it is about, so that one that is put meanwhile stays.
-    std::vector<Answer> answers = co_await ask_states(network, placement, model);
-    Version version = 0;
-    const Answer* silent = nullptr;
-    bool answered = false;
-    for (const Answer& answer : answers) {
-        if (answer.error) {
-            silent = &answer;
-            continue;
-        }
-        answered = true;
-        const State& state = answer.states.front();
-        if (state.presence == Presence::visible) version = std::max(version, state.version);
-    }
-    if (!answered) nobody(*silent, model);
-    bool first = true;  // whose answer says who of several retired it
-    bool retired = false;
-    std::optional<Answer> uncertain;
-    if (version > 0) {
-        for (const std::size_t server : reachable(network, placement, model)) {
-            Request request(Request::Kind::bury);
+    const Retirement token = network.now();
+    Version version = 0;  // that is retired, as far as is known
+    Retirement by = 0;    // the call that did it
+    Patience patience(network);
+    while (true) {
+        const auto ask = [&](const Chain& through) {
+            Request request(Request::Kind::retire);
             request.model = model;
+            request.token = token;
             request.version = version;
-            const Answer answer = co_await network.ask(server, std::move(request));
-            if (answer.error) {  // it may have done it, and told the next one before this did
-                uncertain = answer;
-                continue;
-            }
-            // A server that has not heard of the version leaves the word to the next.
-            if (first && answer.before == version) {
-                retired = answer.done;
-                first = false;
-            }
-        }
+            request.by = by;
+            request.through = through;
+            return request;
+        };
+        const auto took = [&](std::size_t, const Answer& answer) {
+            version = answer.version;
+            by = answer.by;
+        };
+        const Pass made = co_await pass(network, placement, model, ask, took, patience);
+        if (made.end == Pass::End::done) break;
+        if (made.end == Pass::End::refused) throw made.answer.exception();
+        co_await wait(network, placement, model, patience, made.answer);
     }
-    if (!retired && uncertain) nobody(*uncertain, model);
-    if (!retired) {
+    if (version == 0 || by != token) {
         throw Error(Errc::not_found, "there is no model '" + model + "' to retire");
     }
 }
 
-Task<Found> find(Network& network, const Placement& placement, std::string model) {
-    Version retired = 0;  // the latest that any of them knows
-    Answer missing;
-    Answer silent;
-    for (const std::size_t server : order_of_reading(network, placement, model)) {
-        Request request(Request::Kind::read);
-        request.model = model;
-        Answer answer = co_await network.ask(server, std::move(request));
-        if (!answer.error && answer.version > retired) {
-            co_return Found{server, std::move(*answer.info)};
-        }
-        if (answer.is_unreachable()) {
-            // One that answers soon is worth waiting for.
-            if (!silent.error || answer.error == Errc::deadline) silent = std::move(answer);
-            continue;
-        }
-        if (answer.error && answer.error != Errc::not_found) throw answer.exception();
-        retired = std::max(retired, answer.version);
-        if (answer.error) missing = std::move(answer);
+std::optional<std::chrono::milliseconds> Patience::next(std::span<const std::size_t> servers) {
+    constexpr std::chrono::milliseconds longest{10'000};
+    constexpr unsigned slowest = 5;  // 32 ms
+    if (waited_ >= longest) return std::nullopt;
+    // One that did not answer a moment ago is asked again seldom, as that may take long.
+    const bool all = tries_ % 16 == 15;
+    for (const std::size_t server : servers) {
+        const bool is_silent = std::ranges::find(silent_, server) != silent_.end();
+        if (all || !is_silent) network_.forget_down(server);
     }
-    if (missing.error) throw missing.exception();
-    nobody(silent, model);
+    const std::chrono::milliseconds pause(1 << std::min(tries_++, slowest));
+    waited_ += pause;
+    return pause;
+}
+
+Reading::Reading(Network& network, const Placement& placement, std::string_view model)
+    : network_(network), patience_(network), servers_(placement.of(model)) {
+    std::ranges::reverse(servers_);
+    begin();
+}
+
+void Reading::begin() {
+    left_ = servers_;
+    if (std::ranges::all_of(left_, [&](auto server) { return network_.is_down(server); })) return;
+    std::erase_if(left_, [&](auto server) { return network_.is_down(server); });
+}
+
+std::optional<std::size_t> Reading::next() {
+    if (left_.empty()) return std::nullopt;
+    asked_ = left_.front();
+    left_.erase(left_.begin());
+    return asked_;
+}
+
+void Reading::failed(const Error& error) {
+    if (error.code() == Errc::connection) patience_.note_silent(asked_);
+    // One that says to ask another one, or later, is worth waiting for.
+    if (!silent_ || error.code() == Errc::deadline) silent_ = error;
+}
+
+std::optional<std::chrono::milliseconds> Reading::again() {
+    if (silent_->code() != Errc::deadline) return std::nullopt;
+    const auto pause = patience_.next(servers_);
+    if (pause) {
+        begin();
+        silent_.reset();
+    }
+    return pause;
+}
+
+Task<Found> find(Network& network, const Placement& placement, std::string model) {
+    Reading reading(network, placement, model);
+    while (true) {
+        while (const auto server = reading.next()) {
+            Request request(Request::Kind::read);
+            request.model = model;
+            Answer answer = co_await network.ask(*server, std::move(request));
+            if (!answer.error) co_return Found{*server, std::move(*answer.info)};
+            if (!answer.is_unreachable()) throw answer.exception();
+            reading.failed(answer.exception());
+        }
+        const Error silent = reading.silent();
+        const auto pause = reading.again();
+        if (!pause) {
+            throw Error(silent.code(),
+                        "no server of model '" + model + "' can be reached: " + silent.what());
+        }
+        co_await network.rest(*pause);
+    }
 }
 
 void put_in_order(PutRequest& request, std::vector<std::span<const std::byte>>& tensors) {

@@ -1,8 +1,9 @@
 // What a client does to change a model that several servers keep, and in which order it asks them.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
-#include <set>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,22 +20,65 @@ namespace cpp_store::replication {
                                                         const Placement& placement,
                                                         std::string_view model);
 
-// Puts a model at all of its servers that can be reached. References are taken first, at every
-// reachable server of each owner; then the servers are asked one after the other, in the order that
-// all clients have, so that the first of them says which of two puts of an id there is. It is done
-// when each that could be reached has it, and one at least could. Where one cannot have it (it is
-// full) none keeps it. Throws what the servers say, and Errc::connection if none can be reached.
+// Puts a model at all of its servers that take part. References are taken first, at every
+// reachable server of each owner. Where one server cannot have it (it is full) none keeps it.
+// Throws what the servers say, and Errc::connection or deadline if none can be reached, or if they
+// do not agree for a while who takes part; then it may be there or not.
 //
 // Returns the bytes that the model added at one of its servers.
 Task<std::uint64_t> put(Network& network, const Placement& placement, PutRequest request,
                         std::span<const std::span<const std::byte>> tensors);
 
-// Retires a model at all of its servers that can be reached; those that cannot hear of it from the
-// others. Throws Errc::not_found if none has it, Errc::connection if none can be reached.
+// Retires a model at all of its servers that take part; the others hear of it from them. Throws
+// Errc::not_found if there is none, or if another call retires it; else as put.
 Task<void> retire(Network& network, const Placement& placement, std::string model);
 
-// Finds a model at one of its servers. Throws Errc::not_found if those that answer do not have it,
-// Errc::connection if none answers.
+// How often a call is tried again while its servers find out who takes part, and with whom.
+class Patience {
+  public:
+    explicit Patience(Network& network) : network_(network) {}
+    // That a server did not answer this call.
+    void note_silent(std::size_t server) { silent_.push_back(server); }
+    // How long to wait until the next try, in which those servers are to be asked again that were
+    // left alone before; null if it has been long enough.
+    [[nodiscard]] std::optional<std::chrono::milliseconds> next(
+        std::span<const std::size_t> servers);
+
+  private:
+    Network& network_;
+    std::vector<std::size_t> silent_;
+    unsigned tries_ = 0;
+    std::chrono::milliseconds waited_{0};
+};
+
+// Whom to ask about a model: its servers, the last one first, as that one knows nothing that could
+// still be lost. The others answer only where it takes no part.
+class Reading {
+  public:
+    Reading(Network& network, const Placement& placement, std::string_view model);
+
+    // Null when all have been asked that were worth it.
+    [[nodiscard]] std::optional<std::size_t> next();
+    // That the last one failed, with Errc::connection or deadline.
+    void failed(const Error& error);
+    // What they said, when all failed.
+    [[nodiscard]] const Error& silent() const { return *silent_; }
+    // How long to wait until all can be asked again; null if that is of no use.
+    [[nodiscard]] std::optional<std::chrono::milliseconds> again();
+
+  private:
+    void begin();
+
+    Network& network_;
+    Patience patience_;
+    std::vector<std::size_t> servers_;
+    std::vector<std::size_t> left_;
+    std::size_t asked_ = 0;
+    std::optional<Error> silent_;
+};
+
+// Finds a model at one of its servers. Throws Errc::not_found if there is none, Errc::connection or
+// deadline if nobody says so.
 struct Found {
     std::size_t server = 0;
     ModelInfo info;

@@ -18,27 +18,71 @@ Follower::Follower(Replica& replica, Network& network, std::function<void(const 
     }
 }
 
+Request Follower::ask_changes(const Peer& peer, bool joining) const {
+    Request request(Request::Kind::changes);
+    request.asker = replica_.self();
+    request.asking = replica_.incarnation();
+    request.joining = joining;
+    request.anyway = joining;
+    request.incarnation = peer.incarnation;
+    request.since = peer.since;
+    return request;
+}
+
 Task<void> Follower::round(Replica::Clock::time_point now) {
     const unsigned suspicions = replica_.suspicions();
+    const bool was_ready = replica_.is_ready();
+    const bool joining = !was_ready && heard_since_ == suspicions;
+    if (heard_since_ != suspicions) had_ = replica_.last_change();
     std::vector<Network::Call> calls;
+    std::vector<Incarnation> there;
     for (const Peer& peer : peers_) {
-        Request request(Request::Kind::changes);
-        request.asker = replica_.self();
-        request.incarnation = peer.incarnation;
-        request.since = peer.since;
-        calls.push_back({peer.server, std::move(request)});
+        there.push_back(replica_.membership().of(peer.server));
+        calls.push_back({peer.server, ask_changes(peer, joining)});
     }
     std::vector<Answer> answers = co_await network_.ask_all(std::move(calls));
+    bool joined = true;
     for (std::size_t i = 0; i < peers_.size(); ++i) {
-        if (!answers[i].error) co_await catch_up(peers_[i], std::move(answers[i]));
+        Peer& peer = peers_[i];
+        if (answers[i].error) {
+            answers[i] = co_await leave_out(peer, std::move(answers[i]), there[i], joining);
+            if (answers[i].error) continue;
+        }
+        if (answers[i].incarnation != there[i]) {
+            replica_.membership().leave(peer.server, there[i]);
+        }
+        // That the others left it out, it finds out from them.
+        if (was_ready && answers[i].ready && answers[i].joined != replica_.incarnation()) {
+            replica_.suspect();
+        }
+        const bool knows_ours = answers[i].followed >= had_;
+        const bool all = co_await catch_up(peer, std::move(answers[i]), joining);
+        joined = joined && all && knows_ours;
     }
-    if (heard_since_ == suspicions) replica_.set_ready(suspicions);
+    if (joining && joined) replica_.set_ready(suspicions);
     heard_since_ = suspicions;
     co_await settle(now);
 }
 
-// All that the peer knew when it first answered.
-Task<void> Follower::catch_up(Peer& peer, Answer answer) {
+// A server that does not answer takes no part any more, once that is certain: it may have another
+// connection by now, or be slow.
+Task<Answer> Follower::leave_out(const Peer& peer, Answer silent, Incarnation there, bool joining) {
+    if (there == 0 && !joining) co_return silent;
+    if (silent.error == Errc::connection) {
+        Request again = ask_changes(peer, joining);
+        again.anyway = true;
+        silent = co_await network_.ask(peer.server, std::move(again));
+        if (!silent.error) co_return silent;
+    }
+    if (silent.error == Errc::connection || !replica_.hears(peer.server)) {
+        replica_.membership().leave(peer.server, there);
+    }
+    co_return silent;
+}
+
+// All that the peer knew when it first answered, or, of one that joins, when it last did. Whether
+// it has joined.
+Task<bool> Follower::catch_up(Peer& peer, Answer answer, bool joining) {
     const bool is_ready = replica_.is_ready();
     const std::uint64_t goal = answer.last;
     const Version forgotten = answer.forgotten;
@@ -46,6 +90,7 @@ Task<void> Follower::catch_up(Peer& peer, Answer answer) {
         peer.left.clear();
         replica_.doubt_all_of(peer.server);
     }
+    peer.lost = false;
     if (peer.rest > 0) {
         --peer.rest;
     } else {
@@ -54,19 +99,23 @@ Task<void> Follower::catch_up(Peer& peer, Answer answer) {
         peer.failures = peer.failed ? peer.failures + 1 : 0;
         peer.rest = peer.failed ? std::min(longest_rest, 1u << std::min(peer.failures, 6u)) : 0;
     }
+    bool joined = false;
     while (true) {
         peer.incarnation = answer.incarnation;
         peer.since = answer.since;
+        joined = joining && answer.joined == replica_.incarnation();
+        // What it decides from now on is on its way through here.
+        if (joined && answer.ready) {
+            replica_.membership().join(peer.server, answer.incarnation);
+        }
         co_await follow_all(peer, std::move(answer.changes));
-        if (peer.since >= goal) break;
-        Request request(Request::Kind::changes);
-        request.asker = replica_.self();
-        request.incarnation = peer.incarnation;
-        request.since = peer.since;
-        answer = co_await network_.ask(peer.server, std::move(request));
-        if (answer.error || answer.incarnation != peer.incarnation) co_return;
+        replica_.note_followed(peer.server, peer.incarnation, peer.since);
+        if (peer.since >= goal && (joined || !joining)) break;
+        answer = co_await network_.ask(peer.server, ask_changes(peer, joining));
+        if (answer.error || answer.incarnation != peer.incarnation) co_return false;
     }
     if (!is_ready && forgotten > 0) co_await drop_forgotten(peer.server, forgotten);
+    co_return joined && !peer.lost;
 }
 
 Task<void> Follower::follow_all(Peer& peer, std::vector<Change> changes) {
@@ -90,7 +139,7 @@ Task<Follower::Outcome> Follower::follow(Peer& peer, const Change& change) {
     replica_.doubt(change.model, change.version, change.retired);
     if (change.retired) {
         if (replica_.placement().keeps(replica_.self(), change.model)) {
-            replica_.bury(change.model, change.version);
+            replica_.bury(change.model, change.version, change.by);
         }
         co_return Outcome::done;
     }
@@ -102,6 +151,7 @@ Task<Follower::Outcome> Follower::follow(Peer& peer, const Change& change) {
     }
     if (replica_.wants(change)) {
         const Outcome pulled = co_await pull(peer.server, change);
+        peer.lost = peer.lost || pulled == Outcome::unreachable;
         worst = std::max(worst, pulled);
     }
     co_return worst;

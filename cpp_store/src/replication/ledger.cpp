@@ -23,13 +23,17 @@ void Ledger::published(std::string_view model, Version version, References refer
     if (entry.version == 0 || entry.retired) entry.first = version;
     entry.version = version;
     entry.retired = false;
+    entry.by = 0;
     entry.references = std::move(references);
 }
 
-void Ledger::retired(std::string_view model, Version version) {
+void Ledger::retired(std::string_view model, Version version, Retirement by) {
+    const Entry* const known = find(model);
+    if (known && known->retired && known->version == version && known->by != 0) by = known->by;
     Entry& entry = change(model);
     entry.version = version;
     entry.retired = true;
+    entry.by = by;
     entry.references.clear();
     tombstones_.emplace(entry.change, log_.at(entry.change));
     if (tombstones_.size() <= most_tombstones_) return;

@@ -17,6 +17,9 @@ namespace cpp_store::replication {
 // clock of the client that put it, or one more than the version that the id was retired at.
 using Version = std::uint64_t;
 
+// Which call retired a model, so that of several one knows that it was the one; 0: not known.
+using Retirement = std::uint64_t;
+
 enum class Presence : std::uint8_t {
     unknown = 0,  // never heard of, or forgotten
     visible = 1,
@@ -37,6 +40,7 @@ struct Change {
     std::string model;
     Version version = 0;
     bool retired = false;
+    Retirement by = 0;
     References references;  // of one that is not retired
 };
 
@@ -53,6 +57,7 @@ class Ledger {
         Version version = 0;
         Version first = 0;  // that this content had
         bool retired = false;
+        Retirement by = 0;
         References references;
         std::uint64_t change = 0;
     };
@@ -60,7 +65,7 @@ class Ledger {
 
     // Raise what is known of an id; the version must not be lower than the one known.
     void published(std::string_view model, Version version, References references);
-    void retired(std::string_view model, Version version);
+    void retired(std::string_view model, Version version, Retirement by);
 
     // Retirements of versions up to this one were forgotten before.
     void forget_until(Version version) noexcept { forgotten_ = std::max(forgotten_, version); }
@@ -75,7 +80,7 @@ class Ledger {
             if (changes.size() == most) return changes;
             since = entry->first;
             const Entry& known = entries_.find(*entry->second)->second;
-            Change change{*entry->second, known.version, known.retired, known.references};
+            Change change{*entry->second, known.version, known.retired, known.by, known.references};
             if (wanted(change)) changes.push_back(std::move(change));
         }
         return changes;

@@ -16,4 +16,10 @@ Task<Answer> Network::ask(std::size_t server, Request request) {
     co_return std::move(answers.front());
 }
 
+Task<void> Network::rest(std::chrono::milliseconds length) {
+    const std::shared_ptr<Exchange> exchange = pause(length);
+    const Await over{exchange.get()};
+    co_await over;
+}
+
 }  // namespace cpp_store::replication

@@ -1,6 +1,7 @@
 // What the protocol asks servers, and what they answer, whatever carries it.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -11,6 +12,7 @@
 
 #include "cpp_store/store.hpp"
 #include "replication/ledger.hpp"
+#include "replication/membership.hpp"
 #include "replication/task.hpp"
 
 namespace cpp_store::replication {
@@ -33,9 +35,13 @@ struct Pulled {
 
 struct Request {
     enum class Kind : std::uint8_t {
-        put,      // `put`, whose created_ns is its version
-        bury,     // retires what is not newer than `version`; 0: whatever there is
+        put,      // `put`, whose created_ns is its version; `through`
+        retire,   // whatever there is, or what was retired before: `version`, `by`, `through`
+        bury,     // retires what is not newer than `version`, whoever else knows
+        undo,     // of a put that failed: retires `version` and no other
+        refuse,   // of a put that this server refused after others took it
         state,    // of `models`
+        chain,    // of `model`, soon to be looked at again
         acquire,  // layers `keys` of `model`, for `holder`
         release,
         changes,  // after `since`, if the server still is `incarnation`, for the server `asker`
@@ -48,13 +54,19 @@ struct Request {
     Kind kind;
     std::string model;
     Version version = 0;
+    Chain through;         // the servers before this one, and as what they took it
+    Retirement token = 0;  // retire: of the call
+    Retirement by = 0;     // retire, bury: by which it was retired already
     std::vector<std::string> models;
     std::vector<LayerKey> keys;
     std::string holder;
     const PutRequest* put = nullptr;
     std::span<const std::span<const std::byte>> tensors;  // of `put`
     std::size_t asker = 0;
-    std::uint64_t incarnation = 0;
+    Incarnation asking = 0;  // changes: the asker's own incarnation
+    bool joining = false;    // changes: whether it joins with all that there is
+    bool anyway = false;     // though the server did not answer a moment ago
+    Incarnation incarnation = 0;
     std::uint64_t since = 0;
 };
 
@@ -64,18 +76,22 @@ struct Answer {
     std::optional<Errc> error;
     std::string why;
 
-    std::uint64_t bytes = 0;    // put: that the model added
-    bool done = false;          // put: the model is new; bury: this call retired it
-    std::vector<State> states;  // state: of each
-    Version before = 0;  // put, bury: the highest version that it knew before, retired or not
+    std::uint64_t bytes = 0;           // put: that the model added
+    bool done = false;                 // put: the model is new here; refuse: it is not there
+    Chain chain;                       // put, retire, chain: as what the model's servers take part
+    std::vector<State> states;         // state: of each
+    Retirement by = 0;                 // retire: by which `version` was retired
     std::vector<std::uint64_t> sizes;  // acquire: bytes of each layer
-    std::uint64_t incarnation = 0;     // changes: of the server, since it started
+    Incarnation incarnation = 0;       // changes: of the server, since it started
+    bool ready = false;                // changes: whether the server answers questions
+    Incarnation joined = 0;            // changes: as what the asker takes part there
+    std::uint64_t followed = 0;        // changes: how far it has followed the asker's
     std::uint64_t since = 0;           // changes: the last one that is in the answer
     std::uint64_t last = 0;            // changes: the last one that there is
     Version forgotten = 0;             // changes: Ledger::forgotten()
     std::vector<Change> changes;
     std::optional<ModelInfo> info;  // read
-    Version version = 0;            // read: of the model, or at which it was retired
+    Version version = 0;            // retire: what is retired, 0: nothing; read: of the model
     std::vector<LayerData> layers;  // fetch
     std::optional<Pulled> pulled;   // pull
 
@@ -111,12 +127,17 @@ class Network {
     [[nodiscard]] virtual std::shared_ptr<Exchange> start(std::vector<Call> calls) = 0;
     // Whether a server did not answer a moment ago, so that it is better to ask another one.
     [[nodiscard]] virtual bool is_down(std::size_t server) const = 0;
+    // That it is worth asking again.
+    virtual void forget_down(std::size_t server) = 0;
     // Nanoseconds since the epoch, but for the lowest 16 bits, which are chance.
     [[nodiscard]] virtual Version now() const = 0;
+    // An exchange of no calls that is done after a while.
+    [[nodiscard]] virtual std::shared_ptr<Exchange> pause(std::chrono::milliseconds length) = 0;
 
     // For tasks: `co_await network.ask_all(...)`.
     [[nodiscard]] Task<std::vector<Answer>> ask_all(std::vector<Call> calls);
     [[nodiscard]] Task<Answer> ask(std::size_t server, Request request);
+    [[nodiscard]] Task<void> rest(std::chrono::milliseconds length);
 };
 
 }  // namespace cpp_store::replication

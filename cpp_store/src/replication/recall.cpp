@@ -12,7 +12,7 @@ void Replica::recall() {
     std::map<std::string_view, Version> put_again;
     for (const Note& note : notes.notes) {
         if (note.retired) {
-            ledger_.retired(note.model, note.version);
+            ledger_.retired(note.model, note.version, 0);
         } else {
             put_again.emplace(note.model, note.version);
         }

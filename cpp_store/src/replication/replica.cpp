@@ -89,14 +89,16 @@ std::vector<LayerKey> keys_of(const std::vector<std::string>& names) {
     return keys;
 }
 
-Replica::Replica(Store& store, Placement placement, std::size_t self, std::uint64_t incarnation,
+Replica::Replica(Store& store, Placement placement, std::size_t self, Incarnation incarnation,
                  std::function<Clock::time_point()> clock, std::size_t most_tombstones)
     : store_(store),
       placement_(std::move(placement)),
       self_(self),
       incarnation_(incarnation),
       clock_(std::move(clock)),
-      ledger_(most_tombstones) {
+      membership_(placement_.servers().size(), self, incarnation),
+      ledger_(most_tombstones),
+      peers_(placement_.servers().size()) {
     recall();
 }
 
@@ -126,23 +128,92 @@ std::pair<ModelInfo, Version> Replica::look_up(std::string_view model) const {
 
 // ------------------------------------------------------------------------------------ put, retire
 
-void Replica::check_is_newer(std::string_view model, Version version) const {
-    const State before = known(model);
-    if (before.presence != Presence::gone || version > before.version) return;
+namespace {
+
+[[noreturn]] void retired_since(std::string_view model) {
     throw Error(Errc::already_exists, "model '" + std::string(model) + "' was retired since");
 }
 
-PendingPut Replica::prepare(PutRequest request) {
-    check_is_newer(request.model, request.created_ns);
+// Whether a version is not to be put any more where this is known.
+bool is_passed(const State& here, Version version) {
+    return here.version > version || (here.version == version && here.presence == Presence::gone);
+}
+
+}  // namespace
+
+// Whether one of the model's servers before this one decided already, and still takes part.
+bool Replica::is_decided(std::string_view model, const Chain& through) const {
+    const std::vector<std::size_t> servers = placement_.of(model);
+    bool decided = false;
+    for (std::size_t i = 0; i < servers.size() && servers[i] != self_; ++i) {
+        const Incarnation there = membership_.of(servers[i]);
+        const Incarnation took = i < through.size() ? through[i] : 0;
+        // One that took it and was left out since told nobody else what it decided.
+        if (there == 0) continue;
+        if (there != took) {
+            look();
+            throw Error(Errc::deadline, placement_.servers()[servers[i]] +
+                                            " is to be asked first about model '" +
+                                            std::string(model) + "'");
+        }
+        decided = true;
+    }
+    if (!decided) check_ready();
+    return decided;
+}
+
+std::optional<PendingPut> Replica::prepare(PutRequest request, const Chain& through) {
+    const auto held = membership_.hold();
     for (Inherited& inherited : request.inherited) inherited.foreign = true;
     if (request.owner.empty()) request.owner = versioned(request.model, request.created_ns);
+    if (is_decided(request.model, through)) return prepare_decided(std::move(request));
+    const State here = known(request.model);
+    if (here.presence == Presence::gone && here.version >= request.created_ns) {
+        retired_since(request.model);
+    }
     return store_.prepare(std::move(request));
 }
 
+std::optional<PendingPut> Replica::prepare_decided(PutRequest request) {
+    while (true) {
+        const State here = known(request.model);
+        if (is_passed(here, request.created_ns)) return std::nullopt;
+        try {
+            return store_.prepare(request);
+        } catch (const Error& error) {
+            const bool replaces =
+                here.presence == Presence::visible && here.version < request.created_ns;
+            if (error.code() != Errc::already_exists || !replaces) throw;
+        }
+        bury(request.model, here.version);
+    }
+}
+
 Replica::Published Replica::commit(PendingPut put, std::string_view model, Version version,
-                                   References references) {
+                                   References references, const Chain& through) {
+    const auto held = membership_.hold();
+    if (is_decided(model, through)) {
+        return commit_decided(std::move(put), model, version, std::move(references));
+    }
     const std::scoped_lock order(stripe(model));
-    check_is_newer(model, version);
+    const State here = known(model);
+    if (here.presence == Presence::gone && here.version >= version) retired_since(model);
+    return publish(std::move(put), model, version, std::move(references));
+}
+
+Replica::Published Replica::commit_decided(PendingPut put, std::string_view model, Version version,
+                                           References references) {
+    const std::scoped_lock order(stripe(model));
+    const State here = known(model);
+    if (is_passed(here, version)) return passed(model);
+    if (here.presence == Presence::visible && !store_.is_same(put)) {
+        bury_here(model, here.version, 0);
+    }
+    return publish(std::move(put), model, version, std::move(references));
+}
+
+Replica::Published Replica::publish(PendingPut put, std::string_view model, Version version,
+                                    References references) {
     const std::uint64_t bytes = store_.commit(std::move(put));
     const State here = known(model);
     if (here.presence == Presence::visible && version > here.version) {
@@ -152,32 +223,106 @@ Replica::Published Replica::commit(PendingPut put, std::string_view model, Versi
     // The same content under a later version: a client that heard no answer tries again, and has
     // acquired what is inherited for this version.
     const Ledger::Entry* const known = ledger_.find(model);
-    const Version before = known ? known->version : 0;
-    if (version > before) ledger_.published(model, version, std::move(references));
-    return {bytes, ledger_.find(model)->first == version, before};
+    if (!known || version > known->version) {
+        ledger_.published(model, version, std::move(references));
+    }
+    return {bytes, ledger_.find(model)->first == version, chain(model)};
 }
 
-Replica::Buried Replica::bury(std::string_view model, Version version) {
-    Buried buried;
+Replica::Published Replica::passed(std::string_view model) const {
+    return {0, false, chain(model)};
+}
+
+Replica::Retired Replica::retire(std::string_view model, Retirement token, Version version,
+                                 Retirement by, const Chain& through) {
+    const auto held = membership_.hold();
+    const bool decided = is_decided(model, through);
+    Retired said{version, by, {}};
     {
         const std::scoped_lock order(stripe(model));
-        const State before = known(model);
-        buried.before = before.version;
-        Note note{std::string(model), version, true, 0};
-        if (before.presence == Presence::visible && version >= before.version) {
-            // What it refers to elsewhere ends there, when it is out of use at all its servers.
-            (void)store_.retire(model, std::move(note));
-            buried.retired = true;
-        } else if (version > before.version) {
-            store_.note(std::move(note));
+        const State here = known(model);
+        if (!decided && here.version > 0 && here.version >= version) {
+            // What was retired elsewhere is, if this server has gone on since.
+            const bool went_on = version > 0 && here.version > version;
+            if (!went_on) {
+                const std::scoped_lock lock(mutex_);
+                const Ledger::Entry& entry = *ledger_.find(model);
+                said.version = entry.version;
+                said.by = entry.retired && (entry.by != 0 || version == 0) ? entry.by : by;
+                if (!entry.retired && version == 0) said.by = token;
+            }
+        } else if (!decided) {  // what was decided elsewhere is lost with whoever did
+            said = {here.version, token, {}};
+            if (here.presence == Presence::gone) {
+                const std::scoped_lock lock(mutex_);
+                said.by = ledger_.find(model)->by;
+            }
         }
-        if (buried.retired || version > before.version) {
-            const std::scoped_lock lock(mutex_);
-            ledger_.retired(model, version);
-        }
+        if (said.version > 0) bury_here(model, said.version, said.by);
+        said.chain = chain(model);
+    }
+    if (said.version > 0) doubt(model, said.version, true);
+    return said;
+}
+
+void Replica::bury(std::string_view model, Version version, Retirement by) {
+    {
+        const std::scoped_lock order(stripe(model));
+        bury_here(model, version, by);
     }
     doubt(model, version, true);
-    return buried;
+}
+
+void Replica::undo(std::string_view model, Version version) {
+    {
+        const std::scoped_lock order(stripe(model));
+        const State here = known(model);
+        if (here.presence != Presence::visible || here.version != version) return;
+        bury_here(model, version, 0);
+    }
+    doubt(model, version, true);
+}
+
+bool Replica::refuse(std::string_view model, Version version) {
+    {
+        const std::scoped_lock order(stripe(model));
+        const State here = known(model);
+        if (here.presence == Presence::visible && here.version == version) return false;
+        bury_here(model, version, 0);
+    }
+    doubt(model, version, true);
+    return true;
+}
+
+void Replica::bury_here(std::string_view model, Version version, Retirement by) {
+    const State here = known(model);
+    if (here.version > version) return;
+    Note note{std::string(model), version, true, 0};
+    if (here.presence == Presence::visible) {
+        // What it refers to elsewhere ends there, when it is out of use at all its servers.
+        (void)store_.retire(model, std::move(note));
+    } else if (version > here.version) {
+        store_.note(std::move(note));
+    }
+    const std::scoped_lock lock(mutex_);
+    const Ledger::Entry* const entry = ledger_.find(model);
+    const bool is_known = entry && entry->retired && entry->version == version;
+    if (!is_known || (entry->by == 0 && by != 0)) ledger_.retired(model, version, by);
+}
+
+void Replica::check_answers(std::string_view model) const {
+    check_ready();
+    const std::vector<std::size_t> servers = placement_.of(model);
+    for (std::size_t i = servers.size(); i-- > 0 && servers[i] != self_;) {
+        if (membership_.of(servers[i]) == 0) continue;
+        look();
+        throw Error(Errc::deadline, placement_.servers()[servers[i]] +
+                                        " is to be asked about model '" + std::string(model) + "'");
+    }
+}
+
+Chain Replica::chain(std::string_view model) const {
+    return membership_.of(placement_.of(model));
 }
 
 // ------------------------------------------------------------------------------------ references
@@ -257,14 +402,27 @@ void Replica::check_ready() const {
                                     " was away and is being brought up to date by its peers");
 }
 
-Replica::Changes Replica::changes(std::size_t asker, std::uint64_t incarnation,
-                                  std::uint64_t since) const {
-    Changes out{.incarnation = incarnation_,
-                .since = incarnation == incarnation_ ? since : 0,
-                .last = 0,
-                .forgotten = 0,
-                .changes = {}};
+std::size_t Replica::peers() const noexcept {
+    std::size_t peers = 0;
+    for (std::size_t i = 0; ready_ && i < peers_.size(); ++i) {
+        if (i != self_ && membership_.of(i) != 0) ++peers;
+    }
+    return peers;
+}
+
+bool Replica::hears(std::size_t server) const noexcept {
     const std::scoped_lock lock(mutex_);
+    return clock_() - peers_[server].heard <= longest_absence;
+}
+
+Replica::Changes Replica::changes(std::size_t asker, Incarnation asking, bool joining,
+                                  Incarnation incarnation, std::uint64_t since) {
+    // What is decided while it is not said yet would pass the one that joins.
+    const auto closed = joining ? membership_.close() : std::unique_lock<std::shared_mutex>{};
+    Changes out{
+        .since = incarnation == incarnation_ ? since : 0, .last = 0, .forgotten = 0, .changes = {}};
+    const std::scoped_lock lock(mutex_);
+    peers_.at(asker).heard = clock_();
     out.last = ledger_.last_change();
     out.forgotten = ledger_.forgotten();
     // Of an heir everybody may hold references, who hears only that it is retired.
@@ -274,7 +432,25 @@ Replica::Changes Replica::changes(std::size_t asker, std::uint64_t incarnation,
             return placement_.keeps(asker, id_of(layers.first));
         });
     });
+    if (joining && out.since == out.last) membership_.join(asker, asking);
     return out;
+}
+
+std::uint64_t Replica::last_change() const {
+    const std::scoped_lock lock(mutex_);
+    return ledger_.last_change();
+}
+
+void Replica::note_followed(std::size_t server, Incarnation incarnation, std::uint64_t since) {
+    const std::scoped_lock lock(mutex_);
+    peers_.at(server).incarnation = incarnation;
+    peers_.at(server).followed = since;
+}
+
+std::uint64_t Replica::followed(std::size_t server, Incarnation incarnation) const {
+    const std::scoped_lock lock(mutex_);
+    const Peer& peer = peers_.at(server);
+    return peer.incarnation == incarnation ? peer.followed : 0;
 }
 
 bool Replica::wants(const Change& change) const {
@@ -287,25 +463,11 @@ bool Replica::wants(const Change& change) const {
 
 void Replica::take_in(const Pulled& pulled) {
     PutRequest request = request_of(pulled);
-    const std::string& model = pulled.info.model;
-    const References references = references_of(request);
-    const State here = known(model);
-    if (here.presence == Presence::visible && here.version < pulled.version) {
-        // Two puts of one id, each at a server that the other could not reach: the later one stays,
-        // unless they are the same.
-        try {
-            PendingPut same = prepare(request);
-            fill(same, pulled.layers);
-            commit(std::move(same), model, pulled.version, references);
-            return;
-        } catch (const Error& error) {
-            if (error.code() != Errc::already_exists) throw;
-        }
-        bury(model, here.version);
-    }
-    PendingPut put = prepare(std::move(request));
-    fill(put, pulled.layers);
-    commit(std::move(put), model, pulled.version, references);
+    References references = references_of(request);
+    std::optional<PendingPut> put = prepare_decided(std::move(request));
+    if (!put) return;
+    fill(*put, pulled.layers);
+    (void)commit_decided(*std::move(put), pulled.info.model, pulled.version, std::move(references));
 }
 
 std::vector<LayerKey> Replica::missing(std::string_view owner,

@@ -8,11 +8,12 @@
 // their owner's id *and version* (`versioned`): what ends for a retired model never ends for a
 // later one of the same id, and what was inherited from it is never taken for the later one's.
 //
-// Who decides. For each id the highest version is right, and of equal ones the retirement (Ledger):
-// servers that hear the same agree, in whatever order they hear it. Servers follow each other's
-// changes (Follower), a few times a second; so a server that missed some, or that comes back with
-// nothing or with what it had long ago, comes to know what the others know, without any client. It
-// answers no questions about models before it does (`is_ready`).
+// Who decides. A model's servers one after the other, as Membership says: the first of those that
+// take part. What they know of an id is its highest version, and of equal ones the retirement
+// (Ledger): servers that hear the same agree, in whatever order they hear it. Servers follow each
+// other's changes (Follower), a few times a second; so a server that missed some, or that comes
+// back with nothing or with what it had long ago, comes to know what the others know, without any
+// client. It takes part in nothing before it does (`is_ready`).
 //
 // When a reference ends. Never by the word of a client, which cannot know whether another replica
 // still leases the heir: a server that hears that an heir is retired, or that there is a later
@@ -32,6 +33,7 @@
 #include <vector>
 
 #include "cpp_store/store.hpp"
+#include "replication/membership.hpp"
 #include "replication/network.hpp"
 #include "replication/placement.hpp"
 
@@ -61,51 +63,75 @@ class Replica {
   public:
     using Clock = std::chrono::steady_clock;
 
-    // `self`: the server's position in the list. `incarnation`: a number that no earlier life of it
-    // had. Takes note of what is in the store already.
-    Replica(Store& store, Placement placement, std::size_t self, std::uint64_t incarnation,
+    // `self`: the server's position in the list. Takes note of what is in the store already.
+    Replica(Store& store, Placement placement, std::size_t self, Incarnation incarnation,
             std::function<Clock::time_point()> clock = &Clock::now,
             std::size_t most_tombstones = Ledger::most_tombstones);
 
     [[nodiscard]] const Placement& placement() const noexcept { return placement_; }
     [[nodiscard]] std::size_t self() const noexcept { return self_; }
-    [[nodiscard]] std::uint64_t incarnation() const noexcept { return incarnation_; }
+    [[nodiscard]] Incarnation incarnation() const noexcept { return incarnation_; }
     [[nodiscard]] Store& store() noexcept { return store_; }
 
     // ------------------------------------------------------------------ what others ask
 
     struct Published {
         std::uint64_t bytes = 0;
-        bool is_new = false;  // of this version; else there was one of the same content
-        Version before = 0;   // that it knew, retired or not
+        bool is_new = false;  // of this version; else there was one of the same content, or a later
+        Chain chain;          // who takes part in the model
     };
-    // As Store::prepare and commit. Throws already_exists for what was retired since, too.
-    [[nodiscard]] PendingPut prepare(PutRequest request);
-    Published commit(PendingPut put, std::string_view model, Version version,
-                     References references);
+    // As Store::prepare and commit, of a put that came `through` the model's servers before this
+    // one. If one of them decided, the put is done here whatever there was; null if there is
+    // something later, so that there is nothing to do but `passed`. Else throws already_exists for
+    // what was retired since, too. Throws Errc::deadline if another server is to be asked first, or
+    // this one later.
+    [[nodiscard]] std::optional<PendingPut> prepare(PutRequest request, const Chain& through);
+    Published commit(PendingPut put, std::string_view model, Version version, References references,
+                     const Chain& through);
+    [[nodiscard]] Published passed(std::string_view model) const;
 
-    struct Buried {
-        Version before = 0;    // that it knew, retired or not
-        bool retired = false;  // by this call
+    struct Retired {
+        Version version = 0;  // that is retired; 0: there was none
+        Retirement by = 0;    // the call that did it
+        Chain chain;
     };
+    // Retires what there is, for a call that calls itself `token`. It may have been told already
+    // that it, or another call, retired a version: if a server that takes part decided so, it is
+    // done here; if not, it counts unless this server knows better. Throws as prepare.
+    Retired retire(std::string_view model, Retirement token, Version version, Retirement by,
+                   const Chain& through);
     // Retires what is not newer than a version, and takes note that it is retired.
-    Buried bury(std::string_view model, Version version);
+    void bury(std::string_view model, Version version, Retirement by = 0);
+    // Of a put that failed: retires this version and no other.
+    void undo(std::string_view model, Version version);
+    // Of a put that this server refused although others took it: does not let it come by another
+    // way any more. False if it has come.
+    bool refuse(std::string_view model, Version version);
     [[nodiscard]] State state(std::string_view model) const;
     // As Store::lookup, and the version of what was found.
     [[nodiscard]] std::pair<ModelInfo, Version> look_up(std::string_view model) const;
+    // Throws Errc::deadline if another of the model's servers is to be asked what there is, or this
+    // one later.
+    void check_answers(std::string_view model) const;
+    // Who takes part in a model.
+    [[nodiscard]] Chain chain(std::string_view model) const;
     void acquire(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
     void release(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
 
     struct Changes {
-        std::uint64_t incarnation = 0;
         std::uint64_t since = 0;
         std::uint64_t last = 0;
         Version forgotten = 0;
         std::vector<Change> changes;
     };
-    // What concerns a server of what has changed here; all of it, if it speaks of another life.
-    [[nodiscard]] Changes changes(std::size_t asker, std::uint64_t incarnation,
-                                  std::uint64_t since) const;
+    // What concerns a server of what has changed here; all of it, if it speaks of another life. If
+    // it is `joining` and this is all, it takes part from now on.
+    [[nodiscard]] Changes changes(std::size_t asker, Incarnation asking, bool joining,
+                                  Incarnation incarnation, std::uint64_t since);
+    [[nodiscard]] std::uint64_t last_change() const;
+    // How far it has followed another server's changes.
+    void note_followed(std::size_t server, Incarnation incarnation, std::uint64_t since);
+    [[nodiscard]] std::uint64_t followed(std::size_t server, Incarnation incarnation) const;
 
     // ------------------------------------------------------------------ what it learns
 
@@ -139,8 +165,9 @@ class Replica {
 
     // ------------------------------------------------------------------ whether it knows enough
 
+    [[nodiscard]] Membership& membership() noexcept { return membership_; }
     [[nodiscard]] bool is_ready() const noexcept { return ready_; }
-    // It has heard all that the others know, and has not been away since `suspicions()` was this.
+    // It has joined all that it can reach, and has not been away since `suspicions()` was this.
     void set_ready(unsigned suspicions) noexcept {
         if (suspicions == suspicions_) ready_ = true;
     }
@@ -157,27 +184,53 @@ class Replica {
     // Throws Errc::deadline if it does not: another server is to be asked, or the same one later.
     void check_ready() const;
     static constexpr std::chrono::milliseconds longest_absence{1'500};
+    // How many others take part, as it knows; 0 while it does not itself.
+    [[nodiscard]] std::size_t peers() const noexcept;
+    // Whether a server asked something of this one lately.
+    [[nodiscard]] bool hears(std::size_t server) const noexcept;
+
+    // What to do when it is to be found out soon whether the others are still there. Set once,
+    // before anybody asks.
+    void on_doubt(std::function<void()> look) { look_ = std::move(look); }
+    void look() const {
+        if (look_) look_();
+    }
 
   private:
     static constexpr std::size_t stripes = 64;
     [[nodiscard]] std::mutex& stripe(std::string_view model) const;
     [[nodiscard]] State known(std::string_view model) const;  // visible or gone
-    void check_is_newer(std::string_view model, Version version) const;
     void recall();
+    [[nodiscard]] bool is_decided(std::string_view model, const Chain& through) const;
+    [[nodiscard]] std::optional<PendingPut> prepare_decided(PutRequest request);
+    Published commit_decided(PendingPut put, std::string_view model, Version version,
+                             References references);
+    // With the id's stripe held.
+    Published publish(PendingPut put, std::string_view model, Version version,
+                      References references);
+    void bury_here(std::string_view model, Version version, Retirement by);
 
     Store& store_;
     const Placement placement_;
     const std::size_t self_;
-    const std::uint64_t incarnation_;
+    const Incarnation incarnation_;
     const std::function<Clock::time_point()> clock_;
     std::atomic<bool> ready_ = false;
     std::atomic<unsigned> suspicions_ = 0;
     std::atomic<Clock::rep> ticked_ = 0;  // 0: never
+    Membership membership_;
+    std::function<void()> look_;
 
     // What is said of one id changes the store and the ledger together. Taken before mutex_.
     mutable std::array<std::mutex, stripes> stripes_;
     mutable std::mutex mutex_;  // guards what follows
     Ledger ledger_;
+    struct Peer {
+        Clock::time_point heard{};
+        Incarnation incarnation = 0;
+        std::uint64_t followed = 0;
+    };
+    std::vector<Peer> peers_;
     struct Held {
         Clock::time_point since;
         unsigned doubts = 0;

@@ -5,7 +5,9 @@ namespace cpp_store::server {
 
 void stats(Call& call) {
     wire::Writer out;
-    wire::encode(out, call.store().stats());
+    StoreStats stats = call.store().stats();
+    if (const replication::Replica* const replica = call.replica()) stats.peers = replica->peers();
+    wire::encode(out, stats);
     call.reply(std::move(out));
 }
 

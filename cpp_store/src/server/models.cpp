@@ -15,13 +15,15 @@ std::string decode_model(Call& call) {
 
 void lookup(Call& call) {
     wire::Writer out;
-    wire::encode(out, call.store_to_ask().lookup(decode_model(call)));
+    const std::string model = decode_model(call);
+    wire::encode(out, call.store_to_ask(model).lookup(model));
     call.reply(std::move(out));
 }
 
 void contains(Call& call) {
     wire::Writer out;
-    out.u8(call.store_to_ask().contains(decode_model(call)) ? 1 : 0);
+    const std::string model = decode_model(call);
+    out.u8(call.store_to_ask(model).contains(model) ? 1 : 0);
     call.reply(std::move(out));
 }
 

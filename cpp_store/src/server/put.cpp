@@ -18,27 +18,38 @@ void check_sums(PendingPut& put, const std::vector<std::size_t>& tensors,
     }
 }
 
+void answer(Call& call, const replication::Replica::Published& published) {
+    wire::Writer out;
+    out.u64(published.bytes);
+    out.u8(published.is_new ? 1 : 0);
+    wire::encode_chain(out, published.chain);
+    call.reply(std::move(out));
+}
+
 }  // namespace
 
-Incoming prepare(Call& call, PutRequest request) {
+std::optional<Incoming> prepare(Call& call, PutRequest request, replication::Chain through) {
     replication::Replica* const replica = call.replica();
-    if (!replica) return {call.store().prepare(std::move(request)), {}, 0, {}};
+    if (!replica) return Incoming{call.store().prepare(std::move(request)), {}, 0, {}, {}};
     std::string model = request.model;
     const replication::Version version = request.created_ns;
     replication::References references = replication::references_of(request);
-    return {replica->prepare(std::move(request)), std::move(model), version, std::move(references)};
+    std::optional<PendingPut> pending = replica->prepare(std::move(request), through);
+    if (pending) {
+        return Incoming{*std::move(pending), std::move(model), version, std::move(references),
+                        std::move(through)};
+    }
+    answer(call, replica->passed(model));
+    return std::nullopt;
 }
 
 void commit(Call& call, Incoming incoming) {
     if (replication::Replica* const replica = call.replica()) {
-        wire::Writer out;
-        const auto published = replica->commit(std::move(incoming.pending), incoming.model,
-                                               incoming.version, std::move(incoming.references));
+        const auto published =
+            replica->commit(std::move(incoming.pending), incoming.model, incoming.version,
+                            std::move(incoming.references), incoming.through);
         call.note_change();
-        out.u64(published.bytes);
-        out.u8(published.is_new ? 1 : 0);
-        out.u64(published.before);
-        call.reply(std::move(out));
+        answer(call, published);
         return;
     }
     call.store().commit(
@@ -50,7 +61,7 @@ void commit(Call& call, Incoming incoming) {
                 wire::Writer answer;
                 answer.u64(bytes);
                 answer.u8(1);
-                answer.u64(0);
+                wire::encode_chain(answer, {});
                 self->reply(std::move(answer));
             } catch (const std::exception& caught) {
                 self->fail(caught);
@@ -72,7 +83,10 @@ void put(Call& call) {
 
     // Shared, because std::function must be copyable. It owns the memory until nothing writes
     // there.
-    auto incoming = std::make_shared<Incoming>(prepare(call, std::move(request.request)));
+    std::optional<Incoming> prepared =
+        prepare(call, std::move(request.request), std::move(request.through));
+    if (!prepared) return;
+    auto incoming = std::make_shared<Incoming>(*std::move(prepared));
     const auto buffers = incoming->pending.buffers();
     std::vector<Transfer::Piece> pieces;
     std::vector<std::size_t> moved;  // which tensors they are

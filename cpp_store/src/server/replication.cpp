@@ -18,7 +18,15 @@ Replication::Replication(Store& store, Options options)
       peers_(connect(options), client::Servers::Patience::skip),
       follower_(replica_, peers_, options.warn),
       warn_(options.warn) {
+    replica_.on_doubt([this] {
+        {
+            const std::scoped_lock lock(mutex_);
+            look_ = true;
+        }
+        stopped_.notify_all();
+    });
     replica_.tick();
+    pulse_ = std::thread([this] { beat(); });
     thread_ = std::thread([this] { run(); });
 }
 
@@ -33,6 +41,7 @@ void Replication::stop() {
     }
     stopped_.notify_all();
     if (thread_.joinable()) thread_.join();
+    if (pulse_.joinable()) pulse_.join();
 }
 
 std::vector<std::shared_ptr<client::Connection>> Replication::connect(const Options& options) {
@@ -52,7 +61,6 @@ std::vector<std::shared_ptr<client::Connection>> Replication::connect(const Opti
             // Called while this thread waits for peers.
             .check_signals =
                 [this] {
-                    replica_.tick();
                     if (stopping_) throw Error(Errc::connection, "this server ends");
                 },
             .same_host = true,
@@ -61,18 +69,27 @@ std::vector<std::shared_ptr<client::Connection>> Replication::connect(const Opti
     return connections;
 }
 
+// Beside the thread that waits for peers, which may take longer than this process may be away.
+void Replication::beat() {
+    std::unique_lock lock(mutex_);
+    while (!stopped_.wait_for(lock, interval, [&] { return stopping_.load(); })) replica_.tick();
+}
+
 void Replication::run() {
     std::unique_lock lock(mutex_);
     while (!stopping_) {
         lock.unlock();
-        replica_.tick();
         try {
             replication::run(follower_.round(replication::Replica::Clock::now()));
         } catch (const std::exception& error) {
             if (!stopping_) warn_(std::string("cannot follow the other servers: ") + error.what());
         }
         lock.lock();
-        stopped_.wait_for(lock, interval, [&] { return stopping_.load(); });
+        // It has heard most of what the others know, and has still to join them.
+        if (!replica_.is_ready()) look_ = true;
+        stopped_.wait_for(lock, shortest_interval, [&] { return stopping_.load(); });
+        stopped_.wait_for(lock, interval, [&] { return stopping_ || look_; });
+        look_ = false;
     }
 }
 

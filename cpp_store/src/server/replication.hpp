@@ -1,4 +1,5 @@
-// A server among others that keep replicas: its part, and the thread that follows the others.
+// A server among others that keep replicas: its part, and the threads that follow the others and
+// notice when this process was stopped.
 #pragma once
 
 #include <atomic>
@@ -38,9 +39,11 @@ class Replication {
 
   private:
     static constexpr std::chrono::milliseconds interval{150};
+    static constexpr std::chrono::milliseconds shortest_interval{5};
     static constexpr std::chrono::milliseconds timeout{3'000};
 
     void run();
+    void beat();
     [[nodiscard]] std::vector<std::shared_ptr<client::Connection>> connect(const Options& options);
 
     std::atomic<bool> stopping_ = false;
@@ -50,7 +53,9 @@ class Replication {
     const std::function<void(const std::string&)> warn_;
     std::mutex mutex_;
     std::condition_variable stopped_;
+    bool look_ = false;  // soon
     std::thread thread_;
+    std::thread pulse_;
 };
 
 }  // namespace cpp_store::server

@@ -60,10 +60,11 @@ constexpr int probe_interval = 3;
 constexpr unsigned most_probes = 500;
 
 constexpr std::array<void (*)(Call&), wire::operation_count> handlers = {
-    nullptr,     nullptr,     put,         read,       fetch,    best_matches, end_lease,
-    lookup,      list,        retire,      acquire,    release,  holders,      release_holder,
-    alive,       stats,       verify,      nullptr,    shutdown, contains,     nullptr,
-    of_replicas, of_replicas, of_replicas, of_replicas};
+    nullptr,     nullptr,        put,         read,        fetch,       best_matches,
+    end_lease,   lookup,         list,        retire,      acquire,     release,
+    holders,     release_holder, alive,       stats,       verify,      nullptr,
+    shutdown,    contains,       nullptr,     of_replicas, of_replicas, of_replicas,
+    of_replicas, of_replicas,    of_replicas, of_replicas, of_replicas};
 
 class EventFd {
   public:

@@ -10,6 +10,7 @@
 #include <set>
 #include <vector>
 
+#include "history.hpp"
 #include "replication/answer.hpp"
 #include "replication/calls.hpp"
 #include "replication/follower.hpp"
@@ -27,6 +28,7 @@ constexpr Time timeout = 60'000;
 constexpr Time down_for = 100'000;
 constexpr Time follow_interval = 80'000;
 constexpr Time faulty_time = 200'000;
+constexpr std::size_t most_operations = 64;
 constexpr std::size_t value_count = 4;  // numbers in a tensor, all the same
 
 using Content = std::map<std::string, std::int32_t>;  // layer -> what fills its tensor
@@ -69,7 +71,9 @@ class Wire : public Network {
     Wire(World& world, std::size_t actor) : world_(world), actor_(actor) {}
     std::shared_ptr<Exchange> start(std::vector<Call> calls) override;
     bool is_down(std::size_t server) const override;
+    void forget_down(std::size_t server) override { down_until_[server] = 0; }
     Version now() const override;
+    std::shared_ptr<Exchange> pause(std::chrono::milliseconds length) override;
 
   private:
     friend class World;
@@ -90,6 +94,7 @@ struct Server {
     std::vector<std::uint64_t> leases;
     Time lost_data = 0;    // the last time
     Time lost_memory = 0;  // of retirements, too
+    Time lost_touch = 0;   // with others, which may have gone on without it
 };
 
 struct Client {
@@ -115,7 +120,9 @@ class World {
         : random_(seed), now_(clock), placement_({"a", "b", "c"}, replicas) {
         now_ += 1'000'000;
         start_ = now_;
-        loss_ = pick({0.0, 0.0, 0.02, 0.15});
+        contended_ = chance(0.5);
+        loss_ = contended_ ? 0.0 : pick({0.0, 0.0, 0.02, 0.15});
+        loses_ = loss_ > 0;
         repeat_ = pick({0.0, 0.05});
         for (std::size_t i = 0; i < server_count; ++i) {
             servers_[i].store = stores[i].get();
@@ -141,6 +148,7 @@ class World {
         for (std::size_t i = 0; i < client_count; ++i) live(i);
         until(start_ + faulty_time);
         calm();
+        check_order();
         check_at_rest();
         check_nothing_leaks();
     }
@@ -201,7 +209,10 @@ class World {
     void send(std::size_t server, const Request& request, std::function<void(Answer)> then) {
         const auto answered = std::make_shared<const std::function<void(Answer)>>(std::move(then));
         const auto sent = std::make_shared<Sent>(request);
-        const bool repeated = chance(repeat_);
+        // What decides is sent once: a connection repeats nothing by itself.
+        const bool decides =
+            request.kind == Request::Kind::put || request.kind == Request::Kind::retire;
+        const bool repeated = !decides && chance(repeat_);
         if (!chance(loss_)) {
             at(now_ + 1 + below(longest_delay),
                [this, server, sent, answered] { arrive(server, *sent, answered); });
@@ -280,20 +291,31 @@ class World {
         } else if (chance(0.1)) {
             server.full = true;
             at(back, [&server] { server.full = false; });
-        } else if (!server.up || server.hangs) {
+        } else if (!server.up || server.hangs || (contended_ && !are_others_there(number))) {
             return;
         } else if (chance(0.4)) {
+            server.lost_touch = now_;
             server.hangs = true;  // and notices, when it goes on, that time has passed
             at(back, [&server] {
                 server.hangs = false;
                 if (server.up) server.replica->suspect();
             });
         } else {
-            crash(number, chance(0.7));
+            crash(number, contended_ || chance(0.7));
             at(back, [this, number] {
                 if (!servers_[number].up) boot(number);
             });
         }
+    }
+
+    // Whether all that was acknowledged survives the loss of a server.
+    bool are_others_there(std::size_t number) {
+        for (std::size_t i = 0; i < server_count; ++i) {
+            if (i == number) continue;
+            Server& other = servers_[i];
+            if (!other.up || other.hangs || !other.replica->is_ready()) return false;
+        }
+        return true;
     }
 
     void crash(std::size_t number, bool loses_data) {
@@ -302,7 +324,7 @@ class World {
         server.round.reset();
         server.follower.reset();
         server.replica.reset();
-        server.lost_memory = now_;
+        server.lost_memory = server.lost_touch = now_;
         if (!loses_data) {
             for (const std::uint64_t lease : std::exchange(server.leases, {})) {
                 (void)server.store->end_lease(lease);
@@ -348,15 +370,83 @@ class World {
     }
 
     Task<void> act(Wire& wire) {
+        if (contended_ && chance(0.8)) {
+            co_await contend(wire, "shared" + std::to_string(below(2)));
+            co_return;
+        }
         const unsigned what = below(100);
         if (what < 35 || known_.empty()) {
             co_await put_new(wire, chance(0.6));
-        } else if (what < 45) {
+        } else if (what < 45 && !contended_) {
             co_await put_again(wire);
         } else if (what < 65) {
             co_await retire_some(wire);
         } else {
             co_await read_some(wire);
+        }
+    }
+
+    // One of several clients that change the same id.
+    Task<void> contend(Wire& wire, const std::string& id) {
+        std::vector<Operation>& history = histories_[id];
+        if (history.size() == most_operations) co_return;
+        const std::size_t at = history.size();
+        history.emplace_back().begun = now_;
+        const unsigned what = below(100);
+        std::optional<Errc> error;
+        bool silent = false;
+        if (what < 40) {
+            Planned planned;
+            plan(planned, id, false);
+            history[at].kind = Operation::Kind::put;
+            history[at].value = last_value_;
+            error = co_await put_planned(wire, planned);
+        } else if (what < 70) {
+            ++counts.retirements;
+            history[at].kind = Operation::Kind::retire;
+            error = co_await tried_to(retire(wire, placement_, id));
+        } else {
+            ++counts.reads;
+            try {
+                const Found found = co_await find(wire, placement_, id);
+                const auto content = co_await read_found(wire, found, silent);
+                // Retired since it was found.
+                if (!content) co_return;
+                check_content(id, *content);
+                history[at].value = content->at("own-" + id);
+            } catch (const Error& caught) {
+                error = caught.code();
+            }
+        }
+        Operation& operation = histories_[id][at];
+        operation.done = !error;
+        using enum Errc;
+        operation.known = !error || error == already_exists || error == not_found;
+        if (operation.known) operation.ended = now_;
+    }
+
+    static Task<std::optional<Errc>> tried_to(Task<void> task) {
+        try {
+            co_await task;
+        } catch (const Error& error) {
+            co_return error.code();
+        }
+        co_return std::nullopt;
+    }
+
+    void check_order() {
+        for (const auto& [id, history] : histories_) {
+            std::vector<Operation> checked;
+            for (const Operation& operation : history) {
+                // A question that nobody answered says nothing.
+                if (operation.known || operation.kind != Operation::Kind::read) {
+                    checked.push_back(operation);
+                }
+            }
+            counts.contended += static_cast<unsigned>(checked.size());
+            if (!is_linearizable(checked)) {
+                wrong("no order explains what happened to " + id + describe(checked));
+            }
         }
     }
 
@@ -372,7 +462,8 @@ class World {
     void plan(Planned& planned, const std::string& id, bool inherits) {
         const std::int32_t value = ++last_value_;
         std::vector<std::string> names;
-        for (unsigned i = 1 + below(3); i > 0; --i)
+        // Nobody leases a model that clients contend for: it would keep the id taken.
+        for (unsigned i = contended_ && id.starts_with("s") ? 0 : 1 + below(3); i > 0; --i)
             names.push_back("t" + std::to_string(names.size()));
         names.push_back("own-" + id);
         planned.request.model = id;
@@ -457,7 +548,7 @@ class World {
         plan(planned, id, inherits);
         Known& known = known_[id];
         known.value = last_value_;
-        const bool done = co_await put_planned(wire, planned);
+        const bool done = !co_await put_planned(wire, planned);
         if (done && known.retirement_begun > now_) note_acknowledged(id, known);
     }
 
@@ -468,20 +559,22 @@ class World {
         (void)co_await put_planned(wire, planned);
     }
 
-    Task<bool> put_planned(Wire& wire, Planned& planned) {
+    // What went wrong.
+    Task<std::optional<Errc>> put_planned(Wire& wire, Planned& planned) {
         ++counts.puts;
-        bool done = planned.possible;
-        if (done) try {
+        std::optional<Errc> wrong = Errc::not_found;
+        if (planned.possible) try {
                 PutRequest request = planned.request;
                 std::vector<std::span<const std::byte>> tensors = planned.tensors;
                 put_in_order(request, tensors);
                 (void)co_await put(wire, placement_, std::move(request), tensors);
+                wrong.reset();
             } catch (const Error& error) {
-                done = false;
+                wrong = error.code();
                 if (error.code() == Errc::internal || error.code() == Errc::protocol) throw;
             }
         end_leases(planned.leases);
-        co_return done;
+        co_return wrong;
     }
 
     void note_acknowledged(const std::string& id, Known& known) {
@@ -530,6 +623,14 @@ class World {
                });
     }
 
+    // And whether one of the servers that kept it answers, or one that it told.
+    bool is_answered(const Known& known) const {
+        return is_safe(known) && std::ranges::any_of(known.servers, [&](std::size_t i) {
+                   const Server& server = servers_[i];
+                   return std::max(server.lost_data, server.lost_touch) < *known.acknowledged;
+               });
+    }
+
     std::string some_id() {
         auto known = known_.begin();
         std::advance(known, below(known_.size()));
@@ -538,7 +639,8 @@ class World {
 
     Task<void> retire_some(Wire& wire) {
         ++counts.retirements;
-        const std::string id = chance(0.2) ? "shared" + std::to_string(below(2)) : some_id();
+        const std::string id =
+            !contended_ && chance(0.2) ? "shared" + std::to_string(below(2)) : some_id();
         const auto known = known_.find(id);
         if (known != known_.end()) {
             known->second.retirement_begun = std::min(known->second.retirement_begun, now_);
@@ -560,11 +662,12 @@ class World {
 
     Task<void> read_some(Wire& wire) {
         ++counts.reads;
-        const std::string id = chance(0.2) ? "shared" + std::to_string(below(2)) : some_id();
+        const std::string id =
+            !contended_ && chance(0.2) ? "shared" + std::to_string(below(2)) : some_id();
         const auto known = known_.find(id);
         const Time begun = now_;
-        const bool was_safe =
-            known != known_.end() && is_safe(known->second) && *known->second.acknowledged < begun;
+        const bool was_safe = known != known_.end() && is_answered(known->second) &&
+                              *known->second.acknowledged < begun;
         const std::uint64_t losses = failures_;
         std::optional<Content> content;
         bool silent = false;
@@ -579,7 +682,7 @@ class World {
         silent = silent || failures_ > losses;
         if (content) {
             check_content(id, *content);
-        } else if (was_safe && !silent && is_safe(known->second) &&
+        } else if (was_safe && !loses_ && !silent && is_answered(known->second) &&
                    known->second.retirement_begun > now_) {
             wrong("model " + id + " was acknowledged, and is not found");
         }
@@ -728,7 +831,9 @@ class World {
     Time& now_;
     Time start_ = 0;
     const Placement placement_;
+    bool contended_ = false;
     double loss_ = 0;
+    bool loses_ = false;  // messages
     double repeat_ = 0;
     std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
     std::uint64_t last_event_ = 0;
@@ -739,6 +844,7 @@ class World {
     std::array<Server, server_count> servers_;
     std::array<Client, client_count> clients_;
     std::map<std::string, Known> known_;
+    std::map<std::string, std::vector<Operation>> histories_;  // of ids that clients contend for
     std::map<std::int32_t, Content> truth_;  // by the value of the model's own layer
     std::int32_t last_value_ = 0;
     unsigned last_id_ = 0;
@@ -773,6 +879,18 @@ std::shared_ptr<Network::Exchange> Wire::start(std::vector<Call> calls) {
 
 bool Wire::is_down(std::size_t server) const {
     return world_.now_ < down_until_[server];
+}
+
+std::shared_ptr<Network::Exchange> Wire::pause(std::chrono::milliseconds length) {
+    auto exchange = std::make_shared<Exchange>();
+    std::weak_ptr<Exchange> paused = exchange;
+    world_.at(world_.now_ + static_cast<Time>(length.count()) * 1000, [paused] {
+        const auto waiting = paused.lock();
+        if (!waiting) return;
+        waiting->done = true;
+        waiting->waiting.resume();
+    });
+    return exchange;
 }
 
 Version Wire::now() const {

@@ -13,7 +13,7 @@ namespace cpp_store::replication {
 struct Simulated {
     std::string wrong;  // what was found to be wrong; empty: nothing
     // How much of what happened, so that a test can see that it did.
-    unsigned puts = 0, heirs = 0, retirements = 0, reads = 0, faults = 0, restored = 0;
+    unsigned puts = 0, heirs = 0, retirements = 0, reads = 0, faults = 0, contended = 0;
 };
 
 // Keeps stores from one history to the next, as making one costs more than a history.
