@@ -93,9 +93,18 @@ def run_threads(
 
 
 def run_processes(
-    addresses: Sequence[str], scripts: Sequence[Script], *, same_host: bool, processes: int = 2
+    addresses: Sequence[str],
+    scripts: Sequence[Script],
+    *,
+    same_host: bool,
+    processes: int = 2,
+    replicas: int = 1,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Call]]:
-    """Let threads of several processes, each with a connection of its own, follow the scripts."""
+    """Let threads of several processes, each with a connection of its own, follow the scripts.
+
+    Calls that no server answered have no known result.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     barrier = context.Barrier(CALLERS)
@@ -105,12 +114,14 @@ def run_processes(
         here, there = context.Pipe()
         callers = range(number, CALLERS, processes)
         process = context.Process(
-            target=_be_process, args=(there, list(addresses), same_host, scripts, callers, barrier)
+            target=_be_process,
+            args=(there, list(addresses), same_host, replicas, scripts, callers, barrier),
         )
         process.start()
         there.close()
         started.append((process, here))
     try:
+        meanwhile()
         for process, here in started:
             result = here.recv()
             if isinstance(result, BaseException):
@@ -131,12 +142,13 @@ def _be_process(
     connection: Connection,
     addresses: list[str],
     same_host: bool,
+    replicas: int,
     scripts: Sequence[Script],
     callers: Sequence[int],
     barrier: Any,
 ) -> None:
     try:
-        with cpp_store.connect(addresses, same_host=same_host) as store:
+        with cpp_store.connect(addresses, same_host=same_host, replicas=replicas) as store:
             connection.send(_follow(store, scripts, callers, barrier))
     except BaseException as error:
         connection.send(error)
@@ -255,7 +267,12 @@ class Caller:
     ) -> Hashable:
         """Ask, and write down when; `finish` makes a result of the answer when the clock stands."""
         begun = time.monotonic_ns()
-        answer = ask()
+        try:
+            answer = ask()
+        except (cpp_store.ConnectionError, cpp_store.DeadlineExceeded):
+            if what[0] in ("put", "retire"):  # a question that nobody answers says nothing
+                self._recorded.append(Call(self._who, what, UNKNOWN, begun))
+            return UNKNOWN
         ended = time.monotonic_ns()
         result = finish(answer)
         self._recorded.append(Call(self._who, what, result, begun, ended))

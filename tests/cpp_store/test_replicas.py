@@ -39,6 +39,13 @@ class Replicas:
             self.addresses[server], "--memory", "64MiB", *self._arguments
         )
 
+    def settle(self, replicas: int = 2) -> None:
+        """Wait until all take part again."""
+        others = len(self.processes) - 1
+        # A connection that lost a server leaves it alone for a while.
+        with cpp_store.connect(self.addresses, replicas=replicas) as store:
+            until(lambda: numbers(store, "peers") == [others] * len(self.processes))
+
     def end(self) -> None:
         for process in self.processes:
             process.kill()
