@@ -51,9 +51,10 @@ docs: setup
 
 test: test-cpp test-fuzz test-python test-wheel
 
-# Workers steal each other's tests, as a few of them take minutes. No more than four: tests start ranks of their own.
+# Workers steal each other's tests, as a few of them take minutes. One more than there are cores, as many tests wait for
+# time-outs of servers; but no more than four, as tests start ranks of their own.
 test-python: setup debian-test
-	workers=$$(nproc); $(BIN)/python -m pytest -n $$((workers < 4 ? workers : 4)) --dist worksteal
+	workers=$$(($$(nproc) + 1)); $(BIN)/python -m pytest -n $$((workers < 4 ? workers : 4)) --dist worksteal
 
 # AddressSanitizer (by Clang) and ThreadSanitizer (by GCC) find the bugs; the optimised build runs the long random
 # comparisons.
@@ -61,7 +62,7 @@ test-cpp: debian-build debian-test
 	for preset in release asan tsan; do \
 	    cmake --preset $$preset > /dev/null; \
 	    cmake --build build/$$preset; \
-	    ctest --test-dir build/$$preset --output-on-failure; \
+	    ctest --test-dir build/$$preset --parallel $$(nproc) --output-on-failure; \
 	done
 
 # What CI does a part of: every place where a system call can fail or a server die, 5,000 faults, and a
@@ -76,11 +77,10 @@ soak: test-cpp setup
 test-fuzz: debian-build debian-test
 	cmake --preset asan > /dev/null
 	cmake --build build/asan
-	for target in build/asan/cpp_store/fuzz/*_fuzz; do \
-	    name=$$(basename $$target _fuzz); mkdir -p build/asan/found/$$name; \
-	    $$target -max_total_time=20 -print_final_stats=0 -verbosity=0 \
-	        build/asan/found/$$name cpp_store/fuzz/corpus/$$name; \
-	done
+	ls build/asan/cpp_store/fuzz/*_fuzz | xargs -P $$(nproc) -I % sh -ec 'name=$$(basename % _fuzz); \
+	    mkdir -p build/asan/found/$$name; \
+	    % -max_total_time=20 -print_final_stats=0 -verbosity=0 \
+	        build/asan/found/$$name cpp_store/fuzz/corpus/$$name'
 
 # The wheel that setup built, made portable, in an environment that has nothing else.
 test-wheel: setup
