@@ -379,8 +379,10 @@ class World {
             co_await put_new(wire, chance(0.6));
         } else if (what < 45 && !contended_) {
             co_await put_again(wire);
-        } else if (what < 65) {
+        } else if (what < 60) {
             co_await retire_some(wire);
+        } else if (what < 70) {
+            co_await lean_on_a_lease(wire);
         } else {
             co_await read_some(wire);
         }
@@ -637,10 +639,47 @@ class World {
         return known->first;
     }
 
+    // Of a model and of what it inherits, which may both be retired meanwhile.
+    Task<void> lean_on_a_lease(Wire& wire) {
+        const std::vector<Merged> merged = match(*chain({"t0", "t1", "t2"}));
+        if (merged.empty()) co_return;
+        const LeasedMatch& match = merged.front().match;
+        std::vector<Lease> leases = merged.front().others;
+        leases.push_back({merged.front().server, match.lease});
+        const auto table = servers_[merged.front().server].store->lookup(match.match.model).table;
+        std::vector<std::pair<std::string, LayerKey>> layers;
+        for (const LayerLocation& layer : match.layers) {
+            const std::string name = "t" + std::to_string(layer.layer);
+            layers.emplace_back(layer.owner, table->key(table->find(layer_key(name))));
+        }
+        const auto is_kept = [&](const auto& layer) {
+            const auto [owner, key] = layer;
+            return std::ranges::any_of(placement_.of(id_of(owner)), [&](std::size_t i) {
+                return servers_[i].up && servers_[i].replica->missing(owner, {&key, 1}).empty();
+            });
+        };
+        std::erase_if(layers, [&](const auto& layer) { return !is_kept(layer); });
+        const Time begun = now_;
+        if (chance(0.7)) co_await retire_one(wire, match.match.model);
+        if (chance(0.7) && !layers.empty()) co_await retire_one(wire, id_of(layers.front().first));
+        co_await wire.rest(std::chrono::milliseconds(1 + below(500)));
+        const bool undisturbed = !loses_ && std::ranges::all_of(servers_, [&](const Server& each) {
+            return std::max(each.lost_memory, each.lost_touch) < begun;
+        });
+        if (undisturbed && !std::ranges::all_of(layers, is_kept)) {
+            wrong("layers of a model that a client leases are gone");
+        }
+        end_leases(leases);
+    }
+
     Task<void> retire_some(Wire& wire) {
-        ++counts.retirements;
         const std::string id =
             !contended_ && chance(0.2) ? "shared" + std::to_string(below(2)) : some_id();
+        co_await retire_one(wire, id);
+    }
+
+    Task<void> retire_one(Wire& wire, std::string id) {
+        ++counts.retirements;
         const auto known = known_.find(id);
         if (known != known_.end()) {
             known->second.retirement_begun = std::min(known->second.retirement_begun, now_);
