@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <utility>
 
 namespace cpp_store::replication {
 namespace {
@@ -175,18 +176,28 @@ std::optional<PendingPut> Replica::prepare(PutRequest request, const Chain& thro
 }
 
 std::optional<PendingPut> Replica::prepare_decided(PutRequest request) {
-    while (true) {
-        const State here = known(request.model);
-        if (is_passed(here, request.created_ns)) return std::nullopt;
+    // Store and ledger change together while somebody holds the stripe.
+    const auto look_up = [&] {
+        const std::scoped_lock order(stripe(request.model));
+        return known(request.model);
+    };
+    State here = look_up();
+    while (!is_passed(here, request.created_ns)) {
         try {
             return store_.prepare(request);
         } catch (const Error& error) {
-            const bool replaces =
-                here.presence == Presence::visible && here.version < request.created_ns;
-            if (error.code() != Errc::already_exists || !replaces) throw;
+            if (error.code() != Errc::already_exists) throw;
+            // What decided is to be done whatever there is, or has come since.
+            const State now = look_up();
+            const bool is_changed = now != std::exchange(here, now);
+            if (!is_changed && here.presence != Presence::visible) throw;
         }
-        bury(request.model, here.version);
+        if (here.presence == Presence::visible && here.version < request.created_ns) {
+            bury(request.model, here.version);
+            here = look_up();
+        }
     }
+    return std::nullopt;
 }
 
 Replica::Published Replica::commit(PendingPut put, std::string_view model, Version version,
