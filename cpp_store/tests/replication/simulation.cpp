@@ -308,7 +308,8 @@ class World {
         }
     }
 
-    // Whether all that was acknowledged survives the loss of a server.
+    // Whether all that was acknowledged survives the loss of a server (of none, if there is no
+    // such).
     bool are_others_there(std::size_t number) {
         for (std::size_t i = 0; i < server_count; ++i) {
             if (i == number) continue;
@@ -653,19 +654,22 @@ class World {
             layers.emplace_back(layer.owner, table->key(table->find(layer_key(name))));
         }
         const auto is_kept = [&](const auto& layer) {
-            const auto [owner, key] = layer;
-            return std::ranges::any_of(placement_.of(id_of(owner)), [&](std::size_t i) {
-                return servers_[i].up && servers_[i].replica->missing(owner, {&key, 1}).empty();
+            return std::ranges::any_of(placement_.of(id_of(layer.first)), [&](std::size_t i) {
+                const Server& server = servers_[i];
+                return server.up &&
+                       server.replica->missing(layer.first, {&layer.second, 1}).empty();
             });
         };
         std::erase_if(layers, [&](const auto& layer) { return !is_kept(layer); });
         const Time begun = now_;
+        const bool all_there = are_others_there(server_count);
         if (chance(0.7)) co_await retire_one(wire, match.match.model);
         if (chance(0.7) && !layers.empty()) co_await retire_one(wire, id_of(layers.front().first));
         co_await wire.rest(std::chrono::milliseconds(1 + below(500)));
-        const bool undisturbed = !loses_ && std::ranges::all_of(servers_, [&](const Server& each) {
-            return std::max(each.lost_memory, each.lost_touch) < begun;
-        });
+        const auto stayed = [&](const Server& server) {
+            return std::max(server.lost_memory, server.lost_touch) < begun;
+        };
+        const bool undisturbed = !loses_ && all_there && std::ranges::all_of(servers_, stayed);
         if (undisturbed && !std::ranges::all_of(layers, is_kept)) {
             wrong("layers of a model that a client leases are gone");
         }
