@@ -12,14 +12,13 @@ import json
 import logging
 import os
 import threading
-import time
 import urllib.parse
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import h5py
 import ml_dtypes  # noqa: F401 - makes NumPy know bfloat16 and float8 by name
@@ -30,6 +29,7 @@ import cpp_store
 from graph_meta import LayerGraph
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
+from transfer_nas.transfer._copies import describe, graph_of, table_of, whole_copy
 
 _FORMAT = "transfer-nas-model"
 _VERSION = 1
@@ -98,7 +98,7 @@ class HDF5Transfer(TransferMethod):
                     manifest = json.loads((self.directory / f"{name}.json").read_text())
                     with h5py.File(self.directory / f"{name}.h5", "r", locking=False) as file:
                         tensors = {layer: _read_tensors(file[layer]) for layer in file}
-                return LayerGraph.from_json(json.dumps(manifest["graph"])), tensors
+                return graph_of(manifest), tensors
             except _Vanished:
                 continue
         return None
@@ -117,28 +117,14 @@ class HDF5Transfer(TransferMethod):
         """Write a whole copy, inherited layers included."""
         if not model:
             raise ValueError("a model's id must not be empty")
-        whole = dict(tensors)
-        if inherited:
-            if not isinstance(inheritance, HDF5Inheritance):
-                raise ValueError("inherited layers need the inheritance that they come from")
-            ancestors = inheritance.read()
-            whole.update((layer, ancestors[layer]) for layer in inherited if layer in ancestors)
+        whole = whole_copy(tensors, inheritance, inherited, HDF5Inheritance)
         earlier = self._names(model)
         name = f"{_quote(model)}.{uuid.uuid4().hex[:12]}"
         manifest = {
             "format": _FORMAT,
             "version": _VERSION,
-            "model": model,
             "namespace": self.namespace,
-            "score": score,
-            "parent": parent,
-            "created_ns": time.time_ns(),
-            "layers": {
-                "names": graph.table.names,
-                "requires": graph.table.requires,
-                "nbytes": graph.table.nbytes,
-            },
-            "graph": json.loads(graph.to_json()),
+            **describe(model, graph, score=score, parent=parent),
         }
         with _failures(f"cannot write model {model!r} to {self.directory}"):
             with self._written(f"{name}.h5") as path:
@@ -263,14 +249,13 @@ class _Manifest:
             fields = json.loads(text)
             if (fields["format"], fields["version"]) != (_FORMAT, _VERSION):
                 raise ValueError(f"format {fields['format']!r}, version {fields['version']!r}")
-            layers: dict[str, Any] = fields["layers"]
             return cls(
                 data=data,
                 model=str(fields["model"]),
                 namespace=str(fields["namespace"]),
                 score=float(fields["score"]),
                 created_ns=int(fields["created_ns"]),
-                table=cpp_store.LayerTable(layers["names"], layers["requires"], layers["nbytes"]),
+                table=table_of(fields),
             )
         except (ValueError, LookupError, TypeError) as error:
             _log.warning("%s is not a model's manifest, left alone: %s", path, error)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import cpp_store
 from graph_meta import LayerGraph
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
+from transfer_nas.transfer._copies import describe, graph_of, table_of, whole_copy
 
 _CONNECT_TIMEOUT = 5.0
 _TIMEOUT = 60.0
@@ -131,8 +131,9 @@ class RedisTransfer(TransferMethod):
             manifest, packed = pipeline.execute()
         if manifest is None:  # retired in between
             return None
-        graph = LayerGraph.from_json(json.dumps(json.loads(manifest)["graph"]))
-        return graph, {layer.decode(): _unpack(each) for layer, each in packed.items()}
+        return graph_of(json.loads(manifest)), {
+            layer.decode(): _unpack(each) for layer, each in packed.items()
+        }
 
     def put(
         self,
@@ -148,25 +149,9 @@ class RedisTransfer(TransferMethod):
         """Keep a whole copy, inherited layers included."""
         if not model:
             raise ValueError("a model's id must not be empty")
-        whole = dict(tensors)
-        if inherited:
-            if not isinstance(inheritance, RedisInheritance):
-                raise ValueError("inherited layers need the inheritance that they come from")
-            ancestors = inheritance.read()
-            whole.update((layer, ancestors[layer]) for layer in inherited if layer in ancestors)
+        whole = whole_copy(tensors, inheritance, inherited, RedisInheritance)
         token = uuid.uuid4().hex
-        manifest = {
-            "model": model,
-            "score": score,
-            "parent": parent,
-            "created_ns": time.time_ns(),
-            "layers": {
-                "names": graph.table.names,
-                "requires": graph.table.requires,
-                "nbytes": graph.table.nbytes,
-            },
-            "graph": json.loads(graph.to_json()),
-        }
+        manifest = describe(model, graph, score=score, parent=parent)
         packed = {layer: _pack(arrays) for layer, arrays in whole.items()}
         pipeline = self._client.pipeline()  # a transaction
         self._remove(pipeline, model)
@@ -253,12 +238,11 @@ class _Manifest:
     def read(cls, text: bytes) -> _Manifest:
         try:
             fields = json.loads(text)
-            layers: dict[str, Any] = fields["layers"]
             return cls(
                 model=str(fields["model"]),
                 score=float(fields["score"]),
                 created_ns=int(fields["created_ns"]),
-                table=cpp_store.LayerTable(layers["names"], layers["requires"], layers["nbytes"]),
+                table=table_of(fields),
             )
         except (ValueError, LookupError, TypeError) as error:
             raise TransferError(f"Redis holds a manifest that is none: {error}") from error
