@@ -9,6 +9,7 @@
 
 #include "cpp_store/store.hpp"
 #include "exhaustion/failing_new.hpp"
+#include "models.hpp"
 
 namespace cpp_store {
 namespace {
@@ -17,17 +18,6 @@ using std::chrono::milliseconds;
 
 constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
 constexpr milliseconds minute{60'000};
-
-// A chain of layers, each of which requires the one before.
-LayerTablePtr chain(const std::vector<std::string>& names) {
-    std::vector<LayerTable::Layer> layers;
-    for (const std::string& name : names) {
-        const auto position = static_cast<std::uint32_t>(layers.size());
-        layers.push_back({name, {}, 0});
-        if (position > 0) layers.back().requires_.push_back(position - 1);
-    }
-    return std::make_shared<LayerTable>(std::move(layers));
-}
 
 std::vector<LayerKey> keys_of(const LayerTable& table) {
     return {table.keys().begin(), table.keys().end()};
