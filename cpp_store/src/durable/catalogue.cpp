@@ -250,20 +250,17 @@ void Catalogue::release(const HolderRecord& reference) {
 }
 
 Catalogue::Dropped Catalogue::replace_layer(const LayerPlace& layer, const LayerPlace& by) {
-    prepare(
-        "UPDATE OR REPLACE holders SET owner = ?, position = ? WHERE owner = ? AND position = ?")
-        .bind(by.model)
-        .bind(std::uint64_t{by.position})
-        .bind(layer.model)
-        .bind(std::uint64_t{layer.position})
-        .run();
-    prepare(
-        "UPDATE inherited SET owner = ?, owner_position = ? WHERE owner = ? AND owner_position = ?")
-        .bind(by.model)
-        .bind(std::uint64_t{by.position})
-        .bind(layer.model)
-        .bind(std::uint64_t{layer.position})
-        .run();
+    for (const char* const update :
+         {"UPDATE OR REPLACE holders SET owner = ?, position = ? WHERE owner = ? AND position = ?",
+          "UPDATE inherited SET owner = ?, owner_position = ? "
+          "WHERE owner = ? AND owner_position = ?"}) {
+        prepare(update)
+            .bind(by.model)
+            .bind(std::uint64_t{by.position})
+            .bind(layer.model)
+            .bind(std::uint64_t{layer.position})
+            .run();
+    }
     return drop_layer(layer.model, layer.position);
 }
 

@@ -116,7 +116,7 @@ struct Pass {
 };
 
 using Ask = std::function<Request(const Chain& through)>;
-using Took = std::function<void(std::size_t server, const Answer& answer)>;
+using Took = std::function<void(const Answer& answer)>;
 
 // Waits until the server that took a change last says that another one takes no part, or that one
 // takes it. `answer` is what that one said last.
@@ -188,7 +188,7 @@ Task<Pass> pass(Network& network, const Placement& placement, const std::string&
         chain = answer.chain;
         if (chain.size() != servers.size()) throw Error(Errc::protocol, "a chain of another list");
         through.push_back(chain[i]);
-        took(server, answer);
+        took(answer);
         pass.took.push_back(server);
     }
     if (pass.took.empty()) pass.end = Pass::End::again;
@@ -297,7 +297,7 @@ Task<std::uint64_t> put(Network& network, const Placement& placement, PutRequest
             put.through = through;
             return put;
         };
-        const auto took = [&](std::size_t, const Answer& answer) {
+        const auto took = [&](const Answer& answer) {
             bytes = std::max(bytes, answer.bytes);
             is_new = is_new || answer.done;
         };
@@ -362,7 +362,7 @@ Task<void> retire(Network& network, const Placement& placement, std::string mode
             request.through = through;
             return request;
         };
-        const auto took = [&](std::size_t, const Answer& answer) {
+        const auto took = [&](const Answer& answer) {
             version = answer.version;
             by = answer.by;
         };

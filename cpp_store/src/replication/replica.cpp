@@ -226,17 +226,14 @@ Replica::Published Replica::commit_decided(PendingPut put, std::string_view mode
 Replica::Published Replica::publish(PendingPut put, std::string_view model, Version version,
                                     References references) {
     const std::uint64_t bytes = store_.commit(std::move(put));
+    // The same content under a later version: a client that heard no answer tries again, and has
+    // acquired what is inherited for this version.
     const State here = known(model);
     if (here.presence == Presence::visible && version > here.version) {
         store_.note({std::string(model), version, false, 0});
     }
     const std::scoped_lock lock(mutex_);
-    // The same content under a later version: a client that heard no answer tries again, and has
-    // acquired what is inherited for this version.
-    const Ledger::Entry* const known = ledger_.find(model);
-    if (!known || version > known->version) {
-        ledger_.published(model, version, std::move(references));
-    }
+    if (version > here.version) ledger_.published(model, version, std::move(references));
     return {bytes, ledger_.find(model)->first == version, chain(model)};
 }
 
@@ -251,29 +248,26 @@ Replica::Retired Replica::retire(std::string_view model, Retirement token, Versi
     Retired said{version, by, {}};
     {
         const std::scoped_lock order(stripe(model));
-        const State here = known(model);
-        if (!decided && here.version > 0 && here.version >= version) {
-            // What was retired elsewhere is, if this server has gone on since.
-            const bool went_on = version > 0 && here.version > version;
-            if (!went_on) {
-                const std::scoped_lock lock(mutex_);
-                const Ledger::Entry& entry = *ledger_.find(model);
-                said.version = entry.version;
-                said.by = entry.retired && (entry.by != 0 || version == 0) ? entry.by : by;
-                if (!entry.retired && version == 0) said.by = token;
-            }
-        } else if (!decided) {  // what was decided elsewhere is lost with whoever did
-            said = {here.version, token, {}};
-            if (here.presence == Presence::gone) {
-                const std::scoped_lock lock(mutex_);
-                said.by = ledger_.find(model)->by;
-            }
-        }
+        if (!decided) said = decide(model, token, version, by);
         if (said.version > 0) bury_here(model, said.version, said.by);
-        said.chain = chain(model);
     }
+    said.chain = chain(model);
     if (said.version > 0) doubt(model, said.version, true);
     return said;
+}
+
+// Of a version that a server retired which takes no part any more, nobody else may know.
+Replica::Retired Replica::decide(std::string_view model, Retirement token, Version version,
+                                 Retirement by) const {
+    const State here = known(model);
+    if (version > 0 && here.version > version)
+        return {version, by, {}};  // and there is a later one
+    const bool is_known = version > 0 && here.version == version;
+    if (here.presence != Presence::gone) return {here.version, is_known ? by : token, {}};
+    const std::scoped_lock lock(mutex_);
+    const Ledger::Entry* const entry = ledger_.find(model);
+    const bool says_who = entry && entry->by != 0;
+    return {here.version, says_who ? entry->by : is_known ? by : 0, {}};
 }
 
 void Replica::bury(std::string_view model, Version version, Retirement by) {

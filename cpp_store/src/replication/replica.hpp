@@ -205,7 +205,9 @@ class Replica {
     [[nodiscard]] std::optional<PendingPut> prepare_decided(PutRequest request);
     Published commit_decided(PendingPut put, std::string_view model, Version version,
                              References references);
-    // With the id's stripe held.
+    // With the id's stripe held:
+    [[nodiscard]] Retired decide(std::string_view model, Retirement token, Version version,
+                                 Retirement by) const;
     Published publish(PendingPut put, std::string_view model, Version version,
                       References references);
     void bury_here(std::string_view model, Version version, Retirement by);
