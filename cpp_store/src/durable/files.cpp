@@ -86,13 +86,16 @@ File::File(std::filesystem::path path, Mode mode) : path_(std::move(path)) {
 }
 
 File::File(File&& other) noexcept
-    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+    : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
+      locked_by_(std::exchange(other.locked_by_, 0)) {}
 
 File& File::operator=(File&& other) noexcept {
     if (this != &other) {
         close();
         path_ = std::move(other.path_);
         fd_ = std::exchange(other.fd_, -1);
+        locked_by_ = std::exchange(other.locked_by_, 0);
     }
     return *this;
 }
@@ -102,7 +105,11 @@ File::~File() {
 }
 
 void File::close() noexcept {
-    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
+    if (fd_ < 0) return;
+    // A child process that was forked meanwhile, and has not yet become another program, has the
+    // lock, too: closing alone would leave it locked. And a child's copy must not unlock it.
+    if (locked_by_ == ::getpid()) ::flock(fd_, LOCK_UN);
+    ::close(std::exchange(fd_, -1));
 }
 
 void File::fail(std::string_view what, int error) const {
@@ -185,7 +192,10 @@ std::uint64_t File::size() const {
 }
 
 bool File::lock() {
-    if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return true;
+    if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) {
+        locked_by_ = ::getpid();
+        return true;
+    }
     if (errno == EWOULDBLOCK) return false;
     fail("cannot lock", errno);
 }

@@ -2,6 +2,7 @@
 // SQLite go through the same failpoints (see route_sqlite_calls).
 #pragma once
 
+#include <sys/types.h>
 #include <sys/uio.h>
 
 #include <cstddef>
@@ -35,7 +36,7 @@ class File {
     void read(std::span<std::byte> into, std::uint64_t offset) const;
     void sync();
     [[nodiscard]] std::uint64_t size() const;
-    // Keeps other processes from doing the same, until it is closed. False if one has.
+    // Keeps others from doing the same until it is closed or this process ends. False if one has.
     [[nodiscard]] bool lock();
 
   private:
@@ -45,6 +46,7 @@ class File {
 
     std::filesystem::path path_;
     int fd_ = -1;
+    pid_t locked_by_ = 0;  // the process that has locked it; 0: none
 };
 
 // A part of a file, readable where the kernel has it: no bytes are moved before the caller does.

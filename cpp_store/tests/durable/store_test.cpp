@@ -1,7 +1,10 @@
 // A store with a data directory: what a restart finds.
 #include <gmock/gmock.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <csignal>
 #include <fstream>
 #include <future>
 #include <map>
@@ -10,6 +13,7 @@
 #include <thread>
 
 #include "durable/durable_store.hpp"
+#include "durable/files.hpp"
 
 namespace cpp_store {
 namespace {
@@ -221,6 +225,40 @@ TEST_P(DurableStore, IsOpenOnce) {
     std::string message;
     EXPECT_EQ(code_of([&] { const Store second(options()); }, &message), Errc::invalid_argument);
     EXPECT_THAT(message, HasSubstr("in use"));
+}
+
+// A program forks (to start another one) while the store is open, which is then closed and opened
+// again before the child has become that other program.
+TEST_P(DurableStore, CanBeOpenedAgainThoughAChildWasForked) {
+    pid_t child = -1;
+    {
+        const Store store(options());
+        child = ::fork();
+        if (child == 0) {
+            for (;;) ::pause();
+        }
+    }
+    ASSERT_GT(child, 0);
+    EXPECT_NO_THROW({ const Store store(options()); });
+    ::kill(child, SIGKILL);
+    ::waitpid(child, nullptr, 0);
+}
+
+TEST(LockedFile, StaysLockedWhenAChildClosesIt) {
+    const fs::path path = fs::path(testing::TempDir()) / ("lock." + std::to_string(::getpid()));
+    std::optional<durable::File> first(std::in_place, path, durable::File::Mode::lock);
+    durable::File second(path, durable::File::Mode::lock);
+    ASSERT_TRUE(first->lock());
+    const pid_t child = ::fork();
+    if (child == 0) {
+        first.reset();
+        ::_exit(0);
+    }
+    ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+    EXPECT_FALSE(second.lock());
+    first.reset();
+    EXPECT_TRUE(second.lock());
+    fs::remove(path);
 }
 
 TEST_P(DurableStore, RefusesOtherDirectories) {
