@@ -16,7 +16,7 @@ constexpr std::chrono::seconds silence{30};
 // Until a client has joined.
 constexpr std::chrono::seconds stranger_patience{5};
 // For the next request of a client that has just had an answer.
-constexpr std::chrono::microseconds look{50};
+constexpr std::chrono::microseconds request_look{50};
 constexpr std::size_t max_pins = std::size_t{1} << 22;
 
 // A second descriptor of a memory file, which can only be read by.
@@ -91,7 +91,7 @@ void Session::complain(std::string_view line) noexcept {
 
 void Session::serve() {
     while (!stopping_) {
-        if (const auto message = socket_.receive(look)) handle(*message);
+        if (const auto message = socket_.receive(request_look)) handle(*message);
         if (!client_ && Clock::now() - begun_ >= stranger_patience) {
             throw Error(Errc::protocol, "it said no hello, or did not join after it");
         }
