@@ -114,6 +114,16 @@ def test_reads_matches_and_puts_go_on_when_a_server_is_killed(same_host: bool) -
                                      "heir of later"}  # fmt: skip
 
 
+def test_what_is_put_right_after_the_start_survives_a_kill() -> None:
+    for victim in range(3):
+        with running(3) as group, cpp_store.connect(group.addresses, replicas=2) as store:
+            assert numbers(store, "peers") == [2, 2, 2]
+            for i in range(6):
+                put(store, f"m{i}", i)
+            group.kill(victim)
+            assert all((store.read(f"m{i}")["a"][0] == CONTENT + i).all() for i in range(6))
+
+
 def test_a_server_that_returns_with_nothing_gets_everything_back() -> None:
     with running(2) as group, cpp_store.connect(group.addresses, replicas=2) as store:
         put(store, "ancestor", 7)

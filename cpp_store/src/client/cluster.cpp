@@ -62,6 +62,23 @@ void Cluster::Impl::connect() {
         }
     }
     if (connected == 0) throw *silent;
+    if (connected > 1 && replicated()) await_each_other(connected);
+}
+
+// Servers that have just started take part once they have found each other, some milliseconds after
+// a client told them of the list. Until then what is put has one copy.
+void Cluster::Impl::await_each_other(std::size_t connected) const {
+    const auto until =
+        client::Clock::now() + std::min<client::Clock::duration>(options.timeout, longest_to_find);
+    const auto have_found = [&] {
+        const auto calls = call_all(wire::Operation::stats, [](wire::Writer&) {});
+        return std::ranges::all_of(calls, [&](const client::PendingCallPtr& call) {
+            if (!call) return true;
+            wire::Reader in = call->response();
+            return wire::decode_stats(in).peers + 1 >= connected;
+        });
+    };
+    while (!have_found() && client::Clock::now() < until) (void)servers->pause(find_interval);
 }
 
 std::size_t Cluster::Impl::home_of_owner(const std::string& owner) const {

@@ -30,6 +30,10 @@ struct Cluster::Impl {
     std::map<std::pair<std::size_t, std::uint64_t>, std::vector<replication::Lease>> other_leases;
 
     void connect();
+    // Until all that are connected take part, but not longer than it takes when nothing is amiss.
+    void await_each_other(std::size_t connected) const;
+    static constexpr std::chrono::seconds longest_to_find{1};
+    static constexpr std::chrono::milliseconds find_interval{5};
     [[nodiscard]] bool replicated() const noexcept { return placement.replicas() > 1; }
     // The server to ask first for layers of an owner.
     [[nodiscard]] std::size_t home_of_owner(const std::string& owner) const;
