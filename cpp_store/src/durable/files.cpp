@@ -5,12 +5,14 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <limits>
 #include <mutex>
 #include <utility>
 
@@ -255,6 +257,14 @@ void sync_directory(const std::filesystem::path& path) {
                     "cannot sync directory " + path.string() + ": " + text_of(error));
     }
     (void)failpoints::visit("directory.sync.done");
+}
+
+std::uint64_t free_space(const std::filesystem::path& path) noexcept {
+    struct statvfs found {};
+    if (guarded("disk.space", [&] { return ::statvfs(path.c_str(), &found); }) != 0) {
+        return errno == ENOSPC ? 0 : std::numeric_limits<std::uint64_t>::max();
+    }
+    return std::uint64_t{found.f_bavail} * found.f_frsize;
 }
 
 bool remove_file(const std::filesystem::path& path) noexcept {

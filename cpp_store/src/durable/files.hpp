@@ -73,6 +73,8 @@ class Mapping {
 void make_directory(const std::filesystem::path& path);
 // Makes the names in a directory durable.
 void sync_directory(const std::filesystem::path& path);
+// Bytes that may still be written to a directory; the largest number if its disk does not say.
+[[nodiscard]] std::uint64_t free_space(const std::filesystem::path& path) noexcept;
 // False if there is no such file, or it cannot be removed.
 bool remove_file(const std::filesystem::path& path) noexcept;
 [[nodiscard]] std::vector<std::string> list_directory(const std::filesystem::path& path);

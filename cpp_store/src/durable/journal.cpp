@@ -14,7 +14,9 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr std::uint64_t most_batch = std::uint64_t{256} << 20;
+constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
+constexpr std::uint64_t most_batch = 256 * MiB;
+constexpr std::uint64_t headroom = 16 * MiB;  // of the disk: what retires models must be written
 constexpr milliseconds retry_interval{500};
 constexpr milliseconds quiet{20};  // without a change, until packets are packed
 
@@ -148,23 +150,36 @@ void Journal::check_process() const {
 
 void Journal::admit(std::uint64_t bytes) {
     check_process();
+    std::uint64_t free = free_space(options_.directory);
     std::unique_lock lock(mutex_);
     const auto refuse = [&](const std::string& why) {
         throw Error(Errc::storage,
                     "data directory " + options_.directory.string() + " takes no changes: " + why);
     };
-    const auto has_room = [&] {
-        if (waiting_bytes_ > 0 && waiting_bytes_ + bytes > options_.most_waiting) return false;
-        return written_ == enqueued_ || Clock::now() - oldest_ < options_.lag;
+    const auto wait_while = [&](const auto& condition) {
+        while (failure_.empty() && !closing_ && condition()) {
+            ++hurry_;
+            wake_.notify_one();
+            progress_.wait_for(lock, options_.lag);
+            --hurry_;
+        }
     };
-    if (closing_) refuse("the store is closed");
-    if (options_.sync) return;
-    while (failure_.empty() && !closing_ && !has_room()) {
-        ++hurry_;
-        wake_.notify_one();
-        progress_.wait_for(lock, options_.lag);
-        --hurry_;
+    const auto is_full = [&] { return free < waiting_bytes_ + bytes + headroom; };
+    if (is_full()) {
+        const std::uint64_t last = enqueued_;  // there may be retirements, which make room
+        wait_while([&] { return written_ < last; });
+        free = free_space(options_.directory);
     }
+    if (closing_) refuse("the store is closed");
+    if (is_full()) {
+        refuse("its disk is full: " + std::to_string(free / MiB) + " MiB are free, of which " +
+               std::to_string(headroom / MiB) + " stay so that models can be retired");
+    }
+    if (options_.sync) return;
+    wait_while([&] {
+        if (waiting_bytes_ > 0 && waiting_bytes_ + bytes > options_.most_waiting) return true;
+        return written_ != enqueued_ && Clock::now() - oldest_ >= options_.lag;
+    });
     if (!failure_.empty()) refuse(failure_);
     if (closing_) refuse("the store is closed");
 }

@@ -73,8 +73,9 @@ class Journal {
     [[nodiscard]] bool is_sync() const noexcept { return options_.sync; }
     [[nodiscard]] std::uint64_t next_serial() noexcept { return ++last_serial_; }
 
-    // Before a change: throws Errc::storage if it cannot be taken now, because the last ones could
-    // not be written. If lazy, waits until the `bytes` that it brings are not too many.
+    // Before a change: throws Errc::storage if it cannot be taken now, because the disk is full or
+    // the last ones could not be written. If lazy, waits until the `bytes` that it brings are not
+    // too many.
     void admit(std::uint64_t bytes);
 
     // A large put's tensors, written and synced by its own thread, before put().

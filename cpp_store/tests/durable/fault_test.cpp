@@ -26,6 +26,7 @@ namespace cpp_store {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::AllOf;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
@@ -403,6 +404,31 @@ TEST_P(FailingCalls, EachOfAPutLeavesNothing) {
         store.close();
         expect_one_of({{}});
         if (HasFailure()) break;
+    }
+}
+
+TEST_F(Faults, OnAFullDiskModelsCanBeRetiredAndNotPut) {
+    for (const Durability durability : {Durability::sync, Durability::lazy}) {
+        Store store(options(durability));
+        run(store, {Step::Kind::put, "before", 10, ""});
+        failpoints::arm("disk.space:*:enospc");
+        std::string message;
+        try {
+            run(store, {Step::Kind::put, "refused", 10, ""});
+            ADD_FAILURE();
+        } catch (const Error& error) {
+            EXPECT_EQ(error.code(), Errc::storage);
+            message = error.what();
+        }
+        EXPECT_THAT(message, AllOf(HasSubstr((root / "data").string()), HasSubstr("full")));
+        expect_intact(store, "before");
+        store.retire("before");
+        failpoints::arm("disk.space:*:eio");  // a disk that does not say is not full
+        run(store, {Step::Kind::put, "after", 10, ""});
+        store.retire("after");
+        failpoints::arm("");
+        store.close();
+        expect_one_of({{}});
     }
 }
 
