@@ -81,6 +81,10 @@ Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
                             ", this version knows up to " + std::to_string(format) +
                             "; open it with a newer one");
         }
+        if (sqlite3_db_readonly(database_, "main") != 0) {
+            throw Error(Errc::storage, "cannot write " + path.string() +
+                                           ": its permissions, or a header that is damaged");
+        }
         execute("PRAGMA journal_mode = WAL");
         execute("PRAGMA synchronous = FULL");          // a commit is on disk when it returns
         execute("PRAGMA wal_autocheckpoint = 16384");  // pages, 64 MiB, if checkpoint() never is

@@ -80,8 +80,10 @@ class Catalogue {
     // on. As sentences; `repair` removes it.
     [[nodiscard]] std::vector<std::string> leaks(bool repair);
     void remove_model(std::uint64_t model);
-    // SQLite's own check of the file; empty if all is well.
+    // SQLite's own check of the file, and whether it has the tables of a store; empty if all is
+    // well.
     [[nodiscard]] std::string integrity();
+    void rebuild_indexes();
     [[nodiscard]] std::uint64_t last_serial();
 
   private:
@@ -90,6 +92,7 @@ class Catalogue {
     void execute(const char* sql);
     [[noreturn]] void fail(const char* what) const;
     Statement& prepare(const char* sql);
+    [[nodiscard]] std::string columns();  // of all tables, a line each
 
     std::filesystem::path path_;
     sqlite3* database_ = nullptr;

@@ -30,9 +30,7 @@ class Checker {
           repair_(repair) {}
 
     CheckReport run() {
-        if (const std::string found = catalogue_.integrity(); !found.empty()) {
-            report_.damage.push_back("the catalogue itself: " + found);
-        }
+        check_catalogue();
         load();
         check_files();
         for (const auto& [segment, layers] : by_segment_) check_layers(segment, layers);
@@ -50,6 +48,21 @@ class Checker {
     }
 
   private:
+    void check_catalogue() {
+        std::string found = catalogue_.integrity();
+        if (!found.empty() && repair_) {
+            catalogue_.rebuild_indexes();
+            found = catalogue_.integrity();
+        }
+        if (found.empty()) return;
+        report_.damage.push_back("the catalogue itself: " + found);
+        // Whatever else would be changed in it could be lost, or harm more.
+        if (repair_) {
+            report_.damage.back() += "; nothing is repaired, cpp-store export what can be read";
+            repair_ = false;
+        }
+    }
+
     void load() {
         catalogue_.models(
             [this](ModelRecord model) {
@@ -202,7 +215,7 @@ class Checker {
     const std::filesystem::path segments_path_;
     const File lock_;
     Catalogue catalogue_;
-    const bool repair_;
+    bool repair_;
     CheckReport report_;
     std::map<std::uint64_t, ModelRecord> models_;  // by serial
     std::map<std::uint64_t, std::vector<LayerRecord>> by_segment_;

@@ -17,6 +17,16 @@ std::optional<LayerKey> key_in(const Row& row, int column) {
 }
 
 template <typename Row>
+LayerTablePtr table_in(const Row& row, int column, const std::string& whose) {
+    try {
+        return std::make_shared<LayerTable>(LayerTable::decode(row.blob(column)));
+    } catch (const Error& error) {
+        throw Error(Errc::storage,
+                    "the catalogue is damaged: " + whose + " has no layer table: " + error.what());
+    }
+}
+
+template <typename Row>
 void decode(const Row& row, ModelRecord& model) {
     model.id = row.text(1);
     model.ns = row.text(2);
@@ -25,12 +35,7 @@ void decode(const Row& row, ModelRecord& model) {
     model.created_ns = row.number(5);
     model.graph = row.text(6);
     model.metadata = row.text(7);
-    try {
-        model.table = std::make_shared<LayerTable>(LayerTable::decode(row.blob(8)));
-    } catch (const Error& error) {
-        throw Error(Errc::storage, "the catalogue is damaged: model '" + model.id +
-                                       "' has no layer table: " + error.what());
-    }
+    model.table = table_in(row, 8, "model '" + model.id + "'");
     model.description = decode_checksum(row.blob(9));
     model.content = decode_checksum(row.blob(10));
     model.retired = row.number(11) != 0;
@@ -171,7 +176,7 @@ LayerTablePtr Catalogue::table_of(std::uint64_t model) {
     Statement& found = prepare("SELECT layer_table FROM models WHERE serial = ?");
     found.bind(model);
     LayerTablePtr table;
-    if (found.step()) table = std::make_shared<LayerTable>(LayerTable::decode(found.blob(0)));
+    if (found.step()) table = table_in(found, 0, "model number " + std::to_string(model));
     found.start();
     return table;
 }
@@ -212,7 +217,22 @@ std::string Catalogue::integrity() {
     Statement& check = prepare("PRAGMA integrity_check(1)");
     std::string found = check.step() ? check.text(0) : std::string();
     check.start();
-    return found == "ok" ? std::string() : found;
+    if (found != "ok") return found;
+    const bool is_ours = columns() == Catalogue(":memory:").columns();
+    return is_ours ? std::string() : "its tables are not those of a store";
+}
+
+void Catalogue::rebuild_indexes() {
+    execute("REINDEX");
+}
+
+std::string Catalogue::columns() {
+    Statement& columns = prepare(
+        "SELECT tables.name || '.' || columns.name || ' ' || columns.type || columns.pk "
+        "FROM sqlite_schema AS tables JOIN pragma_table_info(tables.name) AS columns ORDER BY 1");
+    std::string all;
+    while (columns.step()) all += columns.text(0) + '\n';
+    return all;
 }
 
 std::uint64_t Catalogue::last_serial() {

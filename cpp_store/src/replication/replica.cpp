@@ -422,6 +422,11 @@ bool Replica::hears(std::size_t server) const noexcept {
 
 Replica::Changes Replica::changes(std::size_t asker, Incarnation asking, bool joining,
                                   Incarnation incarnation, std::uint64_t since) {
+    if (asker >= peers_.size() || asker == self_) {
+        throw Error(Errc::invalid_argument, "no other server of the list has number " +
+                                                std::to_string(asker) + "; there are " +
+                                                std::to_string(peers_.size()));
+    }
     // What is decided while it is not said yet would pass the one that joins.
     const auto closed = joining ? membership_.close() : std::unique_lock<std::shared_mutex>{};
     Changes out{

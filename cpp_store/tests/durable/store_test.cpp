@@ -7,11 +7,13 @@
 #include <csignal>
 #include <fstream>
 #include <future>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <random>
 #include <thread>
 
+#include "cpp_store/check.hpp"
 #include "durable/durable_store.hpp"
 #include "durable/files.hpp"
 
@@ -20,9 +22,11 @@ namespace {
 
 namespace fs = std::filesystem;
 using std::chrono::milliseconds;
+using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 
 INSTANTIATE_TEST_SUITE_P(Both, DurableStore, testing::Values(Durability::sync, Durability::lazy),
                          [](const auto& each) {
@@ -320,6 +324,40 @@ TEST_P(DurableStore, NoticesDamagedBytes) {
     std::string message;
     EXPECT_EQ(code_of([&] { const Store store(options()); }, &message), Errc::storage);
     EXPECT_THAT(message, HasSubstr("cpp-store check"));
+}
+
+// The words of the schema, and bytes of the header, that SQLite's own check takes for granted.
+TEST_P(DurableStore, NoticesADamagedCatalogue) {
+    {
+        Store store(options());
+        put(store, request_of("m", {"a"}, 1'000));
+    }
+    const fs::path catalogue = root / "data" / "catalogue.sqlite";
+    std::ifstream in(catalogue, std::ios::binary);
+    const std::string whole{std::istreambuf_iterator<char>(in), {}};
+    const auto change = [&](std::size_t at, char byte) {
+        std::string bytes = whole;
+        bytes.at(at) = byte;
+        std::ofstream(catalogue, std::ios::binary) << bytes;
+    };
+
+    change(whole.find("retired_by"), 'R' + 1);
+    EXPECT_EQ(code_of([&] { const Store store(options()); }), Errc::storage);
+    const CheckReport report = check_directory(root / "data", true);  // comes to an end
+    ASSERT_THAT(report.damage, Not(IsEmpty()));
+    EXPECT_THAT(report.damage[0], AllOf(HasSubstr("catalogue"), HasSubstr("nothing is repaired")));
+    EXPECT_THAT(report.dropped, IsEmpty());
+
+    constexpr std::size_t write_version = 18;  // of SQLite's header
+    change(write_version, 64);
+    std::string message;
+    EXPECT_EQ(code_of([&] { const Store store(options()); }, &message), Errc::storage);
+    EXPECT_THAT(message, HasSubstr("cannot write " + catalogue.string()));
+    EXPECT_EQ(code_of([&] { (void)check_directory(root / "data", true); }), Errc::storage);
+
+    std::ofstream(catalogue, std::ios::binary) << whole;
+    Store store(options());
+    expect_intact(store, "m");
 }
 
 TEST_P(DurableStore, SurvivesASegmentThatIsCutOffWhileItIsOpen) {
