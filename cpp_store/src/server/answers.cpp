@@ -1,0 +1,162 @@
+// What clients are told.
+#include "server/engine.hpp"
+
+#include <algorithm>
+
+namespace cpp_store::server {
+namespace {
+
+std::vector<std::byte> body_of(std::string_view text) {
+    wire::Writer out;
+    out.string(text);
+    return out.take();
+}
+// Made before they are needed.
+const std::vector<std::byte> nothing_changed =
+    body_of("the server has no memory left for this request; nothing has changed");
+const std::vector<std::byte> not_answered =
+    body_of("the server had no memory left to answer; what was asked for is done");
+
+}  // namespace
+
+void Call::reply(wire::Writer body) {
+    std::vector<std::byte> answer = body.take();
+    if (answer.size() > wire::max_body) {
+        fail(Error(Errc::invalid_argument,
+                   "the answer of " + std::to_string(answer.size()) +
+                       " bytes is larger than a message may be; ask for less"));
+        return;
+    }
+    host_.respond(shared_from_this(), 0, std::move(answer));
+}
+
+void Call::fail(const std::exception& error) {
+    const auto* known = dynamic_cast<const Error*>(&error);
+    const auto* memory = dynamic_cast<const std::bad_alloc*>(&error);
+    if (!memory) {
+        try {
+            const Errc code = known ? known->code() : Errc::internal;
+            wire::Writer out;
+            out.string(std::string_view(error.what()).substr(0, wire::max_id));
+            host_.respond(shared_from_this(), static_cast<std::uint16_t>(code), out.take());
+            return;
+        } catch (const std::bad_alloc&) {
+        }
+    }
+    host_.refuse(shared_from_this());
+}
+
+Refusal Refusal::of(bool has_changed) noexcept {
+    const Errc code = has_changed ? Errc::connection : Errc::out_of_memory;
+    return {static_cast<std::uint16_t>(code), has_changed ? not_answered : nothing_changed};
+}
+
+void Engine::send(const Session& session, wire::Frame frame, std::span<const std::byte> part) {
+    endpoint->send(session.peer, wire::encode(frame), part,
+                   session.seals ? &session.seals->out : nullptr);
+}
+
+void Engine::send_body(const Session& session, wire::Frame frame, std::span<const std::byte> body) {
+    send_body(session.peer, session.seals ? &session.seals->out : nullptr, frame, body);
+}
+
+void Engine::send_body(net::Peer peer, security::Seal* seal, wire::Frame frame,
+                       std::span<const std::byte> body) {
+    const std::size_t room = endpoint->max_message() - wire::frame_header_size -
+                             (seal ? security::Seal::tag_size : std::size_t{0});
+    frame.total = static_cast<std::uint32_t>(body.size());
+    do {
+        const std::size_t size = std::min(room, body.size() - frame.offset);
+        endpoint->send(peer, wire::encode(frame), body.subspan(frame.offset, size), seal);
+        frame.offset += static_cast<std::uint32_t>(size);
+    } while (frame.offset < body.size());
+}
+
+void Engine::refuse(CallPtr call) noexcept {
+    if (std::this_thread::get_id() == progress_id) {
+        refuse_now(*call->session(), call->id(), Refusal::of(call->has_changed()));
+        return;
+    }
+    {
+        const std::scoped_lock lock(posted_mutex);
+        call->next = std::move(refused);
+        refused = std::move(call);
+    }
+    wake_up();
+}
+
+void Engine::refuse_calls() noexcept {
+    CallPtr first;
+    {
+        const std::scoped_lock lock(posted_mutex);
+        first = std::move(refused);
+    }
+    while (first) {
+        refuse_now(*first->session(), first->id(), Refusal::of(first->has_changed()));
+        first = CallPtr(std::move(first->next));
+    }
+}
+
+void Engine::refuse_now(const Session& session, std::uint64_t call,
+                        const Refusal& refusal) noexcept {
+    if (!sessions.contains(session.id)) return;
+    try {
+        send_body(session,
+                  {.kind = wire::Kind::response,
+                   .code = refusal.code,
+                   .session = session.id,
+                   .call = call},
+                  refusal.body);
+    } catch (const std::bad_alloc&) {
+        cut(session.id);
+    }
+}
+
+void Engine::cut(std::uint64_t session) noexcept {
+    const auto found = sessions.find(session);
+    if (found == sessions.end()) return;
+    found->second->is_cut = true;
+    has_cut = true;
+}
+
+void Engine::drop_cut() {
+    for (auto entry = sessions.begin(); entry != sessions.end();) {
+        const std::shared_ptr<Session> session = (entry++)->second;
+        if (!session->is_cut) continue;
+        complain("a client is dropped: there is no memory to answer it");
+        forget(*session);
+    }
+    has_cut = false;
+}
+
+void Engine::respond(CallPtr call, std::uint16_t code, std::vector<std::byte> body) {
+    if (std::this_thread::get_id() == progress_id) {
+        answer(*call, code, body);
+    } else {
+        post([this, call = std::move(call), code, body = std::move(body)] {
+            answer(*call, code, body);
+        });
+    }
+}
+
+void Engine::answer(Call& call, std::uint16_t code, const std::vector<std::byte>& body) {
+    const Session& session = *call.session();
+    if (!sessions.contains(session.id)) return;
+    try {
+        send_body(
+            session,
+            {.kind = wire::Kind::response, .code = code, .session = session.id, .call = call.id()},
+            body);
+    } catch (const std::bad_alloc&) {  // perhaps in the middle of it
+        cut(session.id);
+        return;
+    }
+    if (code == static_cast<std::uint16_t>(Errc::protocol)) {
+        drop(session, std::string(wire::operation_name(call.operation())) + ": malformed request");
+    } else if (code == static_cast<std::uint16_t>(Errc::internal)) {
+        log(LogLevel::error, std::string(wire::operation_name(call.operation())) + ": " +
+                                 wire::Reader(body).string());
+    }
+}
+
+}  // namespace cpp_store::server
