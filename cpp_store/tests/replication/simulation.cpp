@@ -151,6 +151,7 @@ class World {
         check_order();
         check_at_rest();
         check_nothing_leaks();
+        if (chance(0.25)) check_goes_on();
     }
 
     Simulated counts;
@@ -857,6 +858,35 @@ class World {
                 stats.memory.used != 0) {
                 wrong("a server keeps " + std::to_string(stats.layers) + " layers for " +
                       std::to_string(stats.foreign_holders) + " holders that nobody needs");
+            }
+        }
+    }
+
+    // One server is gone for good: soon all calls come to a good end without it.
+    void check_goes_on() {
+        crash(below(server_count), true);
+        until(now_ + 6 * follow_interval);
+        Task<void> calls = go_on(*clients_[below(client_count)].wire);
+        calls.start();
+        until(now_ + 12 * timeout);
+        if (!calls.done()) wrong("calls do not come to an end while a server is gone");
+        calls.get();
+    }
+
+    Task<void> go_on(Wire& wire) {
+        for (const std::string id : {"last0", "last1", "last2"}) {
+            Planned planned;
+            plan(planned, id, false);
+            if (co_await put_planned(wire, planned)) wrong(id + " cannot be put without a server");
+            try {
+                bool silent = false;
+                const auto content =
+                    co_await read_found(wire, co_await find(wire, placement_, id), silent);
+                if (!content) wrong(id + " cannot be read without a server");
+                check_content(id, *content);
+                co_await retire(wire, placement_, id);
+            } catch (const Error& error) {
+                wrong(id + " cannot be used without a server: " + error.what());
             }
         }
     }
