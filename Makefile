@@ -72,14 +72,17 @@ soak: test-cpp setup
 	$(BIN)/python -m tests.cpp_store.crashes --faults 5000
 	$(BIN)/python -m tests.cpp_store.replica_crashes --faults 1000 --histories 40
 	$(BIN)/python -m tests.cpp_store.load --operations 1000000 --restart 30
+	$(MAKE) test-fuzz FUZZ_SEED=0 FUZZ_SECONDS=600
 
-# They share the build of AddressSanitizer with the unit tests.
+# They share the build of AddressSanitizer with the unit tests. FUZZ_SEED=0: another way each time, FUZZ_SECONDS: longer.
+FUZZ_SEED ?= 1
+FUZZ_SECONDS ?= 20
 test-fuzz: debian-build debian-test
 	cmake --preset asan > /dev/null
 	cmake --build build/asan
 	ls build/asan/cpp_store/fuzz/*_fuzz | xargs -P $$(nproc) -I % sh -ec 'name=$$(basename % _fuzz); \
 	    mkdir -p build/asan/found/$$name; \
-	    % -max_total_time=20 -print_final_stats=0 -verbosity=0 \
+	    % -seed=$(FUZZ_SEED) -max_total_time=$(FUZZ_SECONDS) -timeout=60 -print_final_stats=0 -verbosity=0 \
 	        build/asan/found/$$name cpp_store/fuzz/corpus/$$name'
 
 # The wheel that setup built, made portable, in an environment that has nothing else.

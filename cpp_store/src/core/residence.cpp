@@ -163,8 +163,7 @@ bool Store::Impl::is_intact(const Place& place) const {
         const durable::File file = journal->open_segment(record.segment);
         return std::all_of(record.tensors.begin(), record.tensors.end(),
                            [&](const durable::TensorRecord& tensor) {
-                               std::vector<std::byte> bytes(tensor.spec.nbytes());
-                               file.read(bytes, tensor.offset);
+                               const auto bytes = file.read(tensor.offset, tensor.spec.nbytes());
                                return checksum_of(bytes.data(), bytes.size()) == tensor.checksum;
                            });
     } catch (const Error& error) {

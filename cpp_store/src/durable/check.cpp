@@ -90,6 +90,10 @@ class Checker {
     void check_files() {
         std::set<std::uint64_t> known;
         for (const SegmentRecord& segment : catalogue_.segments()) {
+            if (segment.serial == 0) {  // which stands for packets
+                report_.damage.push_back("segment 0 has an entry");
+                continue;
+            }
             known.insert(segment.serial);
             ++report_.segments;
             std::uint64_t live = 0;
@@ -149,9 +153,7 @@ class Checker {
         }
         if (!file) return false;
         try {
-            if (size > file->size()) return false;
-            std::vector<std::byte> bytes(size);
-            file->read(bytes, tensor.offset);
+            const std::vector<std::byte> bytes = file->read(tensor.offset, size);
             return checksum_of(bytes.data(), size) == tensor.checksum;
         } catch (const Error&) {
             return false;
@@ -206,7 +208,7 @@ class Checker {
         while (!catalogue_.leaks(true).empty()) {  // what only they needed
         }
         for (const SegmentRecord& segment : catalogue_.segments()) {
-            if (!catalogue_.layers_in(segment.serial).empty()) continue;
+            if (segment.serial != 0 && !catalogue_.layers_in(segment.serial).empty()) continue;
             catalogue_.remove_segment(segment.serial);
             unknown_.push_back(segment_name(segment.serial));
         }

@@ -75,6 +75,7 @@ std::vector<TensorRecord> decode_tensors(std::span<const std::byte> bytes) {
     constexpr std::size_t least = 26;  // bytes of a tensor without dimensions
     if (count > in.left() / least) Reader::malformed();
     std::vector<TensorRecord> tensors(count);
+    std::uint64_t room = std::uint64_t{1} << 62;  // in bytes: no sum of them overflows
     for (TensorRecord& tensor : tensors) {
         const std::uint8_t dtype = in.u8();
         if (dtype >= dtype_count) Reader::malformed();
@@ -84,7 +85,8 @@ std::vector<TensorRecord> decode_tensors(std::span<const std::byte> bytes) {
         tensor.offset = in.u64();
         tensor.checksum = in.checksum();
         try {
-            (void)tensor.spec.nbytes();
+            if (tensor.spec.nbytes() > room) Reader::malformed();
+            room -= tensor.spec.nbytes();
         } catch (const Error&) {  // beyond all numbers
             Reader::malformed();
         }

@@ -180,6 +180,16 @@ void File::read(std::span<std::byte> into, std::uint64_t offset) const {
     }
 }
 
+std::vector<std::byte> File::read(std::uint64_t offset, std::uint64_t size) const {
+    const std::uint64_t there = this->size();
+    if (offset > there || size > there - offset) {
+        throw Error(Errc::storage, path_.string() + " ends early");
+    }
+    std::vector<std::byte> bytes(size);
+    read(bytes, offset);
+    return bytes;
+}
+
 void File::sync() {
     if (guarded("file.sync", [&] { return real_fdatasync(fd_); }) != 0) {
         fail("cannot sync", errno);

@@ -34,6 +34,8 @@ class File {
     void append(std::vector<iovec> pieces);
     // All bytes from `offset` on; fewer than asked for are an error ("ends early").
     void read(std::span<std::byte> into, std::uint64_t offset) const;
+    // The same, as whoever says how many there are may be wrong: no memory is taken for more.
+    [[nodiscard]] std::vector<std::byte> read(std::uint64_t offset, std::uint64_t size) const;
     void sync();
     [[nodiscard]] std::uint64_t size() const;
     // Keeps others from doing the same until it is closed or this process ends. False if one has.

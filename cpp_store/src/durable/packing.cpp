@@ -61,13 +61,13 @@ bool Journal::pack(std::uint64_t from) {
         if (!table) throw Error(Errc::storage, "the catalogue is damaged: a layer of no model");
         for (std::size_t t = 0; t < layer.tensors.size(); ++t) {
             TensorRecord& tensor = layer.tensors[t];
-            std::vector<std::byte>& data = content.emplace_back(tensor.spec.nbytes());
+            const std::uint64_t size = tensor.spec.nbytes();
+            std::vector<std::byte>& data = content.emplace_back();
             if (from != 0) {
-                file.read(data, tensor.offset);
-            } else if (tensor.offset <= packet.size() &&
-                       data.size() <= packet.size() - tensor.offset) {
-                std::copy_n(packet.begin() + static_cast<std::ptrdiff_t>(tensor.offset),
-                            data.size(), data.begin());
+                data = file.read(tensor.offset, size);
+            } else if (tensor.offset <= packet.size() && size <= packet.size() - tensor.offset) {
+                const std::byte* const begin = packet.data() + tensor.offset;
+                data.assign(begin, begin + size);
             }
             const std::string name = tensor_name(id, *table, layer, t);
             if (checksum_of(data.data(), data.size()) != tensor.checksum) {
