@@ -1,6 +1,8 @@
 """``cpp-store check``, ``export`` and ``import``."""
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,33 @@ def directory(tmp_path: Path) -> Path:
     with cpp_store.embedded(data_dir=tmp_path / "data") as store:
         fill(store)
     return tmp_path / "data"
+
+
+def damage_index(catalogue: Path) -> None:
+    """Let an index say that layers are in another segment than their table says."""
+    move = "UPDATE layers SET segment = segment {} 1000"
+    with contextlib.closing(sqlite3.connect(catalogue, isolation_level=None)) as database:
+        database.execute(move.format("+"))
+        database.execute("PRAGMA writable_schema = ON")
+        name = "layers_by_segment"
+        row = database.execute("SELECT * FROM sqlite_schema WHERE name = ?", [name]).fetchone()
+        database.execute("DELETE FROM sqlite_schema WHERE name = ?", [name])
+    with contextlib.closing(sqlite3.connect(catalogue, isolation_level=None)) as database:
+        database.execute(move.format("-"))  # and the index knows nothing of it
+        database.execute("PRAGMA writable_schema = ON")
+        database.execute("INSERT INTO sqlite_schema VALUES(?, ?, ?, ?, ?)", row)
+
+
+def test_check_rebuilds_an_index(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage_index(directory / "catalogue.sqlite")
+    assert main(["check", str(directory)]) == 1
+    assert "damage: the catalogue itself" in capsys.readouterr().out
+    assert main(["check", str(directory), "--repair"]) == 1
+    said = capsys.readouterr().out
+    assert "its indexes are rebuilt" in said and "dropped" not in said
+    assert main(["check", str(directory)]) == 0
+    with cpp_store.embedded(data_dir=directory) as store:
+        assert store.list() == ["second", "third"] and store.verify() == []
 
 
 def test_check_finds_nothing_where_all_is_well(

@@ -49,18 +49,22 @@ class Checker {
 
   private:
     void check_catalogue() {
-        std::string found = catalogue_.integrity();
-        if (!found.empty() && repair_) {
-            catalogue_.rebuild_indexes();
-            found = catalogue_.integrity();
-        }
+        const std::string found = catalogue_.integrity();
         if (found.empty()) return;
-        report_.damage.push_back("the catalogue itself: " + found);
-        // Whatever else would be changed in it could be lost, or harm more.
-        if (repair_) {
-            report_.damage.back() += "; nothing is repaired, cpp-store export what can be read";
-            repair_ = false;
+        std::string& damage = report_.damage.emplace_back("the catalogue itself: " + found);
+        if (!repair_) return;
+        try {
+            catalogue_.rebuild_indexes();
+        } catch (const Error&) {
+            // It is not only them, as is found out now.
         }
+        if (catalogue_.integrity().empty()) {
+            damage += "; its indexes are rebuilt";
+            return;
+        }
+        // Whatever else would be changed in it could be lost, or harm more.
+        damage += "; nothing is repaired, cpp-store export what can be read";
+        repair_ = false;
     }
 
     void load() {
