@@ -11,27 +11,6 @@ import pytest
 
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]
 
-LONG = tuple(
-    f"tests/{place}"
-    for place in (
-        "end_to_end/",
-        "docs/test_blocks",
-        "clusters/",
-        "examples/",
-        "cpp_store/test_crashes",
-        "cpp_store/test_load",
-        "cpp_store/test_linearizability",
-        "transfer_nas/test_deephyper",
-        "transfer_nas/test_backends",
-    )
-)
-"""Where tests take tens of seconds."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with long tests, so that in the end no worker has one while the others are through."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
-
 
 @pytest.fixture
 def mpiexec() -> MpiExec:
