@@ -66,7 +66,7 @@ test-cpp: debian-build debian-test
 	done
 
 # What CI does a part of: every place where a system call can fail or a server die, 5,000 faults, and a
-# million operations of eight clients beside servers that are killed.
+# million operations of eight clients beside servers that are killed; and ten minutes of each fuzz target.
 soak: test-cpp setup
 	CPP_STORE_SOAK=1 build/release/cpp_store/tests/test_durable --gtest_filter='*Fault*:*FailingCalls*'
 	$(BIN)/python -m tests.cpp_store.crashes --faults 5000

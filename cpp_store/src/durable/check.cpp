@@ -150,15 +150,14 @@ class Checker {
 
     static bool is_intact(const TensorRecord& tensor, const std::optional<File>& file,
                           const std::vector<std::byte>& packet, std::uint64_t segment) {
-        const std::uint64_t size = tensor.spec.nbytes();
         if (segment == 0) {
-            if (tensor.offset > packet.size() || size > packet.size() - tensor.offset) return false;
-            return checksum_of(packet.data() + tensor.offset, size) == tensor.checksum;
+            const auto found = tensor.in_packet(packet);
+            return found && checksum_of(found->data(), found->size()) == tensor.checksum;
         }
         if (!file) return false;
         try {
-            const std::vector<std::byte> bytes = file->read(tensor.offset, size);
-            return checksum_of(bytes.data(), size) == tensor.checksum;
+            const auto bytes = file->read(tensor.offset, tensor.spec.nbytes());
+            return checksum_of(bytes.data(), bytes.size()) == tensor.checksum;
         } catch (const Error&) {
             return false;
         }

@@ -84,12 +84,14 @@ std::vector<TensorRecord> decode_tensors(std::span<const std::byte> bytes) {
         for (std::uint64_t& extent : tensor.spec.shape) extent = in.u64();
         tensor.offset = in.u64();
         tensor.checksum = in.checksum();
+        std::uint64_t nbytes = 0;
         try {
-            if (tensor.spec.nbytes() > room) Reader::malformed();
-            room -= tensor.spec.nbytes();
+            nbytes = tensor.spec.nbytes();
         } catch (const Error&) {  // beyond all numbers
             Reader::malformed();
         }
+        if (nbytes > room) Reader::malformed();
+        room -= nbytes;
     }
     if (in.left() != 0) Reader::malformed();
     return tensors;

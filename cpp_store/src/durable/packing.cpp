@@ -61,13 +61,11 @@ bool Journal::pack(std::uint64_t from) {
         if (!table) throw Error(Errc::storage, "the catalogue is damaged: a layer of no model");
         for (std::size_t t = 0; t < layer.tensors.size(); ++t) {
             TensorRecord& tensor = layer.tensors[t];
-            const std::uint64_t size = tensor.spec.nbytes();
             std::vector<std::byte>& data = content.emplace_back();
             if (from != 0) {
-                data = file.read(tensor.offset, size);
-            } else if (tensor.offset <= packet.size() && size <= packet.size() - tensor.offset) {
-                const std::byte* const begin = packet.data() + tensor.offset;
-                data.assign(begin, begin + size);
+                data = file.read(tensor.offset, tensor.spec.nbytes());
+            } else if (const auto found = tensor.in_packet(packet)) {
+                data.assign(found->begin(), found->end());
             }
             const std::string name = tensor_name(id, *table, layer, t);
             if (checksum_of(data.data(), data.size()) != tensor.checksum) {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -16,6 +18,14 @@ struct TensorRecord {
     TensorSpec spec;
     Checksum checksum;
     std::uint64_t offset = 0;  // in the segment file, or in the model's packet
+
+    // Its bytes in the packet; none if that ends before them.
+    [[nodiscard]] std::optional<std::span<const std::byte>> in_packet(
+        std::span<const std::byte> packet) const {
+        const std::uint64_t size = spec.nbytes();
+        if (offset > packet.size() || size > packet.size() - offset) return std::nullopt;
+        return packet.subspan(offset, size);
+    }
 };
 
 // A stored layer: serial of the model that has it, position in its table.
