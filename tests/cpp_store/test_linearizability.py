@@ -2,8 +2,11 @@
 
 import itertools
 import math
+import os
 import random
-from collections.abc import Hashable, Sequence
+import subprocess
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,10 +271,20 @@ def model_scripts(count: int, asks_each: tuple[int, int]) -> list[histories.Scri
     return [histories.write(f"r{i}", "models", rng, asks_each) for i in range(count)]
 
 
+@pytest.fixture(scope="session")
+def jitter(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """Give an environment in which servers stop now and then where they lock something."""
+    library = tmp_path_factory.mktemp("jitter") / "jitter.so"
+    source = Path(__file__).with_name("jitter.c")
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", source, "-o", library, "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
 @pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
 @pytest.mark.parametrize("count", [2, 3])
-def test_processes_on_replicas(count: int, same_host: bool) -> None:
-    with replicas(count) as group:
+def test_processes_on_replicas(count: int, same_host: bool, jitter: Mapping[str, str]) -> None:
+    with replicas(count, jitter) as group:
         group.settle()
         recorded = histories.run_processes(
             group.addresses, model_scripts(HISTORIES, (4, 9)), same_host=same_host, replicas=2
@@ -281,9 +294,11 @@ def test_processes_on_replicas(count: int, same_host: bool) -> None:
 
 
 @pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
-def test_processes_on_replicas_that_are_killed_and_return(same_host: bool) -> None:
+def test_processes_on_replicas_that_are_killed_and_return(
+    same_host: bool, jitter: Mapping[str, str]
+) -> None:
     """One after the other, in the middle of a long history; the next when all take part again."""
-    with replicas(3) as group:
+    with replicas(3, jitter) as group:
 
         def kill_and_restart() -> None:
             for server in range(6):

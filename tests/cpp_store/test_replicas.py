@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,12 +21,17 @@ CONTENT = np.arange(5_000, dtype="int32")  # beyond what travels in messages
 class Replicas:
     """Servers that can be killed and started again at their addresses."""
 
-    def __init__(self, count: int, *arguments: str) -> None:
+    def __init__(
+        self, count: int, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._arguments = arguments
+        self._environment = environment
         self.processes: list[subprocess.Popen[str]] = []
         self.addresses: list[str] = []
         for _ in range(count):
-            process, address = servers.start("--memory", "64MiB", *arguments)
+            process, address = servers.start(
+                "--memory", "64MiB", *arguments, environment=environment
+            )
             self.processes.append(process)
             self.addresses.append(address)
 
@@ -36,7 +41,11 @@ class Replicas:
 
     def restart(self, server: int) -> None:
         self.processes[server], _ = servers.start(
-            self.addresses[server], "--memory", "64MiB", *self._arguments
+            self.addresses[server],
+            "--memory",
+            "64MiB",
+            *self._arguments,
+            environment=self._environment,
         )
 
     def settle(self, replicas: int = 2) -> None:
@@ -53,8 +62,8 @@ class Replicas:
 
 
 @contextmanager
-def running(count: int) -> Iterator[Replicas]:
-    made = Replicas(count)
+def running(count: int, environment: Mapping[str, str] | None = None) -> Iterator[Replicas]:
+    made = Replicas(count, environment=environment)
     try:
         yield made
     finally:

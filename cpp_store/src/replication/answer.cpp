@@ -35,7 +35,6 @@ void put(Replica& replica, const Request& request, Answer& answer) {
 void retire(Replica& replica, const Request& request, Answer& answer) {
     Replica::Retired retired =
         replica.retire(request.model, request.token, request.version, request.by, request.through);
-    answer.version = retired.version;
     answer.by = retired.by;
     answer.chain = std::move(retired.chain);
 }
@@ -105,6 +104,7 @@ Answer answer(Replica& replica, const Request& request) {
                 break;
             case Kind::state:
                 for (const std::string& model : request.models) {
+                    if (request.decisive) replica.check_answers(model);
                     const State state = replica.state(model);
                     if (state.presence == Presence::unknown) replica.check_ready();
                     answer.states.push_back(state);

@@ -316,14 +316,16 @@ Task<std::uint64_t> put(Network& network, const Placement& placement, PutRequest
                 co_await wait(network, placement, request.model, patience, made.answer);
                 continue;
             }
+            // It was put at a server that did not answer, and is retired already.
+            if (other->presence != Presence::visible && other->version == request.created_ns) {
+                co_return bytes_of(tensors);
+            }
+            if (uncertain && other->version > request.created_ns) {
+                throw Error(Errc::connection,
+                            "model '" + request.model +
+                                "' may have been put and retired; a server that knows is gone");
+            }
             if (other->presence == Presence::gone) {
-                // It was put at a server that did not answer, and is retired already.
-                if (other->version == request.created_ns) co_return bytes_of(tensors);
-                if (uncertain) {
-                    throw Error(Errc::connection,
-                                "model '" + request.model +
-                                    "' may have been put and retired; a server that knows is gone");
-                }
                 co_await give_back(network, placement, references, holder);
                 // Retired by a client whose clock is ahead of ours. No two puts have the same
                 // version.
@@ -347,10 +349,48 @@ Task<std::uint64_t> put(Network& network, const Placement& placement, PutRequest
     }
 }
 
+namespace {
+
+// What the server answers that is to be asked about a model. Throws Errc::connection or deadline
+// if nobody does.
+Task<Answer> ask_about(Network& network, const Placement& placement, const std::string& model,
+                       const Request& request) {
+    Reading reading(network, placement, model);
+    while (true) {
+        while (const auto server = reading.next()) {
+            Answer answer = co_await network.ask(*server, request);
+            answer.server = *server;
+            if (!answer.is_unreachable()) co_return answer;
+            reading.failed(answer.exception());
+        }
+        const Error silent = reading.silent();
+        const auto pause = reading.again();
+        if (!pause) {
+            throw Error(silent.code(),
+                        "no server of model '" + model + "' can be reached: " + silent.what());
+        }
+        co_await network.rest(*pause);
+    }
+}
+
+}  // namespace
+
 Task<void> retire(Network& network, const Placement& placement, std::string model) {
+    const auto nothing = [&] {
+        return Error(Errc::not_found, "there is no model '" + model + "' to retire");
+    };
+    // First what there is: a server that retires it may stop before it says so, and then what was
+    // put meanwhile must not be retired in its place.
+    Request question(Request::Kind::state);
+    question.models = {model};
+    question.decisive = true;
+    const Answer there = co_await ask_about(network, placement, model, question);
+    if (there.error) throw there.exception();
+    if (there.states.front().presence != Presence::visible) throw nothing();
+    const Version version = there.states.front().version;
     const Retirement token = network.now();
-    Version version = 0;  // that is retired, as far as is known
-    Retirement by = 0;    // the call that did it
+    Retirement by = 0;  // the call that retired it, as far as is known
+    bool uncertain = false;
     Patience patience(network);
     while (true) {
         const auto ask = [&](const Chain& through) {
@@ -362,18 +402,20 @@ Task<void> retire(Network& network, const Placement& placement, std::string mode
             request.through = through;
             return request;
         };
-        const auto took = [&](const Answer& answer) {
-            version = answer.version;
-            by = answer.by;
-        };
+        const auto took = [&](const Answer& answer) { by = answer.by; };
         const Pass made = co_await pass(network, placement, model, ask, took, patience);
+        uncertain = uncertain || made.uncertain;
         if (made.end == Pass::End::done) break;
         if (made.end == Pass::End::refused) throw made.answer.exception();
         co_await wait(network, placement, model, patience, made.answer);
     }
-    if (version == 0 || by != token) {
-        throw Error(Errc::not_found, "there is no model '" + model + "' to retire");
+    if (by == token) co_return;
+    if (by == 0 && uncertain) {
+        throw Error(Errc::connection, "model '" + model +
+                                          "' may have been retired, and is replaced; a server that "
+                                          "knows is gone");
     }
+    throw nothing();
 }
 
 std::optional<std::chrono::milliseconds> Patience::next(std::span<const std::size_t> servers) {
@@ -427,24 +469,11 @@ std::optional<std::chrono::milliseconds> Reading::again() {
 }
 
 Task<Found> find(Network& network, const Placement& placement, std::string model) {
-    Reading reading(network, placement, model);
-    while (true) {
-        while (const auto server = reading.next()) {
-            Request request(Request::Kind::read);
-            request.model = model;
-            Answer answer = co_await network.ask(*server, std::move(request));
-            if (!answer.error) co_return Found{*server, std::move(*answer.info)};
-            if (!answer.is_unreachable()) throw answer.exception();
-            reading.failed(answer.exception());
-        }
-        const Error silent = reading.silent();
-        const auto pause = reading.again();
-        if (!pause) {
-            throw Error(silent.code(),
-                        "no server of model '" + model + "' can be reached: " + silent.what());
-        }
-        co_await network.rest(*pause);
-    }
+    Request request(Request::Kind::read);
+    request.model = model;
+    Answer answer = co_await ask_about(network, placement, model, request);
+    if (answer.error) throw answer.exception();
+    co_return Found{answer.server, std::move(*answer.info)};
 }
 
 void put_in_order(PutRequest& request, std::vector<std::span<const std::byte>>& tensors) {

@@ -36,7 +36,7 @@ struct Pulled {
 struct Request {
     enum class Kind : std::uint8_t {
         put,      // `put`, whose created_ns is its version; `through`
-        retire,   // whatever there is, or what was retired before: `version`, `by`, `through`
+        retire,   // `version`, `by`, `through`
         bury,     // retires what is not newer than `version`, whoever else knows
         undo,     // of a put that failed: retires `version` and no other
         refuse,   // of a put that this server refused after others took it
@@ -54,9 +54,10 @@ struct Request {
     Kind kind;
     std::string model;
     Version version = 0;
-    Chain through;         // the servers before this one, and as what they took it
-    Retirement token = 0;  // retire: of the call
-    Retirement by = 0;     // retire, bury: by which it was retired already
+    Chain through;          // the servers before this one, and as what they took it
+    Retirement token = 0;   // retire: of the call
+    Retirement by = 0;      // retire, bury: by which it was retired already
+    bool decisive = false;  // state: only of a server that knows nothing that could be lost
     std::vector<std::string> models;
     std::vector<LayerKey> keys;
     std::string holder;
@@ -75,12 +76,13 @@ struct Answer {
     // not say, or not yet.
     std::optional<Errc> error;
     std::string why;
+    std::size_t server = 0;  // where the caller left the choice
 
     std::uint64_t bytes = 0;           // put: that the model added
     bool done = false;                 // put: the model is new here; refuse: it is not there
     Chain chain;                       // put, retire, chain: as what the model's servers take part
     std::vector<State> states;         // state: of each
-    Retirement by = 0;                 // retire: by which `version` was retired
+    Retirement by = 0;                 // retire: by which it was retired; 0: not known
     std::vector<std::uint64_t> sizes;  // acquire: bytes of each layer
     Incarnation incarnation = 0;       // changes: of the server, since it started
     bool ready = false;                // changes: whether the server answers questions
@@ -91,7 +93,7 @@ struct Answer {
     Version forgotten = 0;             // changes: Ledger::forgotten()
     std::vector<Change> changes;
     std::optional<ModelInfo> info;  // read
-    Version version = 0;            // retire: what is retired, 0: nothing; read: of the model
+    Version version = 0;            // read: of the model
     std::vector<LayerData> layers;  // fetch
     std::optional<Pulled> pulled;   // pull
 

@@ -115,6 +115,9 @@ State Replica::known(std::string_view model) const {
 }
 
 State Replica::state(std::string_view model) const {
+    // A put is in the store a moment before the ledger knows: it would look like a lease on what
+    // was retired before.
+    const std::scoped_lock order(stripe(model));
     State state = known(model);
     if (state.presence == Presence::gone && store_.is_alive(model)) {
         state.presence = Presence::leased;
@@ -245,29 +248,24 @@ Replica::Retired Replica::retire(std::string_view model, Retirement token, Versi
                                  Retirement by, const Chain& through) {
     const auto held = membership_.hold();
     const bool decided = is_decided(model, through);
-    Retired said{version, by, {}};
     {
         const std::scoped_lock order(stripe(model));
-        if (!decided) said = decide(model, token, version, by);
-        if (said.version > 0) bury_here(model, said.version, said.by);
+        if (!decided) by = decide(model, token, version, by);
+        bury_here(model, version, by);
     }
-    said.chain = chain(model);
-    if (said.version > 0) doubt(model, said.version, true);
-    return said;
+    doubt(model, version, true);
+    return {by, chain(model)};
 }
 
 // Of a version that a server retired which takes no part any more, nobody else may know.
-Replica::Retired Replica::decide(std::string_view model, Retirement token, Version version,
-                                 Retirement by) const {
-    const State here = known(model);
-    if (version > 0 && here.version > version)
-        return {version, by, {}};  // and there is a later one
-    const bool is_known = version > 0 && here.version == version;
-    if (here.presence != Presence::gone) return {here.version, is_known ? by : token, {}};
+Retirement Replica::decide(std::string_view model, Retirement token, Version version,
+                           Retirement by) const {
     const std::scoped_lock lock(mutex_);
     const Ledger::Entry* const entry = ledger_.find(model);
-    const bool says_who = entry && entry->by != 0;
-    return {here.version, says_who ? entry->by : is_known ? by : 0, {}};
+    if (!entry || entry->version < version || (entry->version == version && !entry->retired)) {
+        return by != 0 ? by : token;
+    }
+    return entry->version == version && entry->by != 0 ? entry->by : by;
 }
 
 void Replica::bury(std::string_view model, Version version, Retirement by) {

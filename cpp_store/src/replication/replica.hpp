@@ -91,13 +91,12 @@ class Replica {
     [[nodiscard]] Published passed(std::string_view model) const;
 
     struct Retired {
-        Version version = 0;  // that is retired; 0: there was none
-        Retirement by = 0;    // the call that did it
+        Retirement by = 0;  // the call that did it; 0: not known, there is a later version
         Chain chain;
     };
-    // Retires what there is, for a call that calls itself `token`. It may have been told already
-    // that it, or another call, retired a version: if a server that takes part decided so, it is
-    // done here; if not, it counts unless this server knows better. Throws as prepare.
+    // Retires a version, for a call that calls itself `token`. It may have been told already that
+    // it, or another call, did so: if a server that takes part decided it, it is done here; if not,
+    // it counts unless this server knows better. Throws as prepare.
     Retired retire(std::string_view model, Retirement token, Version version, Retirement by,
                    const Chain& through);
     // Retires what is not newer than a version, and takes note that it is retired.
@@ -206,8 +205,8 @@ class Replica {
     Published commit_decided(PendingPut put, std::string_view model, Version version,
                              References references);
     // With the id's stripe held:
-    [[nodiscard]] Retired decide(std::string_view model, Retirement token, Version version,
-                                 Retirement by) const;
+    [[nodiscard]] Retirement decide(std::string_view model, Retirement token, Version version,
+                                    Retirement by) const;
     Published publish(PendingPut put, std::string_view model, Version version,
                       References references);
     void bury_here(std::string_view model, Version version, Retirement by);

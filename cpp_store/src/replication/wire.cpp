@@ -84,6 +84,7 @@ void encode(wire::Writer& out, const Request& request) {
             break;
         case Kind::state:
             out.strings(request.models);
+            out.u8(request.decisive ? 1 : 0);
             break;
         case Kind::changes:
             out.u64(request.asker);
@@ -127,6 +128,7 @@ Request decode_request(wire::Operation operation, wire::Reader& in) {
         case wire::Operation::state:
             request.kind = Kind::state;
             request.models = in.strings();
+            request.decisive = in.u8() != 0;
             break;
         case wire::Operation::changes:
             request.kind = Kind::changes;
@@ -145,7 +147,6 @@ Request decode_request(wire::Operation operation, wire::Reader& in) {
 void encode(wire::Writer& out, Kind kind, const Answer& answer) {
     switch (kind) {
         case Kind::retire:
-            out.u64(answer.version);
             out.u64(answer.by);
             wire::encode_chain(out, answer.chain);
             break;
@@ -187,7 +188,6 @@ Answer decode_answer(Kind kind, wire::Reader& in) {
     Answer answer;
     switch (kind) {
         case Kind::retire:
-            answer.version = in.u64();
             answer.by = in.u64();
             answer.chain = wire::decode_chain(in);
             break;

@@ -247,8 +247,15 @@ class World {
             }
         }
         if (!answered || chance(loss_)) return;
+        const Incarnation life = server.up ? server.replica->incarnation() : 0;
         at(now_ + 1 + below(longest_delay),
-           [answered, said = std::make_shared<Answer>(std::move(said))] {
+           [this, &server, life, answered, said = std::make_shared<Answer>(std::move(said))] {
+               const bool is_gone = !server.up || server.replica->incarnation() != life;
+               if (is_gone && chance(0.5)) {  // what it said last goes with its connections
+                   *said = Answer();
+                   said->error = Errc::connection;
+                   said->why = "gone";
+               }
                (*answered)(std::move(*said));
            });
     }
