@@ -170,6 +170,36 @@ def test_a_killed_server_is_named_within_seconds_and_may_come_back() -> None:
         servers.finish(again)
 
 
+@pytest.mark.parametrize("key", [None, "k" * 43], ids=["open", "key"])
+def test_a_call_ends_when_its_server_is_started_again(
+    key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for the one before would look in vain for a port that nobody listens at."""
+    if key:
+        monkeypatch.setenv("CPP_STORE_KEY", key)
+    process, address = servers.start()
+    with cpp_store.connect(address, same_host=False) as store:
+        servers.freeze(process)
+        timer = threading.Timer(0.2, process.kill)
+        errors: list[str] = []
+
+        def ask() -> None:
+            try:
+                store.list()
+            except cpp_store.ConnectionError as error:
+                errors.append(str(error))
+
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        timer.start()
+        process.wait(timeout=10)
+        again, _ = servers.start(address)
+        waiting.join(timeout=20)
+        assert [error for error in errors if "was started again" in error], errors
+        assert store.list() == []
+    servers.finish(again)
+
+
 def test_a_stopped_server_is_named_within_seconds() -> None:
     process, address = servers.start()
     try:

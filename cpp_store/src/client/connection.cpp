@@ -23,7 +23,8 @@ namespace {
 constexpr std::chrono::microseconds longest_spin{20};
 constexpr std::chrono::milliseconds probe_interval{1'000};
 constexpr std::chrono::milliseconds signal_interval{100};
-constexpr std::chrono::milliseconds silence{5'000};  // of a server that was asked for an echo
+constexpr std::chrono::milliseconds echo_time{100};  // that an echo may take, without a doubt
+constexpr std::chrono::milliseconds silence{5'000};  // of a server that was asked for one
 constexpr std::uint64_t slowest_wire = 32'000'000;   // bytes a second, for the deadline of a call
 
 bool is_over_tcp(const net::Address& address) {
@@ -161,8 +162,9 @@ Connection::Connection(Options options)
 
 Connection::~Connection() {
     if (birthplace_.is_elsewhere()) {
-        static_cast<void>(
-            endpoint_.release());  // a fork's words would come out of the other's mouth
+        // A fork's words would come out of the other's mouth.
+        static_cast<void>(endpoint_.release());
+        static_cast<void>(knock_.release());
         return;
     }
     if (local_) local_->close();
@@ -229,6 +231,7 @@ void Connection::say_hello(Clock::time_point deadline) {
     const std::vector<std::byte> challenge = ask(wire::Operation::hello, request.hello(), deadline);
     const std::vector<std::byte> join = request.join(challenge);
     session_ = request.session();
+    incarnation_ = request.incarnation();
     seals_ = request.take_seals();
     encrypts_ = request.encrypts();
     joining_ = true;
@@ -437,7 +440,13 @@ void Connection::check(PendingCall& call, Clock::time_point now) {
         if (exposed) disconnect("reset after another call ran out of time");
         return;
     }
-    if (now - last_heard_ < probe_interval || now - last_probe_ < probe_interval) return;
+    if (now - last_heard_ < probe_interval) return;
+    if (silent_since_ != Clock::time_point{} && now - silent_since_ >= echo_time &&
+        was_restarted()) {
+        disconnect("the server was started again, and knows nothing of this connection");
+        return;
+    }
+    if (now - last_probe_ < probe_interval) return;
     if (silent_since_ == Clock::time_point{}) silent_since_ = now;
     if (now - silent_since_ >= silence) {
         disconnect(
@@ -457,6 +466,16 @@ void Connection::check(PendingCall& call, Clock::time_point now) {
     send_frame({.kind = wire::Kind::probe, .session = session_}, {});
 }
 
+bool Connection::was_restarted() {
+    try {
+        if (!knock_) knock_ = std::make_unique<Knock>(parsed_, request(security::Way::network));
+        const std::uint64_t there = knock_->answer();
+        return there != 0 && there != incarnation_;
+    } catch (const Error&) {  // not to be found out this way
+        return false;
+    }
+}
+
 // ------------------------------------------------------------------------------------ answers
 
 void Connection::received(std::span<std::byte> message) {
@@ -472,6 +491,7 @@ void Connection::received(std::span<std::byte> message) {
         }
         last_heard_ = Clock::now();
         silent_since_ = {};
+        knock_.reset();
         std::span<const std::byte> part;
         const wire::Frame frame = wire::decode_frame(message, part);
         const bool is_bulk = frame.kind == wire::Kind::bulk || frame.kind == wire::Kind::credit;
@@ -585,6 +605,7 @@ void Connection::disconnect(const std::string& why) {
     endpoint_->close();
     while (!calls_.empty()) fail(*calls_.begin()->second, Errc::connection, text);
     endpoint_.reset();
+    knock_.reset();
     broken_.clear();
 }
 

@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "client/knock.hpp"
 #include "core/forks.hpp"
 #include "local/link.hpp"
 #include "net/assembler.hpp"
@@ -182,6 +183,8 @@ class Connection : public std::enable_shared_from_this<Connection>,
     // What a waiting thread does, on each of its connections.
     std::size_t drive();
     void check(PendingCall& call, Clock::time_point now);
+    // Whether another life of the server answers at its address, as far as is known by now.
+    [[nodiscard]] bool was_restarted();
     // As Endpoint::may_sleep(), and the descriptor to sleep on.
     [[nodiscard]] std::chrono::microseconds before_sleep(PendingCall& call, int& fd);
 
@@ -193,6 +196,7 @@ class Connection : public std::enable_shared_from_this<Connection>,
     std::shared_ptr<local::Link> local_;       // instead of an endpoint
     std::unique_ptr<net::Endpoint> endpoint_;  // null: not connected
     std::uint64_t session_ = 0;
+    std::uint64_t incarnation_ = 0;           // of the server
     bool joining_ = false;                    // the server may refuse us, in clear
     std::unique_ptr<security::Seals> seals_;  // null: nothing is sealed
     bool encrypts_ = false;                   // nothing travels by RMA
@@ -203,6 +207,7 @@ class Connection : public std::enable_shared_from_this<Connection>,
     Clock::time_point last_heard_;
     Clock::time_point last_probe_;
     Clock::time_point silent_since_;  // when the first unanswered probe was sent; epoch: none
+    std::unique_ptr<Knock> knock_;    // while it is silent
 };
 
 }  // namespace cpp_store::client

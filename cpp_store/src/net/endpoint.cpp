@@ -6,7 +6,6 @@
 #include <rdma/fi_cm.h>
 #include <rdma/fi_errno.h>
 #include <rdma/fi_rma.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 #include <set>
 #include <utility>
 
+#include "core/random.hpp"
 #include "cpp_store/error.hpp"
 #include "net/libfabric.hpp"
 
@@ -78,14 +78,6 @@ std::string outward_address(int family) {
     if (probe >= 0) close(probe);
     if (found) return text.data();
     return family == AF_INET ? "127.0.0.1" : "::1";
-}
-
-std::uint64_t random_key() {
-    std::uint64_t key = 0;
-    if (getrandom(&key, sizeof key, 0) != sizeof key) {
-        throw Error(Errc::internal, "no random numbers from the kernel");
-    }
-    return key;
 }
 
 std::string join(const std::set<std::string>& names) {
@@ -293,7 +285,7 @@ MemoryRegion Endpoint::register_memory(std::span<const std::byte> memory, std::u
     const auto mode = static_cast<std::uint64_t>(info_->domain_attr->mr_mode);
     MemoryRegion region;
     fid_mr* mr = nullptr;
-    const std::uint64_t asked = (mode & FI_MR_PROV_KEY) ? 0 : random_key();
+    const std::uint64_t asked = (mode & FI_MR_PROV_KEY) ? 0 : random_number();
     long error =
         fi_mr_reg(domain_.get(), memory.data(), memory.size(), access, 0, asked, 0, &mr, nullptr);
     if (error == 0) {

@@ -354,6 +354,7 @@ Hello decode_hello(Reader& in) {
 
 void encode(Writer& out, const Challenge& challenge) {
     out.u64(challenge.session);
+    out.u64(challenge.incarnation);
     out.u8(challenge.has_key ? 1 : 0);
     out.u8(challenge.encrypt ? 1 : 0);
     out.u8(challenge.cipher);
@@ -364,6 +365,7 @@ void encode(Writer& out, const Challenge& challenge) {
 Challenge decode_challenge(Reader& in) {
     Challenge challenge;
     challenge.session = in.u64();
+    challenge.incarnation = in.u64();
     challenge.has_key = decode_flag(in, "key") == 1;
     challenge.encrypt = decode_flag(in, "encrypt") == 1;
     challenge.cipher = in.u8();

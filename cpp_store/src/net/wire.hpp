@@ -218,7 +218,8 @@ struct Hello {
 };
 struct Challenge {
     std::uint64_t session = 0;
-    bool has_key = false;  // without: the others mean nothing
+    std::uint64_t incarnation = 0;  // which no other life of the server has
+    bool has_key = false;           // without: the others mean nothing
     bool encrypt = false;
     std::uint8_t cipher = 0;  // security::Cipher; none on one host
     Bytes32 nonce{};

@@ -62,6 +62,7 @@ std::vector<std::byte> Request::join(std::span<const std::byte> body) {
     const wire::Challenge challenge = wire::decode_challenge(in);
     in.end();
     session_ = challenge.session;
+    incarnation_ = challenge.incarnation;
     wire::Join join{.proof = {}, .servers = options_.servers};
     if (options_.shared) {
         if (!challenge.has_key) {
@@ -106,7 +107,9 @@ Reception::Reception(const Policy& policy, Way way, std::uint64_t session,
                                           ": it wants a key, and the client has none; set "
                                           "CPP_STORE_KEY_FILE or CPP_STORE_KEY, or pass key=");
     }
-    wire::Challenge challenge{.session = session, .has_key = policy.shared.has_value()};
+    wire::Challenge challenge{.session = session,
+                              .incarnation = policy.incarnation,
+                              .has_key = policy.shared.has_value()};
     const bool sealed = policy.shared && way == Way::network;
     std::optional<Contribution> mine;
     if (policy.shared) {

@@ -41,6 +41,7 @@ class Request {
     // After join(): for messages from join on, or null.
     [[nodiscard]] std::unique_ptr<Seals> take_seals() noexcept { return std::move(seals_); }
     [[nodiscard]] std::uint64_t session() const noexcept { return session_; }
+    [[nodiscard]] std::uint64_t incarnation() const noexcept { return incarnation_; }
     [[nodiscard]] bool encrypts() const noexcept { return encrypts_; }
     // Throws Errc::permission if the server's proof is wrong.
     void check(const wire::Welcome& welcome) const;
@@ -53,15 +54,17 @@ class Request {
     std::unique_ptr<Seals> seals_;
     bool encrypts_ = false;
     std::uint64_t session_ = 0;
+    std::uint64_t incarnation_ = 0;
 };
 
 // The server's end.
 class Reception {
   public:
     struct Policy {
-        std::string address;           // of the server
-        std::optional<Secret> shared;  // the key, if there is one
-        bool encrypt = false;          // whatever clients want
+        std::string address;            // of the server
+        std::uint64_t incarnation = 0;  // of the server
+        std::optional<Secret> shared;   // the key, if there is one
+        bool encrypt = false;           // whatever clients want
     };
     // Of the body of a hello. Throws Errc::protocol, and Errc::permission if the client has no key
     // and needs one.

@@ -2,24 +2,14 @@
 #include "server/engine.hpp"
 
 #include <rdma/fi_errno.h>
-#include <sys/random.h>
 
 #include <algorithm>
 
 #include "client/servers.hpp"
+#include "core/random.hpp"
 
 namespace cpp_store::server {
 namespace {
-
-std::uint64_t random_session() {
-    std::uint64_t id = 0;
-    while (id == 0) {
-        if (getrandom(&id, sizeof id, 0) != sizeof id) {
-            throw Error(Errc::internal, "no random numbers from the kernel");
-        }
-    }
-    return id;
-}
 
 std::string join_words(const std::vector<std::string>& parts) {
     std::string text;
@@ -74,7 +64,7 @@ void Engine::hello(std::span<const std::byte> message) {
 
 void Engine::welcome_in(std::uint64_t call, std::span<const std::byte> body, net::Peer peer,
                         const std::string& origin) {
-    const std::uint64_t id = random_session();
+    const std::uint64_t id = random_number();
     security::Reception reception(greeting_policy, security::Way::network, id, body);
     auto session = std::make_shared<Session>(id, peer, reception.hello().client);
     send_body(peer, nullptr, {.kind = wire::Kind::response, .session = id, .call = call},

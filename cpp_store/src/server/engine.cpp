@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <ctime>
 
+#include "core/random.hpp"
 #include "local/names.hpp"
 #include "net/waiting.hpp"
 #include "security/key.hpp"
@@ -46,7 +47,10 @@ Engine::Engine(std::shared_ptr<Store> served, Options given)
                                                net::Endpoint::Role::server, *this,
                                                options.silence / 2)),
       address(endpoint->address().text()),
-      greeting_policy{.address = address, .shared = {}, .encrypt = options.encrypt} {
+      greeting_policy{.address = address,
+                      .incarnation = random_number(),
+                      .shared = {},
+                      .encrypt = options.encrypt} {
     if (!options.key.empty()) greeting_policy.shared = security::secret_of(options.key);
     security::wipe(options.key);
     workers = std::make_unique<Workers>(options.threads);

@@ -1,20 +1,12 @@
 #include "server/replication.hpp"
 
-#include <random>
+#include "core/random.hpp"
 
 namespace cpp_store::server {
-namespace {
-
-std::uint64_t random_incarnation() {
-    std::random_device random;
-    return (std::uint64_t{random()} << 32) | random() | 1;
-}
-
-}  // namespace
 
 Replication::Replication(Store& store, Options options)
     : replica_(store, replication::Placement(options.servers, options.replicas), options.self,
-               random_incarnation()),
+               random_number()),
       peers_(connect(options), client::Servers::Patience::skip),
       follower_(replica_, peers_, options.warn),
       warn_(options.warn) {

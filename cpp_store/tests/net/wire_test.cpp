@@ -147,10 +147,11 @@ TEST(Wire, OtherMessagesRoundTrip) {
         std::tie(hello.address, hello.client, hello.dialled, hello.has_key, hello.encrypt,
                  hello.ciphers, hello.nonce, hello.public_key, hello.servers));
     const Challenge challenge2 = decode_challenge(in);
-    EXPECT_EQ(std::tie(challenge2.session, challenge2.has_key, challenge2.encrypt,
-                       challenge2.cipher, challenge2.nonce, challenge2.public_key),
-              std::tie(challenge.session, challenge.has_key, challenge.encrypt, challenge.cipher,
-                       challenge.nonce, challenge.public_key));
+    EXPECT_EQ(
+        std::tie(challenge2.session, challenge2.incarnation, challenge2.has_key, challenge2.encrypt,
+                 challenge2.cipher, challenge2.nonce, challenge2.public_key),
+        std::tie(challenge.session, challenge.incarnation, challenge.has_key, challenge.encrypt,
+                 challenge.cipher, challenge.nonce, challenge.public_key));
     const Join join2 = decode_join(in);
     EXPECT_EQ(std::tie(join2.proof, join2.servers), std::tie(join.proof, join.servers));
     const Welcome welcome = decode_welcome(in);
