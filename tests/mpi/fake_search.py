@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.ranks import MPIRanks, join
@@ -42,6 +43,8 @@ class Fake:
         Every so many jobs one raises.
     hang, die
         Jobs that never end, and that end their process.
+    slow
+        A ``job`` that ends ``then_seconds`` after there are ``until_rows`` rows in ``results``.
     """
 
     def __init__(
@@ -51,12 +54,14 @@ class Fake:
         fail_every: int = 0,
         hang: Sequence[int] = (),
         die: Sequence[int] = (),
+        slow: Mapping[str, Any] | None = None,
     ) -> None:
         self.seconds = seconds
         self.spread = spread
         self.fail_every = fail_every
         self.hang = hang
         self.die = die
+        self.slow = slow
         self.last: Job | None = None
 
     def evaluate(self, job: Job) -> Evaluation:
@@ -64,6 +69,11 @@ class Fake:
         time.sleep(self.seconds * (1 + self.spread * (job.seed % 1001 / 500 - 1)))
         if job.id in self.hang:
             time.sleep(3600)
+        if self.slow and job.id == self.slow["job"]:
+            results = Path(self.slow["results"])
+            while len(results.read_text().splitlines()) <= self.slow["until_rows"]:
+                time.sleep(0.01)
+            time.sleep(self.slow["then_seconds"])  # what is measured is what waiting takes
         if job.id in self.die:
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.fail_every and job.id % self.fail_every == 0:
@@ -113,6 +123,8 @@ def main() -> int:
     fake = {
         name: options[name] for name in ("spread", "fail_every", "hang", "die") if name in options
     }
+    if "slow" in options:
+        fake["slow"] = {**options["slow"], "results": str(path / "results.csv")}
     fake["seconds"] = options.get("seconds", 0.0)
     if isinstance(fake["seconds"], list):  # by rank
         fake["seconds"] = fake["seconds"][ranks.rank]
@@ -123,7 +135,7 @@ def main() -> int:
         child = InChild(f"{__file__}:Fake", fake, path, timeout=limit, log=sys.stderr.write)
         evaluate = stack.enter_context(child)
     lost: frozenset[int] = frozenset()
-    begun = time.perf_counter()
+    begun, cpu_before = time.perf_counter(), time.process_time()
     interruption = Interruption(options.get("timeout"))
     try:
         with stack, interruption:
@@ -139,7 +151,7 @@ def main() -> int:
         print(error, file=sys.stderr, flush=True)
         ranks.abort(1)
     seconds = time.perf_counter() - begun
-    cpu = ranks.share(time.process_time()) if not lost else []
+    cpu = ranks.share(time.process_time() - cpu_before) if not lost else []
     if manager is not None:
         status = manager.status
         print(

@@ -78,47 +78,49 @@ def test_one_rank_under_mpiexec_does_what_one_process_does(mpiexec: Any, tmp_pat
 def test_nobody_waits_for_a_slow_evaluation_and_waiting_costs_no_core(
     mpiexec: Any, tmp_path: Path
 ) -> None:
-    options = {"timeout": 3.0, "seconds": 1.0, "max_evals": 4}
+    options = {"max_evals": 12, "slow": {"job": 1, "until_rows": 11, "then_seconds": 3.0}}
     result = outcome(mpiexec(4, FAKE, tmp_path, json.dumps(options)))
-    assert result["evaluations"] == 4
-    assert result["seconds"] < 2.0  # four at once, not one after the other
-    assert max(result["cpu"]) < 1.2  # seconds, start of Python included
+    assert [row["job_id"] for row in rows(tmp_path)][-1] == "1"
+    assert result["evaluations"] == 12
+    # Three ranks and the manager wait for the fourth; who looks all the time takes a core.
+    assert max(result["cpu"]) < 1.0
 
 
-def waits(path: Path) -> list[float]:
-    """Return how long jobs lay about before somebody evaluated them, in seconds."""
-    return sorted(
-        float(row["m:timestamp_start"]) - float(row["m:timestamp_submit"]) for row in rows(path)
-    )
+def most_in_flight(path: Path) -> int:
+    """Return how many jobs were handed out and not yet reported, at most."""
+    times = [
+        (float(row["m:timestamp_submit"]), float(row["m:timestamp_gather"])) for row in rows(path)
+    ]
+    return max(sum(begun <= now < ended for begun, ended in times) for now, _ in times)
 
 
 def test_only_short_evaluations_are_handed_out_in_advance(mpiexec: Any, tmp_path: Path) -> None:
-    long = {"max_evals": 10, "seconds": 0.3, "population": 100}
-    outcome(mpiexec(2, FAKE, tmp_path / "long", json.dumps(long)))
-    assert waits(tmp_path / "long")[-3] < 0.2  # they are asked when somebody has time for them
-    short = {"max_evals": 600, "seconds": 0.002, "population": 100}
-    result = outcome(mpiexec(2, FAKE, tmp_path / "short", json.dumps(short)))
-    assert waits(tmp_path / "short")[300] > 0.004  # behind two others at least
-    few = {"max_evals": 600, "seconds": 0.002, "population": 2}
-    outcome(mpiexec(2, FAKE, tmp_path / "few", json.dumps(few)))
+    for name, options in {
+        "long": {"max_evals": 10, "seconds": 0.3, "population": 100},
+        "short": {"max_evals": 200, "seconds": 0.002, "population": 100},
+        "few": {"max_evals": 200, "seconds": 0.002, "population": 2},
+    }.items():
+        result = outcome(mpiexec(2, FAKE, tmp_path / name, json.dumps(options)))
+        assert result["evaluations"] == options["max_evals"]
+    assert most_in_flight(tmp_path / "long") == 2  # they are asked when somebody has time for them
+    assert most_in_flight(tmp_path / "short") > 2
     # Of a population of two, none is asked before all results are known.
-    assert waits(tmp_path / "few")[300] < waits(tmp_path / "short")[300] / 2
-    assert result["evaluations"] == 600
+    assert most_in_flight(tmp_path / "few") == 2
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_a_timeout_ends_it_with_what_was_finished(mpiexec: Any, tmp_path: Path, ranks: int) -> None:
     result = outcome(mpiexec(ranks, FAKE, tmp_path, json.dumps({"timeout": 1.0, "seconds": 0.2})))
     assert result["reason"] == "timeout"
-    assert 1.0 <= result["seconds"] < 3.0
+    assert result["seconds"] >= 1.0
     assert len(rows(tmp_path)) == result["evaluations"] >= ranks
 
 
 def test_an_evaluation_that_runs_at_the_timeout_is_done_again_by_a_resumed_search(
     mpiexec: Any, tmp_path: Path
 ) -> None:
-    first = outcome(mpiexec(2, FAKE, tmp_path, json.dumps({"timeout": 0.5, "seconds": 60})))
-    assert first["evaluations"] == 0 and first["seconds"] < 5
+    first = outcome(mpiexec(2, FAKE, tmp_path, json.dumps({"timeout": 0.5, "seconds": 3600})))
+    assert first["evaluations"] == 0
     asked = [json.loads(line)["id"] for line in (tmp_path / "checkpoint").open()]
     assert sorted(asked) == [0, 1]
     outcome(mpiexec(2, FAKE, tmp_path, json.dumps({"resume": True, "max_evals": 10})))
@@ -145,7 +147,7 @@ def test_a_signal_ends_all_ranks_with_everything_on_disk(
         while "first evaluation" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -191,7 +193,7 @@ def test_a_rank_that_shows_no_sign_of_life_is_given_up(tmp_path: Path) -> None:
         while "first evaluation" not in process.stderr.readline():
             assert process.poll() is None
         os.kill(int((tmp_path / "2").read_text()), signal.SIGSTOP)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -207,8 +209,8 @@ def test_a_rank_that_shows_no_sign_of_life_is_given_up(tmp_path: Path) -> None:
 def test_an_error_of_the_manager_ends_all_ranks_whatever_they_are_doing(
     mpiexec: Any, tmp_path: Path
 ) -> None:
-    options = {"seconds": [60, 0.05, 0.05], "manager_error_at": 6}
-    done = mpiexec(3, FAKE, tmp_path, json.dumps(options), timeout=20)
+    options = {"seconds": [3600, 0.05, 0.05], "manager_error_at": 6}
+    done = mpiexec(3, FAKE, tmp_path, json.dumps(options))
     # Of MPI_Abort(1), or 9 of a rank that the launcher killed after it, whichever it sees last.
     assert done.returncode in (1, 9)
     assert "disk full, as asked" in done.stderr

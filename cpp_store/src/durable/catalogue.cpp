@@ -55,7 +55,18 @@ Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
     const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX |
                       SQLITE_OPEN_NOFOLLOW | SQLITE_OPEN_EXRESCODE;
     try {
-        if (sqlite3_open_v2(path.c_str(), &database_, flags, gathering_vfs()) != SQLITE_OK) {
+        // SQLite would refuse links above the directory, too, such as many a cluster's /scratch.
+        std::error_code error;
+        const std::filesystem::path parent = std::filesystem::canonical(path.parent_path(), error);
+        if (error) {
+            throw Error(Errc::storage, "cannot open " + path.string() + ": " + error.message());
+        }
+        const std::filesystem::path file = parent / path.filename();
+        if (sqlite3_open_v2(file.c_str(), &database_, flags, gathering_vfs()) != SQLITE_OK) {
+            if (sqlite3_extended_errcode(database_) == SQLITE_CANTOPEN_SYMLINK) {
+                throw Error(Errc::invalid_argument,
+                            path.string() + " is a symbolic link, which no store has made");
+            }
             fail("cannot open");
         }
         // Nobody else opens it (the directory is locked), so SQLite needs no memory to share.

@@ -84,6 +84,10 @@ File::File(std::filesystem::path path, Mode mode) : path_(std::move(path)) {
                                    : mode == Mode::create ? "file.create"
                                                           : "file.lock";
     fd_ = guarded(point, [&] { return ::open(path_.c_str(), flags, 0600); });
+    if (fd_ < 0 && errno == ELOOP) {
+        throw Error(Errc::invalid_argument,
+                    path_.string() + " is a symbolic link, which no store has made");
+    }
     if (fd_ < 0) fail(mode == Mode::read ? "cannot open" : "cannot create", errno);
 }
 

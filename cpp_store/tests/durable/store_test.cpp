@@ -285,6 +285,45 @@ TEST_P(DurableStore, RefusesOtherDirectories) {
     EXPECT_THAT(message, HasSubstr("is no catalogue"));
 }
 
+// Whoever may write to the directory cannot have the store write elsewhere, either.
+TEST_P(DurableStore, FollowsNoLinksInItsDirectory) {
+    { const Store store(options()); }
+    fs::create_directory(root / "elsewhere");
+    const fs::path victim = root / "elsewhere" / "000000000009.safetensors";
+    std::ofstream(victim) << "text";
+    for (const std::string name : {"segments", "lock", "catalogue.sqlite", "catalogue.sqlite-wal"}) {
+        const fs::path link = root / "data" / name;
+        fs::rename(root / "data", root / "kept");
+        fs::copy(root / "kept", root / "data", fs::copy_options::recursive);
+        fs::remove_all(link);
+        fs::create_symlink(name == "segments" ? root / "elsewhere" : victim, link);
+        std::string message;
+        const auto open = [&] {
+            Store store(options());
+            put(store, request_of("m", {"a"}, 2 * MiB));
+        };
+        EXPECT_THAT(code_of(open, &message), AnyOf(Errc::invalid_argument, Errc::storage)) << name;
+        EXPECT_THAT(message, HasSubstr(root.string())) << name;
+        EXPECT_TRUE(fs::is_symlink(link)) << name;
+        EXPECT_EQ(fs::file_size(victim), 4) << name;
+        fs::remove_all(root / "data");
+        fs::rename(root / "kept", root / "data");
+    }
+}
+
+TEST_P(DurableStore, MayBeBehindALink) {
+    fs::create_directory(root / "scratch");
+    fs::create_directory_symlink(root / "scratch", root / "link");
+    Store::Options behind = options();
+    behind.data_dir = root / "link" / "data";
+    {
+        Store store(behind);
+        put(store, request_of("m", {"a"}, 2 * MiB));
+    }
+    Store store(behind);
+    expect_intact(store, "m");
+}
+
 TEST_P(DurableStore, RefusesChangesOnceItIsClosed) {
     Store store(options());
     put(store, request_of("m", {"a"}, 10));

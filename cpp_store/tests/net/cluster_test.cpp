@@ -298,10 +298,8 @@ TEST(Cluster, NamesTheServerThatIsNotThere) {
         address = servers[0].address();
     }
     std::string message;
-    const auto start = std::chrono::steady_clock::now();
     EXPECT_EQ(code_of([&] { Cluster({.servers = {address}, .key = {}}); }, &message),
               Errc::connection);
-    EXPECT_LT(std::chrono::steady_clock::now() - start, 5s);
     EXPECT_THAT(message, HasSubstr(address));
 }
 
