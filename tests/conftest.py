@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,27 @@ def mpiexec() -> MpiExec:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     return run
+
+
+@dataclass
+class SmallDisk:
+    """A file system of its own, mounted at `path`."""
+
+    path: Path
+
+    def resize(self, size: str) -> None:
+        """Give it so much room, for instance ``64m``; what is there stays."""
+        options = f"remount,size={size}"
+        subprocess.run(["mount", "-o", options, str(self.path)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A file system of 64 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only an administrator may mount a file system")
+    yield SmallDisk(path)
+    subprocess.run(["umount", str(path)], check=True)

@@ -6,8 +6,10 @@ Everything a user can put right by changing a flag, a file or an environment var
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class TransferNasError(Exception):
@@ -30,12 +32,45 @@ class RunDirectoryError(InputError):
     """A directory that holds another run, or files of a run that cannot be read."""
 
 
+class Unwritable(TransferNasError):
+    """Files of a run cannot be written any more: the disk is full, a quota is used up.
+
+    Not a failure of the candidate at hand, which is done again when the search is resumed.
+
+    Parameters
+    ----------
+    what
+        What could not be written, and why; the message goes on from there.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what}; nothing that was finished is lost: make room and go on with --resume"
+        )
+
+
 class TransferError(TransferNasError):
     """A transfer method could not do what it was asked to; the next call may work."""
 
 
 class TransferUnavailable(TransferError):
     """Nothing answers a transfer method any more: a dead server, a directory that is gone."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say of a run's file or directory that it cannot be written, whatever is wrong with it.
+
+    Raises
+    ------
+    Unwritable
+        Instead of OSError.
+    """
+    try:
+        yield
+    except OSError as cause:
+        raise Unwritable(f"cannot write to {path}: {cause.strerror}") from cause
 
 
 def near_misses(name: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ Imports little before it knows that there is work to do: ``--help`` answers at o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
@@ -15,8 +16,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from transfer_nas.errors import InputError
-from transfer_nas.exit_codes import BAD_INPUT, FAILED
+from transfer_nas.errors import InputError, Unwritable
+from transfer_nas.exit_codes import BAD_INPUT, FAILED, RESUMABLE, leave
 from transfer_nas.ranks import Ranks, expected_rank, join
 from transfer_nas.settings import BEHIND_PREFIX, POLICIES, SCHEDULES, SEARCHES, TRANSFERS, Settings
 
@@ -47,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         _complain(error, ranks.rank)
         code = BAD_INPUT
+    except Unwritable as error:
+        print(f"evolve: error: {error}", file=sys.__stderr__, flush=True)
+        sys.stdout.flush()
+        ranks.abort(RESUMABLE)
+        raise
     except KeyboardInterrupt:  # outside the search proper, which ends in good order
         sys.stdout.flush()
         ranks.abort(128 + signal.SIGINT)
@@ -106,7 +112,13 @@ def _run(settings: Settings, ranks: Ranks) -> int:
         return generate(settings, ranks)
     from transfer_nas.search.run import run as search
 
-    return search(settings, ranks)
+    try:
+        return search(settings, ranks)
+    except Unwritable:
+        # The launcher may return something else, of ranks that it has to kill.
+        with contextlib.suppress(OSError):
+            leave(settings.directory, RESUMABLE)
+        raise
 
 
 def _settle(settings: Settings, ranks: Ranks) -> Settings:
@@ -156,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         "weight store are taken from MODEL_SERVERS; if that is not set, the job starts its own. "
         "Flags may also be spelled with hyphens. "
         "Exit codes: 0 done, 1 every candidate failed, 2 bad input, 3 nothing was left to do, "
-        "75 stopped at --max_wait (--resume goes on), 130 Ctrl-C.",
+        "75 stopped at --max_wait or for want of room on the disk (--resume goes on), 130 Ctrl-C.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -35,14 +35,14 @@ def write(path: Path, graph: LayerGraph, tensors: Tensors) -> None:
     tensors
         All weights, by stable name; in the file, ``NAME/0``, ``NAME/1``, …
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save  # save_file() would say of a full disk what nobody catches
 
     flat = {
         f"{name}/{i}": _plain(np.asarray(array, order="C"))
         for name, arrays in tensors.items()
         for i, array in enumerate(arrays)
     }
-    save_file(flat, path, metadata={_GRAPH: graph.to_json()})
+    path.write_bytes(save(flat, metadata={_GRAPH: graph.to_json()}))
 
 
 def read(path: Path) -> tuple[LayerGraph, dict[str, list[npt.NDArray[Any]]]]:

@@ -6,7 +6,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from safetensors.numpy import load_file
 import cpp_store
 from cpp_store import _core
 
+from ..conftest import SmallDisk
 from . import servers
 
 TABLE = cpp_store.LayerTable(["a", "b"], [[], [0]])
@@ -50,21 +50,9 @@ def check(store: cpp_store.Store) -> None:
         assert match.model == "child"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("only an administrator may mount a file system")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 @pytest.mark.parametrize("durability", ["lazy", "sync"])
-def test_a_full_disk_can_be_emptied_again(small_disk: Path, durability: str) -> None:
-    with cpp_store.embedded(data_dir=small_disk / "data", durability=durability) as store:  # type: ignore[arg-type]
+def test_a_full_disk_can_be_emptied_again(small_disk: SmallDisk, durability: str) -> None:
+    with cpp_store.embedded(data_dir=small_disk.path / "data", durability=durability) as store:  # type: ignore[arg-type]
         with pytest.raises(cpp_store.StorageError, match="full"):
             for i in range(100):
                 store.put(f"m{i}", {"a": [np.full(1 << 20, i, "int8")]})

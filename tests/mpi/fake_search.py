@@ -7,6 +7,7 @@ and ``evaluation_timeout``, which lets child processes evaluate. Rank 0 prints w
 JSON.
 """
 
+import errno
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from transfer_nas.errors import Unwritable
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.ranks import MPIRanks, join
 from transfer_nas.search import serial
@@ -43,6 +45,8 @@ class Fake:
         Every so many jobs one raises.
     hang, die
         Jobs that never end, and that end their process.
+    no_room
+        Jobs that find the disk full.
     slow
         A ``job`` that ends ``then_seconds`` after there are ``until_rows`` rows in ``results``.
     """
@@ -54,6 +58,7 @@ class Fake:
         fail_every: int = 0,
         hang: Sequence[int] = (),
         die: Sequence[int] = (),
+        no_room: Sequence[int] = (),
         slow: Mapping[str, Any] | None = None,
     ) -> None:
         self.seconds = seconds
@@ -61,6 +66,7 @@ class Fake:
         self.fail_every = fail_every
         self.hang = hang
         self.die = die
+        self.no_room = no_room
         self.slow = slow
         self.last: Job | None = None
 
@@ -76,6 +82,8 @@ class Fake:
             time.sleep(self.slow["then_seconds"])  # what is measured is what waiting takes
         if job.id in self.die:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if job.id in self.no_room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self.fail_every and job.id % self.fail_every == 0:
             raise RuntimeError("as asked")
         self.last = job
@@ -121,7 +129,9 @@ def main() -> int:
         )
     ranks.share(None)
     fake = {
-        name: options[name] for name in ("spread", "fail_every", "hang", "die") if name in options
+        name: options[name]
+        for name in ("spread", "fail_every", "hang", "die", "no_room")
+        if name in options
     }
     if "slow" in options:
         fake["slow"] = {**options["slow"], "results": str(path / "results.csv")}
@@ -147,7 +157,7 @@ def main() -> int:
             else:
                 assert manager is not None
                 serial.run(manager, evaluate, interruption)
-    except OSError as error:
+    except (OSError, Unwritable) as error:
         print(error, file=sys.stderr, flush=True)
         ranks.abort(1)
     seconds = time.perf_counter() - begun

@@ -217,6 +217,20 @@ def test_an_error_of_the_manager_ends_all_ranks_whatever_they_are_doing(
     assert len(rows(tmp_path)) == 6
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_finds_no_room_ends_all_of_them(
+    mpiexec: Any, tmp_path: Path, rank: int
+) -> None:
+    seconds = [3600.0, 3600.0]
+    seconds[rank] = 0.05
+    done = mpiexec(2, FAKE, tmp_path, json.dumps({"seconds": seconds, "no_room": [6]}))
+    assert done.returncode in (1, 9)
+    assert "job 6 found no room on a disk" in done.stderr and "--resume" in done.stderr
+    assert [row["job_status"] for row in rows(tmp_path)] == ["DONE"] * 5
+    result = outcome(mpiexec(2, FAKE, tmp_path, json.dumps({"resume": True, "max_evals": 20})))
+    assert result["evaluations"] == 20 and result["failures"] == 0
+
+
 def test_a_killed_job_is_taken_up_without_losing_or_repeating_anything(tmp_path: Path) -> None:
     launcher = Path(sys.executable).with_name("mpiexec")
     for start in range(3):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from transfer_nas.errors import InputError
+from transfer_nas.errors import InputError, Unwritable
 from transfer_nas.job import DONE, Job
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.isolation import InChild
 
 PROGRAM = """
-import math, os, sys, time
+import errno, math, os, sys, time
 from transfer_nas.errors import InputError
 from transfer_nas.job import DONE, Evaluation
 
@@ -36,6 +36,10 @@ class Evaluator:
             os.abort()
         if job.id == 3:
             time.sleep(3600)
+        if job.id == 18:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        if job.id == 19:
+            raise FileNotFoundError(errno.ENOENT, "no such data")
         objective = math.nan if job.id == 4 else 0.1 + 0.2
         measures = {"layers": self.count, "ancestor": "m-1", "parameters": os.getpid()}
         return Evaluation(job, DONE, objective, measures)
@@ -79,6 +83,23 @@ def test_failures_of_the_candidate_keep_the_child(start: Callable[..., InChild])
         assert evaluate(Job(1, ()), 0.0).status == "F_ValueError"
         assert evaluate(Job(4, ()), 0.0).status == "F_nan"
         assert evaluate(Job(5, ()), 0.0).measures["layers"] == 3
+
+
+def test_a_full_disk_is_no_failure_of_the_candidate(start: Callable[..., InChild]) -> None:
+    with start() as evaluate:
+        assert evaluate(Job(19, ()), 0.0).status == "F_FileNotFoundError"
+        with pytest.raises(Unwritable, match=r"^job 18 .*quota exceeded; .* --resume$"):
+            evaluate(Job(18, ()), 0.0)
+        assert evaluate(Job(5, ()), 0.0).done
+
+
+def test_a_model_that_cannot_be_kept_is_no_failure_either(
+    start: Callable[..., InChild], tmp_path: Path
+) -> None:
+    with start() as evaluate:
+        (tmp_path / "candidate-5.safetensors").mkdir()
+        with pytest.raises(Unwritable, match=f"^cannot write to {tmp_path}"):
+            evaluate(Job(5, ()), 0.0)
 
 
 def test_a_crash_costs_the_child_and_the_next_job_gets_a_new_one(

@@ -1,15 +1,18 @@
 """What a run leaves on disk: written, refused, torn, damaged, taken up."""
 
+import contextlib
 import csv
 import json
 import math
 import re
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from transfer_nas.errors import RunDirectoryError
+from transfer_nas.errors import RunDirectoryError, Unwritable
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search.run_directory import MEASURES, RunDirectory
 from transfer_nas.spaces import FeedForward, Space
@@ -92,6 +95,49 @@ def test_a_torn_last_line_is_dropped_wherever_it_is_cut(tmp_path: Path, name: st
                 directory.told(FAILED_1)
         if name == "results.csv":
             assert (tmp_path / name).read_bytes() == whole
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes; what is written across the limit is cut off there."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["results.csv", "checkpoint"])
+def test_without_room_nothing_is_half_written_and_later_everything_is(
+    tmp_path: Path, name: str
+) -> None:
+    directory = begin(tmp_path)
+    written = (tmp_path / name).read_bytes()
+    job = Job(3, (1, 1, 2, 1), None, 14)
+    directory.asked(job)
+    directory.told(Evaluation(JOBS[2], DONE, 0.5))
+    with (
+        room_for(len(written) + 5),
+        pytest.raises(Unwritable, match=f"cannot write to {tmp_path}: .*; nothing that was fin"),
+    ):
+        directory.flush()
+    assert (tmp_path / name).read_bytes() == written
+    directory.flush()
+    directory.close()
+    with resume(tmp_path) as again:
+        assert again.damage == []
+        assert [e.job.id for e in again.evaluations] == [0, 1, 2]
+        assert again.jobs == [*JOBS, job]
+
+
+def test_a_run_that_cannot_be_taken_up_for_want_of_room_is_as_it_was(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    with room_for(10), pytest.raises(RunDirectoryError, match=f"cannot write to {tmp_path}"):
+        resume(tmp_path)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.is_file()} == before
+    resume(tmp_path).close()  # nobody holds it
 
 
 def test_a_run_of_a_newer_version_says_what_to_do(tmp_path: Path) -> None:

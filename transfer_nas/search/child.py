@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from transfer_nas.errors import InputError
+from transfer_nas.errors import InputError, Unwritable
 from transfer_nas.job import Job
 from transfer_nas.plugins import load_attribute
 from transfer_nas.search.evaluation import InProcess
@@ -47,7 +47,13 @@ def main() -> None:
     while True:
         message = messages.get()
         best = message["best"]
-        evaluation = evaluate(Job.from_dict(message["job"]), -math.inf if best is None else best)
+        try:
+            evaluation = evaluate(
+                Job.from_dict(message["job"]), -math.inf if best is None else best
+            )
+        except Unwritable as error:
+            answer({"unwritable": error.what})
+            return
         answer(evaluation.to_dict())
 
 

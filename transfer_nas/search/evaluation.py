@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import time
 import traceback
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Protocol
 
 from transfer_nas import tracing, trained_model
+from transfer_nas.errors import Unwritable, writing
 from transfer_nas.job import Evaluation, Job
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that say nothing about the candidate: of its checkpoint, of the rank's log."""
 
 Evaluate = Callable[[Job, float], Evaluation]
 """Evaluates a job, given the best objective that the manager knew when it handed out the job.
 
-Nothing but `Interrupted` is raised. The hosts (`serial.py`, `mpi.py`) need no more of a worker:
-`InProcess` does it in this process, `isolation.InChild` in another.
+Nothing but `Interrupted` and `Unwritable` is raised. The hosts (`serial.py`, `mpi.py`) need no more
+of a worker: `InProcess` does it in this process, `isolation.InChild` in another.
 """
 
 
@@ -25,7 +30,7 @@ class Evaluator(Protocol):
     """Who evaluates; one in each process."""
 
     def evaluate(self, job: Job) -> Evaluation:
-        """Evaluate a job; what it raises becomes a failure ``F_…``."""
+        """Evaluate a job; what it raises becomes a failure ``F_…``, unless it found no room."""
 
     def save_model(self, path: Path) -> None:
         """Write the model of the last evaluation that was done, as `trained_model` does."""
@@ -69,11 +74,15 @@ class InProcess:
                 self._log(f"job {job.id}: objective {evaluation.objective}")
                 return Evaluation.failure(job, "nan", evaluation.measures)
             if evaluation.done and evaluation.objective > best_objective:
-                with tracing.span("save model"):
+                with tracing.span("save model"), writing(self._directory):
                     self._evaluator.save_model(candidate_path(self._directory, job))
             return evaluation
+        except Unwritable:
+            raise
         except Exception as error:  # whatever a user's application raises must not end the search
             self._log(f"job {job.id} failed:\n{traceback.format_exc()}")
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise Unwritable(f"job {job.id} found no room on a disk: {error}") from error
             return Evaluation.failure(job, type(error).__name__)
 
 

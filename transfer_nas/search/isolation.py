@@ -7,8 +7,9 @@ recorded as a failure and the next one gets a new child.
 
 Messages are lines of JSON. The child reads its standard input: first how to make its evaluator,
 ``{"factory": …, "arguments": …, "directory": …}``, then ``{"job": …, "best": … or null}``. It
-answers on a pipe of its own: ``{"ready": true}`` or ``{"error": …}``, then evaluations. What it
-prints goes where the rank's output goes.
+answers on a pipe of its own: ``{"ready": true}`` or ``{"error": …}``, then evaluations, or
+``{"unwritable": …}`` where the run's files cannot be written. What it prints goes where the rank's
+output goes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transfer_nas.errors import InputError
+from transfer_nas.errors import InputError, Unwritable
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.ranks import environment_alone
 
@@ -52,6 +53,8 @@ class InChild:
     ------
     InputError
         On entering: `factory` raised it.
+    Unwritable
+        On evaluating; the child has ended.
     RuntimeError
         On entering, and when a new child has to be started: the child ended before it was ready.
     """
@@ -93,7 +96,10 @@ class InChild:
             self._stop()
             raise
         else:
-            return Evaluation.from_dict(answer)
+            if "unwritable" not in answer:
+                return Evaluation.from_dict(answer)
+            self._stop()
+            raise Unwritable(answer["unwritable"])
         self._stop()
         self._log(f"job {job.id} {what}")
         times = {"timestamp_start": start, "timestamp_end": time.time()}

@@ -7,8 +7,9 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from io import FileIO
 from pathlib import Path
-from typing import Generic, TextIO, TypeVar
+from typing import Generic, TypeVar
 
 from transfer_nas.errors import RunDirectoryError
 
@@ -65,9 +66,21 @@ class Journal(Generic[T]):
             raise
 
     def append(self, lines: Iterable[str]) -> None:
-        """Write lines such that they outlive this process, all at once."""
-        self._file.write("".join([line + "\n" for line in lines]))
-        self._file.flush()
+        """Write lines such that they outlive this process, all at once.
+
+        Raises
+        ------
+        OSError
+            They could not be written; the file is as it was.
+        """
+        left = memoryview("".join([line + "\n" for line in lines]).encode())
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(end)  # takes no room
+            raise
 
     def close(self) -> None:
         """Close the file and let another process work on it."""
@@ -98,12 +111,16 @@ class Journal(Generic[T]):
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new one, never a part."""
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8", newline="")
-    fresh.replace(path)
+    try:
+        fresh.write_text(text, encoding="utf-8", newline="")
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
-def _open_locked(path: Path) -> TextIO:
-    file = path.open("a", encoding="utf-8", newline="")
+def _open_locked(path: Path) -> FileIO:
+    file = FileIO(path, "a")  # nothing waits in a buffer for a disk that has room again
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as cause:

@@ -104,11 +104,12 @@ class Managing:
         useful = manager.useful_in_flight
         self._depth = _MOST_IN_ADVANCE if useful is None else max(1, useful // max(1, len(ranks)))
         self.lost: set[int] = set()
+        self._left = False  # rank 0's own worker broke
 
     def run(self) -> None:
         """Serve."""
         back_off = BackOff(_LOOK_SHORTEST)
-        while self._workers:
+        while self._workers and not self._left:
             reports = list(self._arrived())
             if not reports:
                 self._rest(back_off.next())
@@ -129,7 +130,10 @@ class Managing:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """Serve from a thread while the context is entered, and then until it is done."""
+        """Serve from a thread while the context is entered, and then until it is done.
+
+        Whatever goes wrong on either side ends both, and is raised; the manager's comes first.
+        """
         assert self._local is not None
         local, errors = self._local, list[BaseException]()
 
@@ -147,6 +151,9 @@ class Managing:
         thread.start()
         try:
             yield
+        except BaseException:
+            self._left = True
+            raise
         finally:
             thread.join()
             sys.setswitchinterval(before)

@@ -73,8 +73,9 @@ def run(
     Raises
     ------
     Exception
-        Whatever the manager raised (a full disk, for instance), in rank 0, whose own evaluation is
-        interrupted. The others may still be evaluating: abort.
+        Whatever the manager raised, in rank 0, whose own evaluation is interrupted; or, in a rank
+        where a candidate could not be written down, `Unwritable`. The others may still be
+        evaluating: abort.
     """
     comm = comm.Dup()
     threads = MPI.Query_thread() >= MPI.THREAD_SERIALIZED

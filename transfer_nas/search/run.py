@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
+from transfer_nas.errors import writing
 from transfer_nas.job import Evaluation
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
@@ -28,6 +29,7 @@ from transfer_nas.search.finalists import Finalists, retrain
 from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.isolation import InChild
+from transfer_nas.search.journal import write_whole
 from transfer_nas.search.manager import Manager, Status
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
 from transfer_nas.search.random_search import RandomSearch
@@ -60,6 +62,8 @@ def run(settings: Settings, ranks: Ranks) -> int:
     ------
     InputError
         In all ranks, if a setting, a file or an environment variable is wrong in one of them.
+    Unwritable
+        In one rank: the run's files cannot be written. The others may be in the middle of anything.
     """
     devices.pin_threads(settings.threads_per_rank, ranks.local_size)
     gpu = devices.choose_gpu(ranks.local_rank, ranks.local_size)
@@ -115,7 +119,8 @@ def run(settings: Settings, ranks: Ranks) -> int:
                 retrain(finalists.best, trainer, settings.directory)
             summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
             text = json.dumps(summary, indent=2) + "\n"
-            (settings.directory / "summary.json").write_text(text)
+            with writing(settings.directory):
+                write_whole(settings.directory / "summary.json", text)
             _tell(summary, settings.json)
             if manager.status.failures == manager.status.evaluations > 0:
                 print(f"every candidate failed; see {settings.directory}/logs", file=terminal)

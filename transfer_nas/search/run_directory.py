@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transfer_nas.errors import RunDirectoryError
+from transfer_nas.errors import RunDirectoryError, writing
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.search.journal import Journal, write_whole
 from transfer_nas.spaces import Space
@@ -186,9 +186,16 @@ class RunDirectory:
                 f"{path} was started with another space: "
                 f"{_difference(description['space'], space.describe())}"
             )
-        directory = cls(path, space, description)
         description.setdefault("resumed", []).append({"at": time.time(), **extra})
-        write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
+        try:
+            directory = cls(path, space, description)
+            try:
+                write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
+            except OSError:
+                directory.close()
+                raise
+        except OSError as cause:
+            raise RunDirectoryError(f"cannot write to {path}: {cause.strerror}") from cause
         return directory
 
     def asked(self, job: Job) -> None:
@@ -216,19 +223,27 @@ class RunDirectory:
         """Write everything so far, such that it outlives this process, evaluations first.
 
         A job that is on disk then always finds the evaluations on disk that it was asked after.
+
+        Raises
+        ------
+        Unwritable
+            They cannot be written. Those that could not are tried again by the next call.
         """
-        if self._new_rows:
-            self._results.append(self._new_rows)
-            self._new_rows.clear()
-        if self._new_jobs:
-            self._journal.append(self._new_jobs)
-            self._new_jobs.clear()
+        with writing(self.path):
+            if self._new_rows:
+                self._results.append(self._new_rows)
+                self._new_rows.clear()
+            if self._new_jobs:
+                self._journal.append(self._new_jobs)
+                self._new_jobs.clear()
 
     def close(self) -> None:
-        """Close the files and let another process work on the run."""
-        self.flush()
-        self._results.close()
-        self._journal.close()
+        """Close the files and let another process work on the run; raises as `flush`."""
+        try:
+            self.flush()
+        finally:
+            self._results.close()
+            self._journal.close()
 
     def __enter__(self) -> RunDirectory:
         return self
