@@ -3,7 +3,7 @@
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -31,15 +31,21 @@ class Proxy:
         self._flows = threading.Event()
         self._flows.set()
         self._closing = False
-        self._lock = threading.Lock()  # guards the two below, and the bytes
+        self._lock = threading.Lock()  # guards what is below
+        self._sending: list[threading.Lock] = []  # held by each thread while it forwards
         self._sockets: list[socket.socket] = [self._listener]
         self._threads: list[threading.Thread] = []
         self.forwarded = [0, 0]
         self._start(self._accept)
 
     def stall(self) -> None:
-        """Forward nothing from now on."""
+        """Forward nothing any more, once this returns."""
         self._flows.clear()
+        with self._lock:
+            under_way = list(self._sending)
+        for sending in under_way:
+            with sending:  # what was on its way has got there, and is counted
+                pass
 
     def go_on(self) -> None:
         """Forward what was held back, and what comes."""
@@ -92,13 +98,26 @@ class Proxy:
                 self._start(self._forward, server, client, 1)
 
     def _forward(self, source: socket.socket, target: socket.socket, way: int) -> None:
+        sending = threading.Lock()
+        with self._lock:
+            self._sending.append(sending)
         try:
             while data := source.recv(1 << 16):
-                self._flows.wait()
-                target.sendall(data)
-                with self._lock:
-                    self.forwarded[way] += len(data)
+                with self._while_it_flows(sending):
+                    target.sendall(data)
+                    with self._lock:
+                        self.forwarded[way] += len(data)
             self._flows.wait()
             target.shutdown(socket.SHUT_WR)
         except OSError:  # one of both is gone
             return
+
+    @contextlib.contextmanager
+    def _while_it_flows(self, sending: threading.Lock) -> Iterator[None]:
+        """Wait until nothing stalls, and keep it from stalling before this is over."""
+        while True:
+            self._flows.wait()
+            with sending:
+                if self._flows.is_set():
+                    yield
+                    return
