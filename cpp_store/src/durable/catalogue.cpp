@@ -47,6 +47,17 @@ constexpr const char* schema_of_notes = R"(
 
 constexpr const char* from_format_1 = "ALTER TABLE layers ADD COLUMN key BLOB";
 
+// SQLite refuses links anywhere in a path, such as many a cluster's /scratch. Those within the
+// data directory shall be refused.
+std::filesystem::path without_links_above(const std::filesystem::path& path) {
+    std::error_code error;
+    const std::filesystem::path directory = std::filesystem::canonical(path.parent_path(), error);
+    if (error) {
+        throw Error(Errc::storage, "cannot open " + path.string() + ": " + error.message());
+    }
+    return directory / path.filename();
+}
+
 }  // namespace
 
 Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
@@ -55,14 +66,8 @@ Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
     const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX |
                       SQLITE_OPEN_NOFOLLOW | SQLITE_OPEN_EXRESCODE;
     try {
-        // SQLite would refuse links above the directory, too, such as many a cluster's /scratch.
-        std::error_code error;
-        const std::filesystem::path parent = std::filesystem::canonical(path.parent_path(), error);
-        if (error) {
-            throw Error(Errc::storage, "cannot open " + path.string() + ": " + error.message());
-        }
-        const std::filesystem::path file = parent / path.filename();
-        if (sqlite3_open_v2(file.c_str(), &database_, flags, gathering_vfs()) != SQLITE_OK) {
+        if (sqlite3_open_v2(without_links_above(path).c_str(), &database_, flags,
+                            gathering_vfs()) != SQLITE_OK) {
             if (sqlite3_extended_errcode(database_) == SQLITE_CANTOPEN_SYMLINK) {
                 throw Error(Errc::invalid_argument,
                             path.string() + " is a symbolic link, which no store has made");

@@ -23,6 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 using std::chrono::milliseconds;
 using testing::AllOf;
+using testing::AnyOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -291,12 +292,14 @@ TEST_P(DurableStore, FollowsNoLinksInItsDirectory) {
     fs::create_directory(root / "elsewhere");
     const fs::path victim = root / "elsewhere" / "000000000009.safetensors";
     std::ofstream(victim) << "text";
-    for (const std::string name : {"segments", "lock", "catalogue.sqlite", "catalogue.sqlite-wal"}) {
+    for (const char* const name :
+         {"segments", "lock", "catalogue.sqlite", "catalogue.sqlite-wal"}) {
         const fs::path link = root / "data" / name;
         fs::rename(root / "data", root / "kept");
         fs::copy(root / "kept", root / "data", fs::copy_options::recursive);
         fs::remove_all(link);
-        fs::create_symlink(name == "segments" ? root / "elsewhere" : victim, link);
+        fs::create_symlink(std::string_view(name) == "segments" ? root / "elsewhere" : victim,
+                           link);
         std::string message;
         const auto open = [&] {
             Store store(options());
