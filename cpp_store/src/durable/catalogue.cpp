@@ -50,6 +50,7 @@ constexpr const char* from_format_1 = "ALTER TABLE layers ADD COLUMN key BLOB";
 // SQLite refuses links anywhere in a path, such as many a cluster's /scratch. Those within the
 // data directory shall be refused.
 std::filesystem::path without_links_above(const std::filesystem::path& path) {
+    if (!path.has_parent_path()) return path;  // in memory
     std::error_code error;
     const std::filesystem::path directory = std::filesystem::canonical(path.parent_path(), error);
     if (error) {
@@ -245,11 +246,7 @@ Catalogue::Dropped Catalogue::drop_layer(std::uint64_t model, std::uint32_t posi
         "DELETE FROM models WHERE serial = ?1 AND retired = 1 AND NOT EXISTS(SELECT 1 FROM layers "
         "WHERE model = ?1)";
     prepare(forget).bind(model).run();
-    prepare(
-        "DELETE FROM packets WHERE model = ?1 AND NOT EXISTS(SELECT 1 FROM layers WHERE model = "
-        "?1 AND segment = 0)")
-        .bind(model)
-        .run();
+    drop_packet(model);
     return dropped;
 }
 
@@ -338,8 +335,11 @@ void Catalogue::move_layer(const LayerRecord& layer) {
         .run();
 }
 
-void Catalogue::remove_unused_packets() {
-    prepare("DELETE FROM packets WHERE model NOT IN (SELECT model FROM layers WHERE segment = 0)")
+void Catalogue::drop_packet(std::uint64_t model) {
+    prepare(
+        "DELETE FROM packets WHERE model = ?1 AND NOT EXISTS(SELECT 1 FROM layers WHERE model = "
+        "?1 AND segment = 0)")
+        .bind(model)
         .run();
 }
 

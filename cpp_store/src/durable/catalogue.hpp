@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -63,12 +64,16 @@ class Catalogue {
     void remove_segment(std::uint64_t serial);
     // After its bytes were copied elsewhere.
     void move_layer(const LayerRecord& layer);
-    void remove_unused_packets();
+    // If no layer is in it any more.
+    void drop_packet(std::uint64_t model);
 
     // Ascending by serial. Those that cannot be decoded: Errc::storage, or given to `broken`.
     void models(const std::function<void(ModelRecord)>& each,
                 const std::function<void(std::uint64_t serial)>& broken = nullptr);
-    [[nodiscard]] std::vector<LayerRecord> layers_in(std::uint64_t segment);
+    // Of a segment, or of packets (0), until they have so many bytes together.
+    [[nodiscard]] std::vector<LayerRecord> layers_in(
+        std::uint64_t segment,
+        std::uint64_t most_bytes = std::numeric_limits<std::uint64_t>::max());
     [[nodiscard]] std::vector<HolderRecord> holders();
     [[nodiscard]] Notes notes();
     [[nodiscard]] std::vector<SegmentRecord> segments();

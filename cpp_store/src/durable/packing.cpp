@@ -28,16 +28,12 @@ void Journal::tidy() {
 
 // Moves layers from a segment, or from packets (0), to a new segment. False if none is left there.
 bool Journal::pack(std::uint64_t from) {
-    std::vector<LayerRecord> layers = catalogue_->layers_in(from);
-    std::uint64_t bytes = 0;
-    std::size_t count = 0;
     // Whoever puts waits for it meanwhile.
     const std::uint64_t most_bytes = from == 0 ? options_.some_packets : most_moved;
-    while (count < layers.size() && (count == 0 || bytes < most_bytes)) {
-        bytes += layers[count++].nbytes();
-    }
-    const bool is_all = count == layers.size();
-    layers.resize(count);
+    std::vector<LayerRecord> layers = catalogue_->layers_in(from, most_bytes);
+    std::uint64_t bytes = 0;
+    for (const LayerRecord& layer : layers) bytes += layer.nbytes();
+    const bool is_all = bytes < most_bytes;
     if (layers.empty()) {
         if (from == 0) packet_bytes_ = 0;
         return false;
@@ -90,8 +86,10 @@ bool Journal::pack(std::uint64_t from) {
     try {
         catalogue_->begin();
         catalogue_->add_segment({serial, bytes});
-        for (const LayerRecord& layer : layers) catalogue_->move_layer(layer);
-        if (from == 0) catalogue_->remove_unused_packets();
+        for (const LayerRecord& layer : layers) {
+            catalogue_->move_layer(layer);
+            if (from == 0) catalogue_->drop_packet(layer.owner);
+        }
         drop_empty(changed, emptied);
         catalogue_->commit();
     } catch (...) {

@@ -98,19 +98,22 @@ void Catalogue::models(const std::function<void(ModelRecord)>& each,
     inherited.start();
 }
 
-std::vector<LayerRecord> Catalogue::layers_in(std::uint64_t segment) {
+std::vector<LayerRecord> Catalogue::layers_in(std::uint64_t segment, std::uint64_t most_bytes) {
     Statement& found = prepare(
         "SELECT model, position, tensors, key FROM layers WHERE segment = ? ORDER BY model, "
         "position");
     found.bind(segment);
     std::vector<LayerRecord> layers;
-    while (found.step()) {
+    std::uint64_t bytes = 0;
+    while (bytes < most_bytes && found.step()) {
         layers.push_back({.position = static_cast<std::uint32_t>(found.number(1)),
                           .segment = segment,
                           .owner = found.number(0),
                           .tensors = decode_tensors(found.blob(2)),
                           .key = key_in(found, 3)});
+        bytes += layers.back().nbytes();
     }
+    found.start();  // it may not be through
     return layers;
 }
 
