@@ -1,6 +1,7 @@
 // Data directories of which somebody, or a disk, has changed some bytes: a store opens them or
 // refuses them, reads models or says what is wrong; and so it is after they were repaired.
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -75,7 +76,18 @@ void put(Store& store, const std::string& id, const std::string& parent, std::ui
     (void)store.commit(std::move(pending));
 }
 
-// A segment, packets, a retired ancestor, another server's heir, a note of a retirement.
+// Of a store that dies before its catalogue has a put and a retirement.
+std::string log_of(const fs::path& directory) {
+    Store::Options unhurried = options(directory);
+    unhurried.lag = std::chrono::minutes(10);
+    Store store(unhurried);
+    put(store, "late", "ancestor", 200);
+    store.retire("late", Note{"late", 7, true, 10});
+    std::ifstream in(directory / "log.0", std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// A segment, packets, a retired ancestor, another server's heir, a note of a retirement, a log.
 std::vector<File> make_files() {
     const fs::path directory = scratch() / "template";
     {
@@ -95,6 +107,7 @@ std::vector<File> make_files() {
                          std::string(std::istreambuf_iterator<char>(in), {})});
     }
     std::ranges::sort(files, {}, &File::name);
+    files.push_back({"log.0", log_of(directory)});
     return files;
 }
 

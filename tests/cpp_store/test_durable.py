@@ -175,7 +175,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     catalogue = sqlite3.connect(tmp_path / "data" / "catalogue.sqlite")
     catalogue.execute("PRAGMA user_version = 99")
     catalogue.close()
-    with pytest.raises(cpp_store.InvalidArgument, match="format 99, this version knows up to 2"):
+    with pytest.raises(cpp_store.InvalidArgument, match="format 99, this version knows up to 3"):
         cpp_store.embedded(data_dir=tmp_path / "data")
 
 
@@ -198,6 +198,23 @@ def test_reads_a_directory_of_format_1(tmp_path: Path) -> None:
         assert np.array_equal(found["a"][1], np.array([1 + 2j]))
         assert np.array_equal(found["c"][0], np.full(3, 7, "uint8"))
         assert store.verify() == []
+
+
+def test_reads_a_directory_of_format_3(tmp_path: Path) -> None:
+    """Of a sync store that was killed: all but "parent" is in its log only."""
+    kept = Path(__file__).resolve().parents[1] / "data" / "store_format_3"
+    shutil.copytree(kept, tmp_path / "data")
+    assert (tmp_path / "data" / "log.0").stat().st_size > 0
+    with cpp_store.embedded(data_dir=tmp_path / "data") as store:
+        assert store.list() == ["child"]
+        info = store.lookup("child")
+        assert info.owners == {"a": "parent", "c": "child"}
+        assert (info.namespace, info.parent) == ("n", "parent")
+        found = store.read("child")
+        assert np.array_equal(found["a"][0], np.arange(6.0).reshape(2, 3))
+        assert np.array_equal(found["c"][0], np.full(3, 7, "uint8"))
+        assert store.verify() == []
+    assert not (tmp_path / "data" / "log.0").exists()
 
 
 def test_reads_a_directory_of_format_2(tmp_path: Path) -> None:

@@ -116,13 +116,13 @@ void Store::adopt(PendingPut put, std::string_view holder) {
         auto layers = pending.stored();
         const std::lock_guard lock(impl_->mutex);
         pending.join_adopted(adoption,
-                             [&] { journal->put(record, std::move(layers), std::move(locate)); });
+                             [&] { journal->put(record, std::move(layers), nullptr, locate); });
         return;
     }
     // Nobody sees what a crash takes away again. Shared, since the journal may still be in it when
     // the wait is over.
     const auto result = std::make_shared<std::promise<void>>();
-    const auto done = [this, result, &pending, record, locate](std::exception_ptr error) {
+    const auto logged = [this, result, &pending, record](std::exception_ptr error) {
         if (!error) {
             try {
                 PendingPut::Impl::Adoption adoption(pending, record->holder, record.get());
@@ -133,14 +133,13 @@ void Store::adopt(PendingPut put, std::string_view holder) {
                 pending.give_up(*record);
             }
         }
-        if (!error) locate(nullptr);
         if (error) {
             result->set_exception(error);
         } else {
             result->set_value();
         }
     };
-    journal->put(record, pending.stored(), done);
+    journal->put(record, pending.stored(), logged, std::move(locate));
     result->get_future().get();
 }
 

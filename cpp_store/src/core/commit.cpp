@@ -138,9 +138,9 @@ std::vector<StoredLayerPtr> PendingPut::Impl::stored() const {
 }
 
 // Once they are on disk, the layers can leave the memory.
-durable::Journal::Done PendingPut::Impl::locating(Store::Impl& store,
-                                                  std::shared_ptr<durable::ModelRecord> record) {
-    return [&store, record = std::move(record)](const std::exception_ptr&) {
+durable::Journal::Placed PendingPut::Impl::locating(Store::Impl& store,
+                                                    std::shared_ptr<durable::ModelRecord> record) {
+    return [&store, record = std::move(record)] {
         const std::lock_guard lock(store.mutex);
         const auto found = store.owners.find(record->owner);
         if (found == store.owners.end()) return;
@@ -159,10 +159,10 @@ std::uint64_t PendingPut::Impl::commit_lazily() {
     store->journal->admit(model->bytes_own);
     const std::shared_ptr<durable::ModelRecord> made = record();
     std::vector<StoredLayerPtr> layers = stored();
-    durable::Journal::Done done = locating(*store, made);
+    durable::Journal::Placed placed = locating(*store, made);
     const std::lock_guard lock(store->mutex);
     if (is_there()) return store->models.find(model->id)->second->bytes_own;
-    publish([&] { store->journal->put(made, std::move(layers), std::move(done)); });
+    publish([&] { store->journal->put(made, std::move(layers), nullptr, std::move(placed)); });
     return model->bytes_own;
 }
 
@@ -194,10 +194,9 @@ void PendingPut::Impl::commit_durably(std::unique_ptr<Impl> put, Store::Committe
         if (store.journal->is_large(shared->model->bytes_own)) {
             store.journal->write_ahead(*made, shared->stored());
         }
-        auto locate = locating(store, made);
         store.journal->put(
             made, shared->stored(),
-            [shared, leave, done, locate = std::move(locate)](std::exception_ptr error) {
+            [shared, leave, done](std::exception_ptr error) {
                 if (!error) {
                     const std::lock_guard lock(shared->store->mutex);
                     try {
@@ -207,13 +206,13 @@ void PendingPut::Impl::commit_durably(std::unique_ptr<Impl> put, Store::Committe
                         shared->take_back();
                     }
                 }
-                if (!error) locate(nullptr);
                 {
                     const std::lock_guard lock(shared->store->mutex);
                     leave(*shared);
                 }
                 done(error, shared->model->bytes_own);
-            });
+            },
+            locating(store, made));
     } catch (...) {
         const std::lock_guard lock(store.mutex);
         leave(*shared);

@@ -32,7 +32,7 @@ void Store::acquire(std::string_view owner, std::span<const LayerKey> keys,
     durable::Wait wait(*impl_->journal);
     for (std::size_t i = 0; i < records.size(); ++i) {
         const bool is_last = i + 1 == records.size();
-        impl_->journal->acquire(std::move(records[i]), is_last ? wait.done() : nullptr);
+        impl_->journal->acquire(std::move(records[i]), is_last ? wait.logged() : nullptr);
     }
     lock.unlock();
     wait.get();

@@ -61,39 +61,42 @@ void Journal::write_ahead(ModelRecord& model, std::span<const StoredLayerPtr> la
 // One transaction. Throws if nothing of it happened (or, after a failed sync, perhaps all of it).
 void Journal::write(std::vector<Change>& batch) {
     Uses changed;  // what the segments at hand will be like
-    std::vector<std::uint64_t> made;
     std::vector<std::uint64_t> emptied;
-    write_tensors(batch, changed);
+    const std::uint64_t made = write_tensors(batch, changed);
     for (const Change& change : batch) {
         if (!change.record || change.bytes > 0 || change.record->layers.empty()) continue;
         const std::uint64_t segment = change.record->layers.front().segment;
         if (segment != 0) changed[segment].data_bytes = change.record->nbytes();  // write_ahead
     }
-    for (const auto& [serial, use] : changed) made.push_back(serial);
+    std::uint64_t last_entry = 0;
+    for (const Change& change : batch) last_entry = std::max(last_entry, change.entry);
     try {
         catalogue_->begin();
-        for (const std::uint64_t serial : made) {
-            catalogue_->add_segment({serial, changed[serial].data_bytes});
+        for (const auto& [serial, use] : changed) {
+            catalogue_->add_segment({serial, use.data_bytes});
         }
-        for (Change& change : batch) apply(change, changed);
+        for (const Change& change : batch) apply(change, changed);
         drop_empty(changed, emptied);
+        if (last_entry > applied_) catalogue_->set_applied(last_entry);
         catalogue_->commit();
     } catch (...) {
         catalogue_->rollback();
-        doomed_.insert(doomed_.end(), made.begin(), made.end());
+        if (made != 0) doomed_.push_back(made);
         for (Change& change : batch) {
             change.packet.clear();
-            if (!change.record) continue;
+            if (!change.record || change.bytes == 0) continue;
             for (LayerRecord& layer : change.record->layers) layer.segment = 0;
         }
         throw;
     }
+    applied_ = std::max(applied_, last_entry);
     for (const Change& change : batch) packet_bytes_ += change.packet.size();
     take_over(changed, emptied);
 }
 
-// The bytes of a batch: all in one segment, or where they are few, in packets.
-void Journal::write_tensors(std::vector<Change>& batch, Uses& uses) {
+// The bytes of a batch: all in one segment, whose number is returned, or where they are few, in
+// packets: 0.
+std::uint64_t Journal::write_tensors(std::vector<Change>& batch, Uses& uses) {
     std::uint64_t bytes = 0;
     for (const Change& change : batch) bytes += change.bytes;
     if (bytes < packet_limit) {
@@ -110,7 +113,7 @@ void Journal::write_tensors(std::vector<Change>& batch, Uses& uses) {
                 }
             }
         }
-        return;
+        return 0;
     }
     const std::uint64_t serial = next_serial();
     std::vector<SegmentTensor> tensors;
@@ -123,6 +126,7 @@ void Journal::write_tensors(std::vector<Change>& batch, Uses& uses) {
         for (LayerRecord& layer : change.record->layers) layer.segment = serial;
     }
     uses[serial].data_bytes = bytes;
+    return serial;
 }
 
 void Journal::write_file(std::uint64_t serial, std::vector<SegmentTensor> tensors) const {
@@ -135,46 +139,52 @@ void Journal::write_file(std::uint64_t serial, std::vector<SegmentTensor> tensor
     }
 }
 
-void Journal::apply(Change& change, Uses& changed) {
+Catalogue::Dropped apply(Catalogue& catalogue, const Change& change,
+                         std::uint64_t most_retirements) {
     switch (change.kind) {
         case Change::Kind::put:
-            catalogue_->put(*change.record);
-            if (!change.packet.empty())
-                catalogue_->put_packet(change.record->serial, change.packet);
-            for (const LayerRecord& layer : change.record->layers) {
-                if (layer.segment == 0) continue;
-                Use& use = changed[layer.segment];
-                use.live_bytes += layer.nbytes();
-                ++use.layers;
-            }
+            catalogue.put(*change.record);
+            if (!change.packet.empty()) catalogue.put_packet(change.record->serial, change.packet);
             break;
         case Change::Kind::retire:
-            catalogue_->retire(change.layer.model);
-            if (change.note) catalogue_->note(*change.note, options_.most_retirements);
+            catalogue.retire(change.layer.model);
+            if (change.note) catalogue.note(*change.note, most_retirements);
             break;
         case Change::Kind::note:
-            catalogue_->note(*change.note, options_.most_retirements);
+            catalogue.note(*change.note, most_retirements);
             break;
         case Change::Kind::acquire:
-            catalogue_->acquire({change.holder, change.layer.model, change.layer.position});
+            catalogue.acquire({change.holder, change.layer.model, change.layer.position});
             break;
         case Change::Kind::release:
-            catalogue_->release({change.holder, change.layer.model, change.layer.position});
+            catalogue.release({change.holder, change.layer.model, change.layer.position});
             break;
         case Change::Kind::drop_layer:
-        case Change::Kind::replace_layer: {
-            const auto [segment, bytes] =
-                change.kind == Change::Kind::drop_layer
-                    ? catalogue_->drop_layer(change.layer.model, change.layer.position)
-                    : catalogue_->replace_layer(change.layer, change.by);
-            const auto known = uses_.find(segment);
-            if (known != uses_.end()) changed.emplace(segment, known->second);
-            if (const auto use = changed.find(segment); use != changed.end()) {
-                use->second.live_bytes -= bytes;
-                --use->second.layers;
-            }
+            return catalogue.drop_layer(change.layer.model, change.layer.position);
+        case Change::Kind::replace_layer:
+            return catalogue.replace_layer(change.layer, change.by);
+        case Change::Kind::nothing:
             break;
+    }
+    return {};
+}
+
+void Journal::apply(const Change& change, Uses& changed) {
+    const auto [segment, bytes] = durable::apply(*catalogue_, change, options_.most_retirements);
+    if (change.kind == Change::Kind::put) {
+        for (const LayerRecord& layer : change.record->layers) {
+            if (layer.segment == 0) continue;
+            Use& use = changed[layer.segment];
+            use.live_bytes += layer.nbytes();
+            ++use.layers;
         }
+    }
+    if (segment == 0) return;
+    const auto known = uses_.find(segment);
+    if (known != uses_.end()) changed.emplace(segment, known->second);
+    if (const auto use = changed.find(segment); use != changed.end()) {
+        use->second.live_bytes -= bytes;
+        --use->second.layers;
     }
 }
 

@@ -45,6 +45,11 @@ constexpr const char* schema_of_notes = R"(
     INSERT INTO forgotten VALUES(0);
 )";
 
+constexpr const char* schema_of_log = R"(
+    CREATE TABLE log(applied INTEGER NOT NULL);
+    INSERT INTO log VALUES(0);
+)";
+
 constexpr const char* from_format_1 = "ALTER TABLE layers ADD COLUMN key BLOB";
 
 // SQLite refuses links anywhere in a path, such as many a cluster's /scratch. Those within the
@@ -109,8 +114,10 @@ Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
         execute("PRAGMA cache_size = -16384");
         if (tables == 0 || version < format) {
             begin();
-            execute(tables == 0 ? schema : from_format_1);
-            execute(schema_of_notes);
+            if (tables == 0) execute(schema);
+            if (version == 1) execute(from_format_1);
+            if (version < 2) execute(schema_of_notes);
+            execute(schema_of_log);
             execute(("PRAGMA application_id = " + std::to_string(application)).c_str());
             execute(("PRAGMA user_version = " + std::to_string(format)).c_str());
             commit();
@@ -312,6 +319,10 @@ void Catalogue::note(const Note& note, std::uint64_t most_retirements) {
             .run();
     }
     retirements_ = retirements;
+}
+
+void Catalogue::set_applied(std::uint64_t entry) {
+    prepare("UPDATE log SET applied = ?").bind(entry).run();
 }
 
 void Catalogue::add_segment(const SegmentRecord& segment) {

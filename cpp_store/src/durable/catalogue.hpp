@@ -26,7 +26,7 @@ namespace cpp_store::durable {
 // For one thread at a time. Throws Errc::storage for whatever SQLite reports.
 class Catalogue {
   public:
-    static constexpr int format = 2;
+    static constexpr int format = 3;
 
     // Opens or makes it; one of an older format becomes one of this format. Throws
     // Errc::invalid_argument for a file that is no catalogue, or is one of a newer format.
@@ -60,6 +60,8 @@ class Catalogue {
     // Instead of what was noted of the id before. Of retirements, beyond so many the oldest are
     // forgotten.
     void note(const Note& note, std::uint64_t most_retirements);
+    // That it has all of the log up to this entry.
+    void set_applied(std::uint64_t entry);
     void add_segment(const SegmentRecord& segment);
     void remove_segment(std::uint64_t serial);
     // After its bytes were copied elsewhere.
@@ -90,6 +92,7 @@ class Catalogue {
     [[nodiscard]] std::string integrity();
     void rebuild_indexes();
     [[nodiscard]] std::uint64_t last_serial();
+    [[nodiscard]] std::uint64_t applied();
 
   private:
     class Statement;

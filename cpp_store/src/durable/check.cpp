@@ -9,6 +9,7 @@
 #include "cpp_store/error.hpp"
 #include "durable/catalogue.hpp"
 #include "durable/journal.hpp"
+#include "durable/replay.hpp"
 #include "durable/segment.hpp"
 
 namespace cpp_store::durable {
@@ -24,13 +25,15 @@ std::string name_of(const ModelRecord& model, const LayerRecord& layer) {
 class Checker {
   public:
     Checker(const std::filesystem::path& directory, bool repair)
-        : segments_path_(directory / "segments"),
+        : directory_(directory),
+          segments_path_(directory / "segments"),
           lock_(lock_directory(directory)),
           catalogue_(directory / "catalogue.sqlite"),
           repair_(repair) {}
 
     CheckReport run() {
         check_catalogue();
+        check_log();
         load();
         check_files();
         for (const auto& [segment, layers] : by_segment_) check_layers(segment, layers);
@@ -65,6 +68,17 @@ class Checker {
         // Whatever else would be changed in it could be lost, or harm more.
         damage += "; nothing is repaired, cpp-store export what can be read";
         repair_ = false;
+    }
+
+    // What a crash left there belongs to the catalogue.
+    void check_log() {
+        const auto most_retirements = Journal::Options{}.most_retirements;
+        try {
+            replay_log(directory_, catalogue_, most_retirements);
+        } catch (const Error& error) {
+            std::string& damage = report_.damage.emplace_back(error.what());
+            if (repair_) replay_log(directory_, catalogue_, most_retirements, &damage);
+        }
     }
 
     void load() {
@@ -217,6 +231,7 @@ class Checker {
         }
     }
 
+    const std::filesystem::path directory_;
     const std::filesystem::path segments_path_;
     const File lock_;
     Catalogue catalogue_;

@@ -77,12 +77,14 @@ File::File(std::filesystem::path path, Mode mode) : path_(std::move(path)) {
             flags |= O_WRONLY | O_CREAT | O_EXCL;
             break;
         case Mode::lock:
+        case Mode::log:
             flags |= O_RDWR | O_CREAT;
             break;
     }
     const std::string_view point = mode == Mode::read     ? "file.open"
                                    : mode == Mode::create ? "file.create"
-                                                          : "file.lock";
+                                   : mode == Mode::lock   ? "file.lock"
+                                                          : "log.open";
     fd_ = guarded(point, [&] { return ::open(path_.c_str(), flags, 0600); });
     if (fd_ < 0 && errno == ELOOP) {
         throw Error(Errc::invalid_argument,
@@ -169,6 +171,24 @@ void File::append(std::vector<iovec> pieces) {
         }
     }
     (void)failpoints::visit("file.write.done");
+}
+
+void File::write(std::span<const std::byte> bytes, std::uint64_t offset) {
+    while (!bytes.empty()) {
+        const auto outcome = failpoints::visit("log.write");
+        ssize_t written = -1;
+        if (outcome.error != 0) {
+            errno = outcome.error;
+        } else {
+            const std::size_t size = outcome.is_short ? (bytes.size() + 1) / 2 : bytes.size();
+            written = ::pwrite(fd_, bytes.data(), size, static_cast<off_t>(offset));
+        }
+        if (written < 0 && errno == EINTR) continue;
+        if (written < 0) fail("cannot write", errno);
+        bytes = bytes.subspan(static_cast<std::size_t>(written));
+        offset += static_cast<std::uint64_t>(written);
+    }
+    (void)failpoints::visit("log.write.done");
 }
 
 void File::read(std::span<std::byte> into, std::uint64_t offset) const {

@@ -7,6 +7,7 @@
 
 #include "cpp_store/error.hpp"
 #include "durable/batch.hpp"
+#include "durable/replay.hpp"
 #include "durable/segment.hpp"
 
 namespace cpp_store::durable {
@@ -64,6 +65,8 @@ Journal::Journal(Options options)
 // Segments that the catalogue does not know belong to changes that did not happen. References that
 // nobody has any more (leases end with the store) go, and with them what they kept.
 void Journal::recover() {
+    applied_ = in_catalogue_ =
+        replay_log(options_.directory, *catalogue_, options_.most_retirements);
     catalogue_->begin();
     (void)catalogue_->leaks(true);
     for (const SegmentRecord& segment : catalogue_->segments()) {
@@ -103,12 +106,17 @@ void Journal::recover() {
 
 void Journal::start(Moved moved) {
     moved_ = std::move(moved);
+    if (options_.sync) {
+        log_.emplace(options_.directory, applied_);
+        logger_ = std::thread([this] { run_log(); });
+    }
     thread_ = std::thread([this] { run(); });
 }
 
 Journal::~Journal() {
     if (birthplace_.is_elsewhere()) {  // a fork has no such thread
         if (thread_.joinable()) thread_.detach();
+        if (logger_.joinable()) logger_.detach();
         return;
     }
     try {
@@ -124,6 +132,12 @@ void Journal::close() {
         const std::scoped_lock lock(mutex_);
         if (closed_) return;
         closing_ = true;
+        log_wake_.notify_one();
+    }
+    if (logger_.joinable()) logger_.join();
+    {
+        const std::scoped_lock lock(mutex_);
+        ending_ = true;
         wake_.notify_one();
     }
     if (thread_.joinable()) thread_.join();
@@ -134,9 +148,14 @@ void Journal::close() {
         failure = failure_;
         queue_.clear();
     }
+    if (log_ && failure.empty()) remove_log(options_.directory);
+    log_.reset();
     catalogue_.reset();
     lock_ = File();
-    if (!failure.empty()) throw Error(Errc::storage, "the last changes are lost: " + failure);
+    if (failure.empty()) return;
+    throw Error(Errc::storage, (options_.sync ? "the last changes are in the log only: "
+                                              : "the last changes are lost: ") +
+                                   failure);
 }
 
 // --------------------------------------------------------------------------------- changes
@@ -175,18 +194,22 @@ void Journal::admit(std::uint64_t bytes) {
         refuse("its disk is full: " + std::to_string(free / MiB) + " MiB are free, of which " +
                std::to_string(headroom / MiB) + " stay so that models can be retired");
     }
-    if (options_.sync) return;
+    const auto is_too_much = [&] {
+        return waiting_bytes_ > 0 && waiting_bytes_ + bytes > options_.most_waiting;
+    };
     wait_while([&] {
-        if (waiting_bytes_ > 0 && waiting_bytes_ + bytes > options_.most_waiting) return true;
-        return written_ != enqueued_ && Clock::now() - oldest_ >= options_.lag;
+        if (is_too_much()) return true;
+        return !options_.sync && written_ != enqueued_ && Clock::now() - oldest_ >= options_.lag;
     });
-    if (!failure_.empty()) refuse(failure_);
+    // The log takes more though the catalogue cannot be written.
+    if (!failure_.empty() && (!options_.sync || is_too_much())) refuse(failure_);
     if (closing_) refuse("the store is closed");
 }
 
 void Journal::put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr> layers,
-                  Done done) {
-    Change change{.kind = Change::Kind::put, .done = std::move(done)};
+                  Logged logged, Placed placed) {
+    Change change{
+        .kind = Change::Kind::put, .logged = std::move(logged), .placed = std::move(placed)};
     const bool is_written = !model->layers.empty() && model->layers.front().segment != 0;
     if (!is_written) {
         change.bytes = model->nbytes();
@@ -196,22 +219,22 @@ void Journal::put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr
     enqueue(std::move(change));
 }
 
-void Journal::retire(std::uint64_t model, std::optional<Note> note, Done done) {
+void Journal::retire(std::uint64_t model, std::optional<Note> note, Logged logged) {
     enqueue({.kind = Change::Kind::retire,
              .layer = {model, 0},
              .note = std::move(note),
-             .done = std::move(done)});
+             .logged = std::move(logged)});
 }
 
-void Journal::note(Note note, Done done) {
-    enqueue({.kind = Change::Kind::note, .note = std::move(note), .done = std::move(done)});
+void Journal::note(Note note, Logged logged) {
+    enqueue({.kind = Change::Kind::note, .note = std::move(note), .logged = std::move(logged)});
 }
 
-void Journal::acquire(HolderRecord reference, Done done) {
+void Journal::acquire(HolderRecord reference, Logged logged) {
     enqueue({.kind = Change::Kind::acquire,
              .layer = {reference.owner, reference.position},
              .holder = std::move(reference.holder),
-             .done = std::move(done)});
+             .logged = std::move(logged)});
 }
 
 void Journal::release(HolderRecord reference) noexcept {
@@ -239,22 +262,27 @@ void Journal::enqueue_if_possible(Change change) noexcept {
 void Journal::enqueue(Change change) {
     check_process();
     change.since = Clock::now();
-    change.waited_for = options_.sync && change.done;
     const std::scoped_lock lock(mutex_);
     if (closing_) {
         throw Error(Errc::storage, "data directory " + options_.directory.string() +
                                        " takes no changes: the store is closed");
     }
-    const bool was_empty = queue_.empty();
-    const bool was_due = !was_empty && is_due();
-    if (was_empty && written_ == enqueued_) oldest_ = change.since;
+    if (written_ == enqueued_) oldest_ = change.since;
     const std::uint64_t bytes = change.bytes;
-    const bool is_waited_for = change.waited_for;
-    queue_.push_back(std::move(change));
+    const bool was_empty = options_.sync ? unlogged_.empty() : queue_.empty();
+    const bool was_due = is_due();
+    if (options_.sync) {
+        unlogged_.push_back(std::move(change));
+    } else {
+        queue_.push_back(std::move(change));
+    }
     waiting_bytes_ += bytes;
-    waited_for_ += is_waited_for;
     ++enqueued_;
-    if (was_empty || (!was_due && is_due())) wake_.notify_one();
+    if (options_.sync) {
+        if (was_empty) log_wake_.notify_one();
+    } else if (was_empty || (!was_due && is_due())) {
+        wake_.notify_one();
+    }
 }
 
 void Journal::flush() {
@@ -298,8 +326,7 @@ Journal::Stats Journal::stats() const {
 bool Journal::is_due() const {
     if (pack_wanted_) return true;
     if (queue_.empty()) return false;
-    return waited_for_ > 0 || hurry_ > 0 || closing_ ||
-           waiting_bytes_ >= options_.most_waiting / 2 ||
+    return hurry_ > 0 || ending_ || waiting_bytes_ >= options_.most_waiting / 2 ||
            Clock::now() - oldest_ >= options_.lag / 2;
 }
 
@@ -307,12 +334,11 @@ void Journal::run() {
     std::unique_lock lock(mutex_);
     bool may_pack = true;
     while (true) {
-        if (!failure_.empty() && !closing_) {
-            wake_.wait_for(lock, retry_interval,
-                           [this] { return closing_ || hurry_ > 0 || waited_for_ > 0; });
+        if (!failure_.empty() && !ending_) {
+            wake_.wait_for(lock, retry_interval, [this] { return ending_ || hurry_ > 0; });
         }
         bool is_quiet = false;
-        while (!closing_ && !is_due() && !is_quiet) {
+        while (!ending_ && !is_due() && !is_quiet) {
             if (!queue_.empty()) {
                 wake_.wait_until(lock, oldest_ + options_.lag / 2);
             } else if (packet_bytes_ < options_.some_packets || !may_pack) {
@@ -321,12 +347,14 @@ void Journal::run() {
                 is_quiet = queue_.empty();
             }
         }
-        if (queue_.empty() && closing_) return;
+        if (queue_.empty() && ending_) return;
         std::vector<Change> batch;
         std::uint64_t bytes = 0;
-        while (!queue_.empty() && (batch.empty() || bytes + queue_.front().bytes <= most_batch)) {
+        // Entries of the log whole: the catalogue says up to which one it has them all.
+        const auto is_within_entry = [&] { return options_.sync && batch.back().entry == 0; };
+        while (!queue_.empty() &&
+               (batch.empty() || is_within_entry() || bytes + queue_.front().bytes <= most_batch)) {
             bytes += queue_.front().bytes;
-            waited_for_ -= queue_.front().waited_for;
             batch.push_back(std::move(queue_.front()));
             queue_.pop_front();
         }
@@ -342,10 +370,10 @@ void Journal::run() {
             error = std::current_exception();
             cause = caught.what();
         }
-        for (Change& change : batch) {
-            if (change.done && (!error || change.waited_for)) change.done(error);
-        }
         if (!error) {
+            for (const Change& change : batch) {
+                if (change.placed) change.placed();
+            }
             try {
                 may_pack = false;  // again, if this fails, once there is something new
                 if (pack_now) {
@@ -361,30 +389,30 @@ void Journal::run() {
                 cause = caught.what();  // nothing is lost: it is tried again
             }
         }
-        std::uint64_t left = 0;
-        if (error) {
-            std::erase_if(batch, [](const Change& change) { return change.waited_for; });
-            for (Change& change : batch) left += change.bytes;
-        }
-        const std::size_t kept = error ? batch.size() : 0;
+        const std::size_t count = batch.size();
         if (!error) batch.clear();  // what it held can leave the memory
-        const std::string before = failure_;
         lock.lock();
-        waiting_bytes_ -= bytes - left;
+        const std::string before = failure_;
         if (error) {
             queue_.insert(queue_.begin(), std::make_move_iterator(batch.begin()),
                           std::make_move_iterator(batch.end()));
+        } else {
+            waiting_bytes_ -= bytes;
+            written_ += count;
+            in_catalogue_ = applied_;
         }
-        written_ = enqueued_ - queue_.size();
-        if (!queue_.empty()) oldest_ = queue_.front().since;
-        // In sync mode whoever waited has been told; a later put finds out for itself.
-        failure_ = error && (kept > 0 || !options_.sync) ? cause : std::string();
+        if (!queue_.empty()) {
+            oldest_ = queue_.front().since;
+        } else if (!unlogged_.empty()) {
+            oldest_ = unlogged_.front().since;
+        }
+        failure_ = error ? cause : std::string();
         ++attempts_;
         trying_ = false;
         stats_.segments = uses_.size();
         progress_.notify_all();
         const bool is_news = !cause.empty() && cause != before;
-        if (closing_ && error) return;
+        if (ending_ && error) return;
         lock.unlock();
         if (is_news) options_.warn("cannot write to the data directory: " + cause);
         if (before != cause && cause.empty() && !before.empty()) {

@@ -6,6 +6,10 @@
 // written before the transaction that speaks of them: as a segment of their own, or, where they are
 // few bytes, within it, which takes one sync instead of three. Later these are packed into a
 // segment.
+//
+// Where changes are acknowledged when they are on disk (sync), a second thread first syncs them to
+// a log, in the same order, and acknowledges them. What the catalogue lacks of it after a crash is
+// read from there.
 #pragma once
 
 #include <atomic>
@@ -31,8 +35,10 @@
 #include "core/forks.hpp"
 #include "cpp_store/store.hpp"
 #include "durable/catalogue.hpp"
+#include "durable/change.hpp"
 #include "durable/files.hpp"
 #include "durable/records.hpp"
+#include "durable/redo_log.hpp"
 #include "durable/segment.hpp"
 
 namespace cpp_store::durable {
@@ -51,9 +57,11 @@ class Journal {
         std::uint64_t most_retirements = 200'000;  // that are noted
         std::function<void(std::string_view)> warn;
     };
-    // Once: null if it is on disk, else why it is not. Called by the journal's thread, which holds
-    // no lock then.
-    using Done = std::function<void(std::exception_ptr)>;
+    // Once: null if it is on disk, else why it is not. Of sync journals. Both of these are called
+    // by a thread of the journal that holds no lock then.
+    using Logged = std::function<void(std::exception_ptr)>;
+    // Once: the record says where the layers are. After Logged.
+    using Placed = std::function<void()>;
     // Layers whose bytes have moved, with the id of their owner.
     using Moved = std::function<void(std::span<const std::pair<std::string, LayerRecord>>)>;
 
@@ -82,19 +90,19 @@ class Journal {
     [[nodiscard]] bool is_large(std::uint64_t bytes) const noexcept;
     void write_ahead(ModelRecord& model, std::span<const StoredLayerPtr> layers);
 
-    // Changes. Their order is that of the calls. Those with `done` that fail if they are waited for
-    // (sync) are forgotten; all others are tried again. Once done, model->layers say where they
-    // are.
-    void put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr> layers, Done done);
-    void retire(std::uint64_t model, std::optional<Note> note, Done done);
-    void note(Note note, Done done);
-    void acquire(HolderRecord reference, Done done);
+    // Changes. Their order is that of the calls. Those with `logged` that cannot be logged are
+    // forgotten; all others are tried again until they are in the catalogue.
+    void put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr> layers, Logged logged,
+             Placed placed);
+    void retire(std::uint64_t model, std::optional<Note> note, Logged logged);
+    void note(Note note, Logged logged);
+    void acquire(HolderRecord reference, Logged logged);
     void release(HolderRecord reference) noexcept;
     void drop_layer(LayerPlace layer) noexcept;
     // See Catalogue::replace_layer.
     void replace_layer(LayerPlace layer, LayerPlace by) noexcept;
 
-    // Waits until all that was done so far is on disk. Throws Errc::storage.
+    // Waits until all that was done so far is in the catalogue. Throws Errc::storage.
     void flush();
     // Waits until something more of it is, and small tensors are packed so that they can be
     // evicted. False if there was nothing, or it could not be written.
@@ -117,7 +125,6 @@ class Journal {
 
   private:
     using Clock = std::chrono::steady_clock;
-    struct Change;
     struct Use {  // of a segment
         std::uint64_t data_bytes = 0;
         std::uint64_t live_bytes = 0;
@@ -129,12 +136,15 @@ class Journal {
     void recover();
     void enqueue(Change change);
     void enqueue_if_possible(Change change) noexcept;
+    void run_log();
+    [[nodiscard]] std::uint64_t tell(std::vector<Change>& batch, const std::exception_ptr& error);
+    void abandon(std::uint64_t segment) noexcept;
     void run();
     [[nodiscard]] bool is_due() const;
     void write(std::vector<Change>& batch);
-    void write_tensors(std::vector<Change>& batch, Uses& uses);
+    std::uint64_t write_tensors(std::vector<Change>& batch, Uses& uses);
     void write_file(std::uint64_t serial, std::vector<SegmentTensor> tensors) const;
-    void apply(Change& change, Uses& changed);
+    void apply(const Change& change, Uses& changed);
     void drop_empty(Uses& uses, std::vector<std::uint64_t>& emptied);
     void take_over(const Uses& changed, const std::vector<std::uint64_t>& emptied);
     void tidy();
@@ -151,6 +161,7 @@ class Journal {
     Moved moved_;
 
     // Of the journal's thread.
+    std::uint64_t applied_ = 0;  // entries of the log that the catalogue has
     Uses uses_;
     std::set<std::uint64_t> wasteful_;  // segments of which much is dead
     std::atomic<std::uint64_t> packet_bytes_ = 0;
@@ -158,23 +169,31 @@ class Journal {
     // when a later one has overwritten it.
     std::vector<std::uint64_t> doomed_;
 
+    // Of the log's thread.
+    std::optional<RedoLog> log_;
+    std::vector<std::uint64_t> abandoned_;  // segments of puts that failed, perhaps in the log
+
     mutable std::mutex mutex_;          // guards what follows
+    std::condition_variable log_wake_;  // the log's thread
     std::condition_variable wake_;      // the journal's thread
     std::condition_variable progress_;  // those who wait for it
+    std::vector<Change> unlogged_;
     std::deque<Change> queue_;
-    std::uint64_t waiting_bytes_ = 0;  // in the queue and in the batch at hand
-    Clock::time_point oldest_{};       // what is not on disk yet
+    std::uint64_t in_catalogue_ = 0;   // entries of the log that need not be there any more
+    std::uint64_t waiting_bytes_ = 0;  // in both queues and in the batches at hand
+    Clock::time_point oldest_{};       // what is not in the catalogue yet
     std::uint64_t enqueued_ = 0;       // numbers of changes
-    std::uint64_t written_ = 0;
-    std::uint64_t attempts_ = 0;    // of batches
-    bool trying_ = false;           // one is at hand
-    std::uint64_t hurry_ = 0;       // those who wait for a flush
-    std::uint64_t waited_for_ = 0;  // changes in the queue that somebody waits for
+    std::uint64_t written_ = 0;        // or forgotten
+    std::uint64_t attempts_ = 0;       // of batches
+    bool trying_ = false;              // one is at hand
+    std::uint64_t hurry_ = 0;          // those who wait for a flush
     bool pack_wanted_ = false;
-    bool closing_ = false;
+    bool closing_ = false;  // no more changes
+    bool ending_ = false;   // nor any on their way through the log
     bool closed_ = false;
     std::string failure_;  // of the last attempt
     Stats stats_;
+    std::thread logger_;
     std::thread thread_;
 };
 
@@ -184,7 +203,7 @@ class Wait {
     explicit Wait(const Journal& journal) {
         if (journal.is_sync()) result_ = std::make_shared<std::promise<void>>();
     }
-    [[nodiscard]] Journal::Done done() const {
+    [[nodiscard]] Journal::Logged logged() const {
         if (!result_) return nullptr;
         return [result = result_](const std::exception_ptr& error) {
             if (error) {

@@ -247,4 +247,11 @@ std::uint64_t Catalogue::last_serial() {
     return serial;
 }
 
+std::uint64_t Catalogue::applied() {
+    Statement& found = prepare("SELECT applied FROM log");
+    const std::uint64_t entry = found.step() ? found.number(0) : 0;
+    found.start();
+    return entry;
+}
+
 }  // namespace cpp_store::durable
