@@ -1,9 +1,11 @@
-"""A little of the load that ``make soak`` runs for long."""
+"""A tenth of the load that ``make soak`` runs."""
+
+import math
 
 from . import load
 
 
 def test_eight_processes_see_no_error_while_servers_are_killed() -> None:
-    found = load.run(operations=100_000, seconds=20, processes=8, restart=6, seed=1)
+    found = load.run(operations=100_000, seconds=math.inf, processes=8, restart=6, seed=1)
     assert found["errors"] == [] and found["wrong"] == []
-    assert found["restarts"] >= 2 and found["operations"] > 2_000
+    assert found["restarts"] >= 2 and found["operations"] >= 100_000
