@@ -28,14 +28,14 @@ void Store::acquire(std::string_view owner, std::span<const LayerKey> keys,
         if (is_new) impl_->refer(*reference->owner, reference->entry);
     }
     if (records.empty()) return;
-    // In their order: all of them are on disk when the last one is.
-    durable::Wait wait(*impl_->journal);
-    for (std::size_t i = 0; i < records.size(); ++i) {
-        const bool is_last = i + 1 == records.size();
-        impl_->journal->acquire(std::move(records[i]), is_last ? wait.logged() : nullptr);
+    // For each: the log may take some and fail to take others.
+    std::vector<durable::Wait> waits;
+    for (durable::HolderRecord& record : records) {
+        waits.emplace_back(*impl_->journal);
+        impl_->journal->acquire(std::move(record), waits.back().logged());
     }
     lock.unlock();
-    wait.get();
+    for (const durable::Wait& wait : waits) wait.get();
 }
 
 void Store::Impl::log_release(const std::string& holder,

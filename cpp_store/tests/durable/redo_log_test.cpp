@@ -147,6 +147,25 @@ TEST_F(RedoLogFiles, OverwriteWhatFailed) {
         durable::remove_log(root);
     }
 }
+
+class FailingLog : public DurableStore {};
+
+INSTANTIATE_TEST_SUITE_P(Of, FailingLog, testing::Values(Durability::sync),
+                         [](const auto&) { return "Sync"; });
+
+TEST_P(FailingLog, AcknowledgesNoReferenceThatItLacks) {
+    Store store(options());
+    put(store, request_of("m", {"a", "b", "c"}, 10));
+    const std::vector<LayerKey> keys{layer_key("a"), layer_key("b"), layer_key("c")};
+    // Whichever of them the first entry has.
+    for (int i = 0; i < 20; ++i) {
+        const std::string holder = "heir" + std::to_string(i) + "@1";
+        failpoints::arm("log.write:1:eio");
+        EXPECT_EQ(code_of([&] { store.acquire("m", keys, holder); }), Errc::storage);
+        failpoints::arm("");
+        EXPECT_NO_THROW(store.acquire("m", keys, holder));
+    }
+}
 #endif
 
 // A sync store whose catalogue has nothing of what it was told yet: what a crash leaves is a copy
