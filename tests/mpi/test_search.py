@@ -78,7 +78,9 @@ def test_one_rank_under_mpiexec_does_what_one_process_does(mpiexec: Any, tmp_pat
 def test_nobody_waits_for_a_slow_evaluation_and_waiting_costs_no_core(
     mpiexec: Any, tmp_path: Path
 ) -> None:
-    options = {"max_evals": 12, "slow": {"job": 1, "until_rows": 11, "then_seconds": 3.0}}
+    slow = {"job": 1, "until_rows": 11, "then_seconds": 3.0}
+    # Not so short that jobs are handed out in advance: none may be behind the slow one.
+    options = {"max_evals": 12, "seconds": 0.25, "slow": slow}
     result = outcome(mpiexec(4, FAKE, tmp_path, json.dumps(options)))
     assert [row["job_id"] for row in rows(tmp_path)][-1] == "1"
     assert result["evaluations"] == 12
