@@ -80,9 +80,9 @@ class InProcess:
         except Unwritable:
             raise
         except Exception as error:  # whatever a user's application raises must not end the search
-            self._log(f"job {job.id} failed:\n{traceback.format_exc()}")
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 raise Unwritable(f"job {job.id} found no room on a disk: {error}") from error
+            self._log(f"job {job.id} failed:\n{traceback.format_exc()}")
             return Evaluation.failure(job, type(error).__name__)
 
 

@@ -286,7 +286,8 @@ def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
         yield terminal
     finally:
         logging.getLogger().removeHandler(handler)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # no room for it, as whoever it is about has said
+            sys.stderr.flush()
         os.dup2(terminal.fileno(), 2)
         terminal.close()
 
