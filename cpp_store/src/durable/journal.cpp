@@ -201,6 +201,15 @@ void Journal::admit(std::uint64_t bytes) {
         if (is_too_much()) return true;
         return !options_.sync && written_ != enqueued_ && Clock::now() - oldest_ >= options_.lag;
     });
+    if (options_.sync && !failure_.empty() && is_too_much()) {
+        // Perhaps the catalogue can be written again: nobody is refused before that was tried.
+        const std::uint64_t attempts = attempts_ + (trying_ ? 1 : 0);
+        ++hurry_;
+        wake_.notify_one();
+        progress_.wait(lock, [&] { return attempts_ > attempts || closing_; });
+        --hurry_;
+        wait_while(is_too_much);
+    }
     // The log takes more though the catalogue cannot be written.
     if (!failure_.empty() && (!options_.sync || is_too_much())) refuse(failure_);
     if (closing_) refuse("the store is closed");
