@@ -64,9 +64,8 @@ void Journal::write(std::vector<Change>& batch) {
     std::vector<std::uint64_t> emptied;
     const std::uint64_t made = write_tensors(batch, changed);
     for (const Change& change : batch) {
-        if (!change.record || change.bytes > 0 || change.record->layers.empty()) continue;
-        const std::uint64_t segment = change.record->layers.front().segment;
-        if (segment != 0) changed[segment].data_bytes = change.record->nbytes();  // write_ahead
+        const std::uint64_t segment = change.written_ahead();
+        if (segment != 0) changed[segment].data_bytes = change.record->nbytes();
     }
     std::uint64_t last_entry = 0;
     for (const Change& change : batch) last_entry = std::max(last_entry, change.entry);

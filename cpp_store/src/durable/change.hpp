@@ -44,6 +44,12 @@ struct Change {
     std::function<void()> placed = nullptr;  // once: record->layers say where they are
     std::chrono::steady_clock::time_point since{};
     std::uint64_t entry = 0;  // of the log; 0: it is in none
+
+    // The segment that a put's tensors were written to ahead of it; 0: there is none.
+    [[nodiscard]] std::uint64_t written_ahead() const {
+        if (!record || bytes > 0 || record->layers.empty()) return 0;
+        return record->layers.front().segment;
+    }
 };
 
 // As it lies in the log (docs/formats.md), tensors included.

@@ -73,9 +73,7 @@ std::uint64_t Journal::tell(std::vector<Change>& batch, const std::exception_ptr
         std::exchange(change.logged, nullptr)(error);
         if (!error) continue;
         forgotten += change.bytes;
-        if (change.record && change.bytes == 0 && !change.record->layers.empty()) {
-            abandon(change.record->layers.front().segment);
-        }
+        if (const std::uint64_t segment = change.written_ahead(); segment != 0) abandon(segment);
         change = {.kind = Change::Kind::nothing};
     }
     if (!error) {
@@ -87,7 +85,6 @@ std::uint64_t Journal::tell(std::vector<Change>& batch, const std::exception_ptr
 }
 
 void Journal::abandon(std::uint64_t segment) noexcept {
-    if (segment == 0) return;
     try {
         abandoned_.push_back(segment);
     } catch (const std::bad_alloc&) {

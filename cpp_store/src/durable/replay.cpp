@@ -10,10 +10,8 @@ namespace {
 
 // Small tensors become packets: they are packed as the directory is opened.
 void replay(Catalogue& catalogue, const Change& change, std::uint64_t most_retirements) {
-    if (change.record && change.bytes == 0 && !change.record->layers.empty()) {
-        const std::uint64_t segment = change.record->layers.front().segment;
-        if (segment != 0) catalogue.add_segment({segment, change.record->nbytes()});
-    }
+    const std::uint64_t segment = change.written_ahead();
+    if (segment != 0) catalogue.add_segment({segment, change.record->nbytes()});
     (void)apply(catalogue, change, most_retirements);
 }
 
