@@ -55,6 +55,7 @@ MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
     "rank": int,
     "parameters": int,
     "transfer_error": str,
+    "error": str,
 }
 """The ``m:*`` columns. Timestamps count seconds since the run was started for the first time."""
 
