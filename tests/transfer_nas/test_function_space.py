@@ -206,7 +206,7 @@ def test_values_become_those_of_python() -> None:
 
 @pytest.mark.parametrize("value", [(3, 3), float("nan"), {"a": 1}, 1j, "\ud800", [1]])
 def test_values_that_cannot_be_written_down_are_refused(value: Any) -> None:
-    with pytest.raises(SpaceError, match="gene '?n"):
+    with pytest.raises(SpaceError, match=r"gene '?n"):
         from_function(lambda choices: one_layer(choices, "n", [1, value]))([(3,)], 1)
 
 
