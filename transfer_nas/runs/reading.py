@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from transfer_nas.search import results
 from transfer_nas.search.clock import Clock, resumptions
 from transfer_nas.search.results import MEASURES, GeneCells
 from transfer_nas.search.run_directory import FORMAT, wrong_format
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -111,22 +114,6 @@ class Run:
         values[self.done] = pc.cast(texts.filter(pa.array(self.done)), pa.float64())
         return values
 
-    @property
-    def metric(self) -> tuple[str, str]:
-        """The metric of the validation rows, and ``max`` or ``min``: what is better of it.
-
-        Runs of versions that did not say it have ``objective`` and ``max``.
-        """
-        said = self.description.get("objective")
-        if not isinstance(said, dict) or said.get("mode") not in ("max", "min"):
-            return "objective", "max"
-        return str(said.get("metric")), said["mode"]
-
-    @cached_property
-    def score(self) -> Floats:
-        """The metric as it is; where less of it is better, the objective is its negative."""
-        return -self.objective if self.metric[1] == "min" else self.objective
-
     @cached_property
     def clock(self) -> Clock:
         """Turns timestamps into seconds of search, without the pauses of a resumed run."""
@@ -209,6 +196,22 @@ class Run:
         """Return what an evaluation chose, as the space declares it; without what is not known."""
         chosen = zip(self.genes.items(), self.genomes[row].tolist(), strict=True)
         return {gene: values[value] for (gene, values), value in chosen if value >= 0}
+
+    def frame(self) -> pd.DataFrame:
+        """Return the table for pandas: values as the space declares them, objectives as numbers."""
+        import pandas as pd
+
+        frame = self.table.to_pandas()
+        for column, (gene, values) in enumerate(self.genes.items()):
+            if f"p:{gene}" in frame:
+                chosen = [values[i] if i >= 0 else None for i in self.genomes[:, column].tolist()]
+                frame[f"p:{gene}"] = pd.Series(chosen, index=frame.index, dtype=_dtype(chosen))
+        for name, kind in MEASURES.items():
+            if kind is int and f"m:{name}" in frame and frame[f"m:{name}"].notna().all():
+                frame[f"m:{name}"] = frame[f"m:{name}"].astype(np.int64)
+        frame["objective"] = self.objective
+        frame["job_id"] = self.job
+        return frame
 
     def has(self, measure: str) -> bool:
         """Return whether any evaluation has this measure (a name without ``m:``)."""
@@ -397,6 +400,14 @@ def _content(file: Path) -> bytes:
         return b""
     except OSError as cause:
         raise RunDirectoryError(f"cannot read {file}: {cause.strerror}") from cause
+
+
+def _dtype(values: Sequence[Any]) -> type:
+    """Return the type of all of some values; object where pandas would make others of them."""
+    kinds = {type(value) for value in values}
+    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in values):
+        return int
+    return kinds.pop() if kinds in ({bool}, {float}) else object
 
 
 def _codes(encoded: pa.DictionaryArray) -> Integers:
