@@ -117,7 +117,8 @@ def run(settings: Settings, ranks: Ranks) -> int:
             _write_best(settings.directory, application, terminal)
             if finalists.best and interruption.reason in (None, "timeout"):
                 retrain(finalists.best, trainer, settings.directory)
-            summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
+            ended_by = interruption.reason or ("space" if manager.exhausted else None)
+            summary = summarize(settings, ranks.size, manager.status, space, ended_by)
             text = json.dumps(summary, indent=2) + "\n"
             with writing(settings.directory):
                 write_whole(settings.directory / "summary.json", text)
@@ -246,10 +247,11 @@ def _open(
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
     if settings.resume:
-        exit_codes.forget(settings.directory)
-        return RunDirectory.resume(
+        directory = RunDirectory.resume(
             settings.directory, space, {**settings.fixed(), **namespace}, provenance
         )
+        exit_codes.forget(settings.directory)
+        return directory
     return RunDirectory.create(
         settings.directory, space, {**settings.to_dict(), **namespace}, provenance
     )
@@ -316,7 +318,7 @@ def summarize(
         "evaluations": status.evaluations,
         "failures": status.failures,
         "seconds": round(status.seconds, 3),
-        "evaluations_per_second": round(status.fresh / status.seconds, 3),
+        "evaluations_per_second": round(status.evaluations_per_second, 3),
         "best_objective": best and best.objective,
         "best_job": best and best.job.id,
         "best_values": best and space.values(best.job.genome),
