@@ -83,7 +83,7 @@ class TerminalProgress(Progress):
 
         self._timeout = timeout
         self._line = rich.progress.Progress(
-            rich.progress.SpinnerColumn(),
+            rich.progress.SpinnerColumn("line"),
             rich.progress.TextColumn("{task.description}"),
             console=rich.console.Console(file=stream),
         )

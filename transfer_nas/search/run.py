@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from cpp_store.command_line import open_stream
+
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
 from transfer_nas.errors import writing
@@ -278,7 +280,7 @@ def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
     lines that bury the progress line. In the log they are there for who needs them.
     """
     sys.stderr.flush()
-    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    terminal = open_stream(os.dup(2), forgives=True)
     with (directory / "logs" / f"rank-{rank}.log").open("a", buffering=1) as file:
         os.dup2(file.fileno(), 2)
     handler = logging.StreamHandler(sys.stderr)
