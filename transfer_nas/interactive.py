@@ -214,7 +214,10 @@ class Search:
         for package in ("transfer-nas", "keras"):
             versions[package] = _version(package)
         return RunDirectory.create(
-            self.output_dir, self.space, self._settings, {"versions": versions}
+            self.output_dir,
+            self.space,
+            self._settings,
+            {"versions": versions, "objective": self.application.objective()},
         )
 
     def _make_trainer(self, run: str) -> TransferTrainer:

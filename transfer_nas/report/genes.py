@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from transfer_nas.report import charts
 from transfer_nas.report.charts import Figure, Floats, Table, View
+from transfer_nas.report.scale import Scale
 from transfer_nas.runs import Run
 
 _LINES = 900  # drawn at most: the best third, the others evenly
@@ -38,12 +41,12 @@ def explained(run: Run) -> Floats:
     return result
 
 
-def view(run: Run) -> View:
-    """Return the parallel coordinates of a run's genes and objective."""
+def view(run: Run, more: Sequence[Figure] = ()) -> View:
+    """Return the parallel coordinates of a run's genes and objective, and `more` figures."""
     good = np.flatnonzero(run.done)
     if not run.genes or len(good) < 2:
         return View("genes", "Genes", missing="There are too few evaluations that worked.")
-    share = explained(run)
+    share, scale = explained(run), Scale.of(run)
     order = np.argsort(-share, kind="stable")
     names = list(run.genes)
     figure = Figure(
@@ -63,14 +66,14 @@ def view(run: Run) -> View:
     rows = []
     for column in order[:_FEW].tolist():
         best, mean = _best_value(run, good, column)
-        rows.append([names[column], f"{share[column]:.1%}", best, f"{mean:.4f}"])
+        rows.append([names[column], f"{share[column]:.1%}", best, scale.text(mean)])
     table = Table(
         "Genes that tell most about the objective",
-        ["gene", "variance explained", "best value on average", "mean objective of it"],
+        ["gene", "variance explained", "best value on average", f"mean {scale.name} of it"],
         rows,
         frozenset({1, 3}),
     )
-    return View("genes", "Genes", figures=[figure], tables=[table])
+    return View("genes", "Genes", figures=[figure, *more], tables=[table])
 
 
 def _chart(run: Run, good: charts.Integers, columns: list[int]) -> charts.Chart:
@@ -86,7 +89,9 @@ def _chart(run: Run, good: charts.Integers, columns: list[int]) -> charts.Chart:
             for column in columns
         ],
         "rows": [[genome[column] for column in columns] for genome in run.genomes[chosen].tolist()],
-        "objective": charts.numbers(run.objective[chosen]),
+        "objective": charts.numbers(Scale.of(run).natural(run.objective[chosen])),
+        "name": Scale.of(run).name,
+        "less": Scale.of(run).sign < 0,
         "labels": [f"job {job}" for job in run.job[chosen].tolist()],
     }
 

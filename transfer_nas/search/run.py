@@ -110,7 +110,7 @@ def run(settings: Settings, ranks: Ranks) -> int:
                     retire=finalists.retire,
                     report=progress.update,
                     warn=progress.warn,
-                    observe=_observer(settings, directory, finalists, stack),
+                    observe=_observer(settings, directory, space, finalists, stack),
                 )
             lost = _drive(ranks, manager, evaluate, interruption)
         if manager is not None:
@@ -149,6 +149,7 @@ def _write_best(directory: Path, application: Application, terminal: TextIO) -> 
 def _observer(
     settings: Settings,
     directory: RunDirectory,
+    space: Space,
     finalists: Finalists,
     stack: contextlib.ExitStack,
 ) -> Callable[[Evaluation], None] | None:
@@ -157,7 +158,8 @@ def _observer(
         return finalists.observe if settings.retrain else None
     from transfer_nas.tensorboard import EventFile
 
-    file = EventFile(directory.path, directory.started, directory.evaluations)
+    genes = {gene.name: gene.values for gene in space.genes}
+    file = EventFile(directory.path, directory.started, genes, directory.evaluations)
     write = stack.enter_context(file).write
 
     def observe(evaluation: Evaluation) -> None:
@@ -250,8 +252,9 @@ def _open(
         return RunDirectory.resume(
             settings.directory, space, {**settings.fixed(), **namespace}, provenance
         )
+    extra = {**provenance, "objective": application.objective()}
     return RunDirectory.create(
-        settings.directory, space, {**settings.to_dict(), **namespace}, provenance
+        settings.directory, space, {**settings.to_dict(), **namespace}, extra
     )
 
 
