@@ -12,7 +12,7 @@ from graph_meta.graph import LayerGraph, LayerSpec
 _WIDTH, _HEIGHT = 132, 36  # of a layer's box, in pixels
 _GAP_X, _GAP_Y = 18, 30
 _MARGIN, _TITLE = 24, 56
-_TITLE_LETTER, _NOTE_LETTER = 9.5, 7.2  # pixels of a letter at most, in bold 15 and in plain 12
+_TITLE_LETTER, _NOTE_LETTER = 8.8, 6.6  # pixels of a letter at most, in bold 15 and in plain 12
 _SWEEPS = 8  # of ordering each row by its neighbours
 
 _STYLE = """

@@ -30,13 +30,15 @@ def against(run: Run) -> View:
     shown = {
         name: column
         for name, column in _AGAINST.items()
-        if len(np.unique(run.numbers(column)[run.done & np.isfinite(run.numbers(column))])) > 1
+        for values in [run.numbers(column)[run.done & np.isfinite(run.numbers(column))]]
+        if len(values) and values.min() < values.max()
     }
     if not shown or run.done.sum() < 3:
         return View("against", title, missing="There are too few evaluations that worked.")
     found = {name: rank_correlation(run.numbers(shown[name]), run.objective) for name in shown}
-    label = "Rank correlation with the objective (Spearman; 1: more is always better): " + (
-        ", ".join(f"{name} {value:+.2f}" for name, value in found.items()) + "."
+    label = (
+        "Rank correlation with how good the model is (Spearman; +1: more is always better): "
+        + (", ".join(f"{name} {value:+.2f}" for name, value in found.items()) + ".")
     )
     figure = Figure(
         "against-scatter",
@@ -100,7 +102,7 @@ def slices(run: Run) -> list[Figure]:
                 f"Mean objective for each pair of values of {names[0]} and {names[1]}; others can "
                 "be chosen.",
                 pairs,
-                "White: pairs that were not tried, or never worked. Genes that act on their own "
+                "Empty: pairs that were not tried, or never worked. Genes that act on their own "
                 "make stripes; blots are what they do together.",
                 second={name: f"p:{name}" for name in [*names[1:], names[0]]},
             )

@@ -29,10 +29,13 @@ def explained(run: Run) -> Floats:
     result = np.zeros(len(run.genes))
     if total <= 0:
         return result
+    genomes = run.genomes[good]
     for column in range(len(run.genes)):
-        _, values = np.unique(run.genomes[good, column], return_inverse=True)
+        values = genomes[:, column] + 1  # from 0: unknown
         sizes = np.bincount(values)
-        means = np.bincount(values, objective) / sizes
+        sums = np.bincount(values, objective)[sizes > 0]
+        sizes = sizes[sizes > 0]
+        means = sums / sizes
         between = float((sizes * (means - objective.mean()) ** 2).sum())
         freedom = count - len(sizes)
         if freedom > 0:
@@ -69,7 +72,7 @@ def view(run: Run, more: Sequence[Figure] = ()) -> View:
         rows.append([names[column], f"{share[column]:.1%}", best, scale.text(mean)])
     table = Table(
         "Genes that tell most about the objective",
-        ["gene", "variance explained", "best value on average", f"mean {scale.name} of it"],
+        ["gene", "variance explained", "value that is best on average", f"mean {scale.name}"],
         rows,
         frozenset({1, 3}),
     )

@@ -73,7 +73,7 @@ def _confusion(judged: Mapping[str, Any], rows: str) -> Figure:
             }
         },
         f"On {rows} validation rows: a line for each class that is true, a column for each that is "
-        "predicted; the darker, the larger the share of the line.",
+        "predicted; the stronger the colour, the larger the share of the line.",
     )
 
 

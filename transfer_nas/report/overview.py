@@ -48,12 +48,19 @@ _REASONS = 12  # of failures
 
 def tiles(groups: Sequence[Group]) -> list[Tile]:
     """Return the figures of each group."""
-    found: dict[str, list[Number]] = {}
-    for group in groups:
+    found: dict[str, dict[int, Number]] = {}
+    for i, group in enumerate(groups):
         name, colour = (group.name, group.colour) if len(groups) > 1 else ("", "")
         for title, value, remark in _figures(group):
-            found.setdefault(title, []).append(Number(value, remark, name, colour))
-    return [Tile(title, figures) for title, figures in found.items()]
+            found.setdefault(title, {})[i] = Number(value, remark, name, colour)
+    return [
+        Tile(title, [of.get(i, _nothing(group)) for i, group in enumerate(groups)])
+        for title, of in found.items()
+    ]
+
+
+def _nothing(group: Group) -> Number:
+    return Number("–", "", group.name, group.colour)
 
 
 def _figures(group: Group) -> Iterator[tuple[str, str, str]]:
@@ -92,7 +99,7 @@ def best_figure(run: Run, name: str) -> tuple[str, str, str]:
         remark += f"; 95 % interval {limits[0]:.4g} to {limits[1]:.4g}{rows}"
     if scale.sign < 0:
         remark += f"; {scale.better}"
-    return f"best {scale.name.replace('_', ' ')}", scale.text(run.objective[best]), remark
+    return f"best {scale.name}", scale.text(run.objective[best]), remark
 
 
 def states(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
@@ -192,6 +199,9 @@ def settings(run: Run) -> View:
     if isinstance(ranks, list):
         hosts = Counter(str(rank.get("host")) for rank in ranks if isinstance(rank, dict))
         rows.append(["ranks", ", ".join(f"{count} on {host}" for host, count in hosts.items())])
+    judged_by = run.description.get("objective")
+    if isinstance(judged_by, dict):
+        rows += [[name.replace("_", " "), _text(value)] for name, value in judged_by.items()]
     again = run.description.get("resumed")
     if isinstance(again, list) and again:
         rows.append(["resumed", charts.counted(len(again), "time")])

@@ -46,8 +46,8 @@ def objective(groups: Sequence[Group], more: Sequence[Figure] = ()) -> View:
         label = "No evaluation has worked yet."
         if best is not None:
             label = (
-                f"{charts.counted(int(run.done.sum()), 'objective')}; {scale.better}. The best "
-                f"improves {charts.counted(improved - 1, 'time')} on the first, last to "
+                f"{charts.counted(int(run.done.sum()), 'objective')}; {scale.better}. The best so "
+                f"far changed {charts.counted(improved, 'time')}, last to "
                 f"{scale.text(run.objective[best])} after "
                 f"{charts.seconds_text(float(run.seconds[best]))}."
             )
@@ -255,7 +255,7 @@ def _limits(runs: Sequence[Run], scale: Scale) -> tuple[dict[str, float], int]:
     if not len(values):
         return {}, 0
     low, high = float(np.quantile(values, 0.02)), float(values.max())
-    floor = float(f"{low - 0.15 * (high - low):.3g}")
+    floor = min(float(f"{low - 0.15 * (high - low):.3g}"), low)
     outside = int((values < floor).sum())
     end = "y_min" if scale.sign > 0 else "y_max"
     return ({end: scale.sign * floor}, outside) if outside else ({}, 0)

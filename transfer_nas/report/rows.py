@@ -34,10 +34,16 @@ LIMIT = 300_000
 
 _CURVES = (1_500, 500)  # learning curves that come along: of the best, and of failures
 _LAYERS = 5_000  # evaluations up to which the layers of each come along
-_DECIMALS = {"timestamp": 3, "seconds": 5}  # of measures by how their names begin or end
+_DECIMALS = {"timestamp": 3}  # of measures, by how their names begin
 _FORMATS = {"bytes": "bytes", "seconds": "seconds", "timestamp": "seconds"}
 
 _FIRST = ("m:error", "m:parameters", "m:train_seconds", "m:layers", "m:layers_transferred")
+_LABELS = {
+    "timestamp_submit": "asked after",
+    "timestamp_start": "began after",
+    "timestamp_end": "ended after",
+    "timestamp_gather": "result after",
+}
 _GENES = 4  # that are on show at first: those that tell most
 
 Rows = dict[str, Any]
@@ -76,6 +82,14 @@ class _Packing:
             short = values.astype("<f4")
         fits = np.isfinite(short[good]).all() and ((short[good] == 0) == (values[good] == 0)).all()
         self.add(name, short if fits else values.astype("<f8"), **about)
+
+    def add_rounded(self, name: str, values: Floats, **about: Any) -> None:
+        """Append numbers of which four digits are worth keeping."""
+        with np.errstate(over="ignore", under="ignore"):
+            bits = values.astype("<f4").view(np.uint32)
+        # 13 bits behind the point: the lowest byte is always zero.
+        bits = np.where(np.isfinite(values), (bits + 0x200) & 0xFFFFFC00, bits)
+        self.add(name, bits.astype(np.uint32).view("<f4"), digits=4, **about)
 
     def add_codes(self, name: str, codes: Integers, texts: Sequence[str], **about: Any) -> None:
         """Append texts by their positions among `texts`, -1 for none."""
@@ -145,13 +159,16 @@ def _leading_genes(run: Run) -> list[str]:
 
 
 def _add_measure(packing: _Packing, run: Run, measure: str) -> None:
-    name, label = f"m:{measure}", measure.replace("_", " ")
+    name, label = f"m:{measure}", _LABELS.get(measure, measure.replace("_", " "))
     if MEASURES.get(measure, str) is str:
         _add_texts(packing, name, run.texts(name), label=label)
         return
     first, last = measure.partition("_")[0], measure.rpartition("_")[2]
-    decimals = _DECIMALS.get(first, _DECIMALS.get(last))
     shape = _FORMATS.get(first, _FORMATS.get(last, "integer"))
+    if last == "seconds":
+        packing.add_rounded(name, run.measure(measure), label=label, format=shape)
+        return
+    decimals = _DECIMALS.get(first)
     if measure == "parent":
         shape = "job"
     packing.add_numbers(name, run.measure(measure), decimals, label=label, format=shape)

@@ -42,8 +42,10 @@ class Scale:
         if not isinstance(found, dict):
             return cls()
         rows = found.get("validation_rows")
+        metric = str(found.get("metric", "objective"))
         return cls(
-            str(found.get("metric", "objective")),
+            # As Keras' history has it for the metric "accuracy", which stands for several.
+            "accuracy" if metric.endswith("_accuracy") else metric.replace("_", " "),
             -1 if found.get("mode") == "min" else 1,
             rows if isinstance(rows, int) and 0 < rows < 2**53 else 0,
         )

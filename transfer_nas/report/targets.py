@@ -39,8 +39,8 @@ def first_reached(best: Floats, when: Floats, thresholds: Floats) -> Floats:
 def figure(groups: Sequence[Group]) -> Figure | None:
     """Return the curve of the time to each threshold; None while no run has two bests."""
     runs = [run for group in groups for run in group.runs if run.best is not None]
-    levels = [np.unique(run.running_best[np.isfinite(run.running_best)]) for run in runs]
-    if not levels or len(np.unique(np.concatenate(levels))) < 2:
+    ends = [end for run in runs for end in (run.running_best[run.done][0], run.running_best[-1])]
+    if len(set(ends)) < 2:
         return None
     scale, unit = Scale.common(runs), unit_of(runs)
 
@@ -79,7 +79,8 @@ def _series(groups: Sequence[Group], scale: Scale, of: Callable[[Run], Floats]) 
         for run, name in zip(group.runs, group.names, strict=True):
             if run.best is None or len(runs) > 30:
                 continue
-            levels = np.unique(run.running_best[np.isfinite(run.running_best)])
+            best = run.running_best[run.done]
+            levels = best[np.flatnonzero(np.diff(best, prepend=-np.inf))]
             levels = levels[charts.thinned(len(levels), CURVE)]
             when = first_reached(run.running_best, of(run), levels)
             # Each level holds from the one before it: in the direction of harder ones.

@@ -9,7 +9,7 @@ globalThis.drawings = (() => {
     number: (value) => {
       if (value === 0 || (Math.abs(value) >= 1e-4 && Math.abs(value) < 1e7))
         return String(Number(value.toPrecision(4)));
-      return value.toPrecision(3);
+      return String(Number(value.toPrecision(3)));
     },
     percent: (value) => `${Number((100 * value).toPrecision(3))} %`,
     bytes: (value) => {
@@ -29,6 +29,13 @@ globalThis.drawings = (() => {
   };
 
   const shortened = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
+  /* At an axis: large counts in thousands and millions. */
+  const brief = (value) => {
+    if (Math.abs(value) < 10_000) return formats.number(value);
+    const thousands = Math.min(3, Math.floor(Math.log10(Math.abs(value)) / 3));
+    return `${Number((value / 1000 ** thousands).toPrecision(4))}${units[thousands]}`;
+  };
+  formats.count = brief;
   const show = (value, format = "number") => (value === null ? "–" : formats[format](value));
 
   /* What all charts have: no animation, the page's colours and font, zooming that leaves scrolling alone. */
@@ -81,7 +88,7 @@ globalThis.drawings = (() => {
     pageIconColor: theme.first, pageTextStyle: { color: theme.ink2 },
   });
   const room = (theme, extra = {}) =>
-    ({ left: 8, right: 18, top: 62, bottom: 34, containLabel: true, ...extra });
+    ({ left: 8, right: 26, top: 62, bottom: 34, containLabel: true, ...extra });
   const inside = () => ({ type: "inside", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, filterMode: "none" });
 
   function band(theme, name, x, low, high, colour, opacity) {
@@ -117,7 +124,7 @@ globalThis.drawings = (() => {
       if (one.type === "points") {
         const many = data.length > 1500;
         return { name: one.name, type: "scatter", data, symbolSize: many ? 3 : 6, labels: one.labels,
-          itemStyle: { color: colour, opacity: many ? 0.3 : 0.45 }, z: 1 };
+          itemStyle: { color: colour, opacity: one.marked ? 1 : many ? 0.3 : 0.45 }, z: 1 };
       }
       const step = { step: "end", stairs: "start" }[one.type] ?? false;
       return { name: one.name, type: "line", data, showSymbol: one.marked || data.length === 1, symbolSize: 7, step, connectNulls: Boolean(one.marked),
@@ -311,14 +318,14 @@ globalThis.drawings = (() => {
       visualMap: { type: "continuous", min: low, max: high > low ? high : low + 1e-9, dimension: count, orient: "horizontal", left: "center",
         bottom: 0, precision: 4, itemHeight: 160, calculable: true, text: chart.less ? ["worse", "better"] : ["better", "worse"], textStyle: { color: theme.ink2 },
         formatter: (value) => show(value), inRange: { color: chart.less ? [...theme.ramp].reverse() : theme.ramp, opacity: chart.less ? [0.95, 0.45, 0.25] : [0.25, 0.45, 0.95] } },
-      parallel: { left: 24, right: 70, top: 46, bottom: 64, parallelAxisDefault: {
+      parallel: { left: 64, right: 88, top: 46, bottom: 64, parallelAxisDefault: {
         nameLocation: "end", nameGap: 18, nameTextStyle: { color: theme.ink, fontSize: 12 }, z: 20, ...pick } },
       parallelAxis: [
         ...chart.axes.map((one, a) => ({ dim: a, name: one.name, type: "value", min: -0.5, max: one.values.length - 0.5,
           axisLine: line, axisTick: { show: false },
           axisLabel: { ...text, customValues: one.values.map((_, i) => i), hideOverlap: true,
             formatter: (value) => shortened(one.values[value] ?? "", 14) } })),
-        { dim: count, name: chart.name, type: "value", inverse: Boolean(chart.less), axisLine: line, axisLabel: { ...text, formatter: (value) => show(value) },
+        { dim: count, name: chart.name, type: "value", inverse: Boolean(chart.less), nameLocation: chart.less ? "start" : "end", axisLine: line, axisLabel: { ...text, formatter: (value) => show(value) },
           nameTextStyle: { color: theme.ink, fontSize: 12, fontWeight: "bold" }, ...narrowed(real, { scale: true }) },
       ],
       series: [{ type: "parallel", data, lineStyle: { width: 1.2 }, ...area, progressive: 0, smooth: 0.15, z: 2,

@@ -28,7 +28,7 @@ Object.assign(drawings, (() => {
     const drawn = step === 1 ? all : all.filter((_, i) => i % step === 0);
     const point = (i) => ({ value: [x.values[i], y.values[i]], row: i });
     const say = (i) => `job ${data.job.raw(i)}: ${y.label} ${y.text(i)}, ${x.label} ${x.text(i)}`;
-    const format = x.format === "bytes" ? "bytes" : "number";
+    const format = { bytes: "bytes", integer: "count" }[x.format] ?? "number";
     const name = x.format === "seconds" ? `${x.label.replace(/ seconds$/, "")} time, in seconds` : x.label;
     const dense = drawn.length > 1500;
     const shared = base(theme);
@@ -161,7 +161,8 @@ Object.assign(drawings, (() => {
     const data = [];
     chart.counts.forEach((line, i) => line.forEach((count, j) => {
       const total = line.reduce((sum, one) => sum + one, 0);
-      if (count) data.push({ value: [j, i, total ? count / total : 0], count, total });
+      const share = total ? count / total : 0;
+      if (count) data.push({ value: [j, i, share], count, total, label: { color: share > 0.5 ? theme.card : theme.ink } });
     }));
     const say = (one) => `true ${names[one.value[1]]}, predicted ${names[one.value[0]]}: ${one.count} of ${one.total} rows, ${show(one.value[2], "percent")}`;
     const shared = base(theme);
@@ -176,7 +177,7 @@ Object.assign(drawings, (() => {
         axisLabel: { color: theme.ink2 }, axisLine: { lineStyle: { color: theme.muted } } },
       visualMap: { show: false, type: "continuous", min: 0, max: 1, dimension: 2, inRange: { color: [theme.card, theme.heat[1], theme.heat.at(-1)] } },
       series: [{ type: "heatmap", data, itemStyle: { borderColor: theme.line, borderWidth: 1 },
-        label: { show: label, formatter: (item) => item.data.count, color: theme.ink, textBorderColor: theme.card, textBorderWidth: 2 },
+        label: { show: label, formatter: (item) => item.data.count },
         emphasis: { itemStyle: { borderColor: theme.ink, borderWidth: 2 } } }],
     } };
   }

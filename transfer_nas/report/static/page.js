@@ -68,6 +68,7 @@
   }
 
   /* Tables and drawings that are wider than their place say on which side there is more. */
+  const WIDE = "main .scroll, main .across";
   const edges = (element) => {
     const right = element.scrollLeft + element.clientWidth < element.scrollWidth - 1;
     const more = [element.scrollLeft > 1 ? "left" : "", right ? "right" : ""].filter(Boolean).join(" ");
@@ -77,13 +78,16 @@
     if (wide && !hint) element.after(rows.element("p", { className: "sideways", textContent: "wider than the page: scroll sideways ↔" }));
     else if (!wide) hint?.remove();
   };
-  const widths = new ResizeObserver((entries) => { for (const { target } of entries) edges(target); });
+  const widths = new ResizeObserver((entries) => { for (const { target } of entries) edges(target.closest(WIDE)); });
   document.addEventListener("scroll", (event) => {
-    if (event.target.classList?.contains("scroll")) edges(event.target);
+    if (event.target.matches?.(WIDE)) edges(event.target);
   }, true);
   rows.onTable = (view) => { widths.observe(view); widths.observe(view.firstChild); };
   function watchEdges() {
-    for (const element of document.querySelectorAll("main .scroll")) { widths.observe(element); if (element.dataset.more === undefined) edges(element); }
+    for (const element of document.querySelectorAll(WIDE)) {
+      widths.observe(element);
+      if (element.firstElementChild) widths.observe(element.firstElementChild);
+    }
   }
 
   const sizes = new ResizeObserver((entries) => {

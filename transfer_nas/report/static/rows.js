@@ -64,7 +64,7 @@ globalThis.rows = (() => {
       const value = this.values[i];
       if (Number.isNaN(value)) return null;
       if (this.texts) return this.texts[value];
-      return this.type === "f4" ? Number(value.toPrecision(7)) : value;
+      return this.type === "f4" ? Number(value.toPrecision(this.digits ?? 7)) : value;
     }
 
     text(i) {
@@ -234,7 +234,7 @@ globalThis.rows = (() => {
       for (let i = 0; i < this.data.count; i += 1) if (passes.every((test) => test(i))) kept.push(i);
       this.order = Uint32Array.from(kept);
       const all = this.data.count.toLocaleString("en");
-      this.status.textContent = passes.length ? `${kept.length.toLocaleString("en")} of ${all} evaluations` : `${all} evaluations`;
+      this.status.textContent = passes.length ? `${kept.length.toLocaleString("en")} of ${all} evaluations` : `${all} evaluation${this.data.count === 1 ? "" : "s"}`;
       this.arrange();
     }
 
