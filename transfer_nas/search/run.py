@@ -112,7 +112,7 @@ def run(settings: Settings, ranks: Ranks) -> int:
                     retire=finalists.retire,
                     report=progress.update,
                     warn=progress.warn,
-                    observe=_observer(settings, directory, finalists, stack),
+                    observe=_observer(settings, directory, space, finalists, stack),
                 )
             lost = _drive(ranks, manager, evaluate, interruption)
         if manager is not None:
@@ -152,6 +152,7 @@ def _write_best(directory: Path, application: Application, terminal: TextIO) -> 
 def _observer(
     settings: Settings,
     directory: RunDirectory,
+    space: Space,
     finalists: Finalists,
     stack: contextlib.ExitStack,
 ) -> Callable[[Evaluation], None] | None:
@@ -160,7 +161,8 @@ def _observer(
         return finalists.observe if settings.retrain else None
     from transfer_nas.tensorboard import EventFile
 
-    file = EventFile(directory.path, directory.started, directory.evaluations)
+    genes = {gene.name: gene.values for gene in space.genes}
+    file = EventFile(directory.path, directory.started, genes, directory.evaluations)
     write = stack.enter_context(file).write
 
     def observe(evaluation: Evaluation) -> None:
@@ -254,8 +256,9 @@ def _open(
         )
         exit_codes.forget(settings.directory)
         return directory
+    extra = {**provenance, "objective": application.objective()}
     return RunDirectory.create(
-        settings.directory, space, {**settings.to_dict(), **namespace}, provenance
+        settings.directory, space, {**settings.to_dict(), **namespace}, extra
     )
 
 
