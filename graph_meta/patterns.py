@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from graph_meta import extras
+
 OK, BAD_INPUT = 0, 2
 
 _PERIODS = 20  # of time, in table and plot
@@ -303,7 +305,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise PatternsError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -43,6 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpp_store import PrefixIndex
+from graph_meta import extras
 from transfer_nas import command_line
 from transfer_nas.command_line import OK, Parser
 from transfer_nas.errors import InputError
@@ -258,7 +259,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise InputError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from graph_meta import extras
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation
 
@@ -95,5 +96,5 @@ def check() -> None:
     except ImportError as error:
         raise InputError(
             "--tensorboard needs tensorboardX, which is not installed: "
-            "pip install 'transfer-nas[tensorboard]'"
+            f"{extras.install('tensorboard')}"
         ) from error
