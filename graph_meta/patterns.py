@@ -22,6 +22,7 @@ from typing import Any
 from cpp_store.command_line import OK, InputError, Parser
 
 from cpp_store import command_line
+from graph_meta import extras
 
 _PERIODS = 20  # of time, in table and plot
 _COLUMNS = ("job_id", "job_status", "m:ancestor", "m:layers", "m:layers_transferred")
@@ -305,7 +306,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise PatternsError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -44,6 +44,7 @@ from cpp_store.command_line import OK
 from numpy.typing import NDArray
 
 from cpp_store import PrefixIndex, command_line
+from graph_meta import extras
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.spaces import Space
@@ -258,7 +259,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise InputError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
