@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex
 
 import numpy as np
 
-import numpy as np
-
 from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from transfer_nas.errors import SpaceError
