@@ -85,7 +85,8 @@ def read(path: Path) -> tuple[LayerGraph, dict[str, list[npt.NDArray[Any]]]]:
 def write_keras(path: Path, graph: LayerGraph, tensors: Tensors, application: Application) -> None:
     """Write a model as a ``.keras`` file.
 
-    The file holds a compiled model, all layers trainable, its optimizer as at the start; plain
+    The file holds a compiled model, all layers trainable but those that its function has frozen,
+    its optimizer as at the start; plain
     Keras opens it (custom layers need their classes registered, as always). Layers have the names
     that Keras gives (``dense``, ``dense_1``); ``metadata.json`` in the file has the stable name of
     each under ``transfer_nas``. It is there whole or not at all.
