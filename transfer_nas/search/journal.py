@@ -101,7 +101,7 @@ class Journal(Generic[T]):
                 else:
                     self.entries.append(parse(text))
                 kept.append(text)
-            except (KeyError, TypeError, ValueError, csv.Error) as cause:
+            except (KeyError, RecursionError, TypeError, ValueError, csv.Error) as cause:
                 if isinstance(cause, RunDirectoryError):
                     raise
                 self.damage.append(f"{path}, line {number}: {cause}; it is left out")
