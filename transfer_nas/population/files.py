@@ -370,7 +370,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
         raise PopulationError(
             f"{directory} holds no population: there is no {DESCRIPTION} in it"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise _damaged(path, error) from error
     version = description.get("format") if isinstance(description, dict) else None
     if version != FORMAT:
