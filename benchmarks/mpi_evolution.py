@@ -81,7 +81,7 @@ def main() -> int:
         if isinstance(ranks, MPIRanks) and ranks.size > 1:
             from transfer_nas.search import mpi
 
-            mpi.run(ranks.comm, manager, evaluate, interruption)
+            mpi.run(ranks.comm, manager, evaluate, interruption, fail=lambda error: ranks.abort(1))
         else:
             assert manager is not None
             serial.run(manager, evaluate, interruption)
