@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from transfer_nas.errors import InputError
+from transfer_nas.errors import InputError, close_matches
 from transfer_nas.ranks import expected_rank
 
 OK, BAD_INPUT = 0, 2
@@ -19,7 +19,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint instead of ending the process."""
-        raise InputError(f"{message} (--help lists the flags)")
+        if ": must be " in message:  # of a `Range`
+            raise InputError(message.removeprefix("argument ").replace(": must be ", " must be "))
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        flags = [flag.partition("=")[0] for flag in unknown if flag.startswith("--")]
+        meant = [close for flag in flags for close in close_matches(flag, _flags(self))]
+        hint = f"did you mean {' or '.join(meant)}? " if meant else ""
+        raise InputError(f"{message} ({hint}--help lists the flags)")
 
     def print_help(self, file: Any = None) -> None:
         """Print the help, once for all ranks."""
@@ -42,15 +48,18 @@ def run(name: str, command: Callable[[], int]) -> int:
         return BAD_INPUT
 
 
-def at_least(flag: str, value: float, least: float) -> None:
-    """Raise InputError, naming the flag, if its value is too small."""
-    if value < least:
-        raise InputError(f"--{flag} must be at least {least:g}, not {value:g}")
-
-
 def print_json(values: Mapping[str, Any]) -> None:
     """Print what a command found for programs to read."""
     print(json.dumps(values, indent=2))
+
+
+def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield all flags of a parser, and of its commands."""
+    for action in parser._actions:
+        yield from (flag for flag in action.option_strings if flag.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _flags(command)
 
 
 def _underscores(argument: str) -> str:

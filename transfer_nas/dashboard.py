@@ -22,6 +22,7 @@ from typing import Any
 from transfer_nas import command_line, runs
 from transfer_nas.command_line import OK, Parser
 from transfer_nas.errors import InputError
+from transfer_nas.ranges import Range
 from transfer_nas.report import page
 from transfer_nas.report.arguments import add_groups
 
@@ -237,9 +238,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse(arguments)
-    command_line.at_least("interval", given.interval, 0.1)
-    if not 0 <= given.port < 2**16:
-        raise InputError(f"--port must be from 0 to 65535, not {given.port}")
     sources = Sources(
         [Path(path) for path in given.runs],
         [Path(path) for path in given.against],
@@ -290,10 +288,12 @@ def _parser() -> Parser:
         metavar="ADDRESS",
         help="where to listen; 0.0.0.0: for everybody who can reach this host (default: 127.0.0.1)",
     )
-    add("--port", type=int, default=8640, help="0: any that is free (default: 8640)")
+    add(
+        "--port", type=Range(0, 2**16 - 1), default=8640, help="0: any that is free (default: 8640)"
+    )
     add(
         "--interval",
-        type=float,
+        type=Range(0.1, 10**6, whole=False),
         default=2.0,
         metavar="SECONDS",
         help="between two looks at the run (default: 2)",

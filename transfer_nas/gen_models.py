@@ -11,8 +11,9 @@ import time
 import traceback
 from collections.abc import Sequence
 
-from transfer_nas import command_line, ranks
+from transfer_nas import command_line, ranges, ranks
 from transfer_nas.command_line import OK, Parser
+from transfer_nas.ranges import Range
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,8 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse(arguments)
-    command_line.at_least("count", given.count, 1)
-    command_line.at_least("seed", given.seed, 0)
 
     from graph_meta.service import PrefixService
     from transfer_nas.population import default_space, generation
@@ -76,9 +75,15 @@ def _parser() -> Parser:
         "--space", metavar="NAME", help="architectures to draw from (default: dense_skip)"
     )
     parser.add_argument(
-        "--count", type=int, default=10_000, metavar="N", help="models in all (default: 10000)"
+        "--count",
+        type=Range(1, 10**9),
+        default=10_000,
+        metavar="N",
+        help="models in all (default: 10000)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the genomes (default: 0)")
+    parser.add_argument(
+        "--seed", type=ranges.SEED, default=0, help="seed of the genomes (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     return parser
 

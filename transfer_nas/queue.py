@@ -27,8 +27,10 @@ from types import FrameType
 
 from transfer_nas import command_line, exit_codes
 from transfer_nas.errors import InputError
+from transfer_nas.ranges import Range
 
 STATES = ("waiting", "running", "done", "failed")
+_SECONDS = Range(0, 10**9, whole=False)
 STALE = 300.0  # seconds without a sign of life, after which a worker is taken for dead
 _SIGN_OF_LIFE = 20.0  # seconds
 _LOOK = 1.0  # seconds between two looks at an empty queue
@@ -337,8 +339,6 @@ def _command(arguments: Sequence[str] | None) -> int:
         queue.add(flags.name, extra)
         return exit_codes.DONE
     if flags.action == "take":
-        for name in ("wait", "stale"):
-            command_line.at_least(name, getattr(flags, name), 0)
         launcher = shlex.split(flags.launcher)
         return work(queue, launcher=launcher, wait=flags.wait, stale=flags.stale, extra=extra)
     for name, state in queue.runs():
@@ -373,11 +373,15 @@ def _parser() -> command_line.Parser:
         help='what starts the ranks: "srun", "mpiexec -n 4"',
     )
     take.add_argument(
-        "--wait", type=float, default=0.0, metavar="SECONDS", help="for a run to come (default: 0)"
+        "--wait",
+        type=_SECONDS,
+        default=0.0,
+        metavar="SECONDS",
+        help="for a run to come (default: 0)",
     )
     take.add_argument(
         "--stale",
-        type=float,
+        type=_SECONDS,
         default=STALE,
         metavar="SECONDS",
         help="without a sign of life, after which a worker counts as dead (default: 300)",

@@ -150,7 +150,7 @@ def test_a_port_in_use_is_one_line(
     ("arguments", "complaint"),
     [
         (["nowhere"], "nowhere: there is no such directory"),
-        (["RUN", "--port", "70000"], "--port must be from 0 to 65535"),
+        (["RUN", "--port", "70000"], "--port must be at most 65535"),
         (["RUN", "--interval", "0"], "--interval must be at least 0.1"),
         (["RUN", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
     ],

@@ -38,7 +38,7 @@ DIGITS = ["--application", "digits"]
     [
         (["--population_size", "0"], "--population_size must be at least 1, not 0"),
         (["--population_size", "-3"], "--population_size must be at least 1, not -3"),
-        (["--population_size", "many"], "argument --population_size: invalid int value: 'many'"),
+        (["--population_size", "many"], "--population_size must be a whole number, not 'many'"),
         (["--sample_size", "0"], "--sample_size must be at least 1"),
         (
             ["--sample_size", "9", "--population_size", "8"],
@@ -58,7 +58,7 @@ DIGITS = ["--application", "digits"]
         ([*DIGITS, "--evolve_count", "5"], "--evolve_count goes only with --application none"),
         (["--epochs", "5"], "--epochs needs an --application"),
         ([*DIGITS, "--search", "halve"], "unknown --search 'halve'; did you mean 'halving'"),
-        ([*DIGITS, "--beta", "inf"], "--beta must be a finite number, not inf"),
+        ([*DIGITS, "--beta", "inf"], "--beta must be at most 1000, not inf"),
         (
             [*DIGITS, "--beta", "1", "--search", "random"],
             "--beta goes only with --search evolution",

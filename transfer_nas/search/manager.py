@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ class Status:
         How many there will be; None: no limit.
     best
         The best evaluation; None while there is none.
+    first_failure
+        None while there is none.
     layers_transferred, layers
         Of all children together.
     bytes_transferred, bytes_stored
@@ -52,6 +55,7 @@ class Status:
     failures: int
     max_evals: int | None
     best: Evaluation | None
+    first_failure: Evaluation | None
     layers_transferred: int
     layers: int
     bytes_transferred: int
@@ -64,6 +68,16 @@ class Status:
     def share_transferred(self) -> float:
         """Share of the children's layers that were transferred, in [0, 1]."""
         return self.layers_transferred / self.layers if self.layers else 0.0
+
+
+def explain(failure: Evaluation) -> str:
+    """Return why an evaluation failed, for people."""
+    return str(failure.measures.get("error") or failure.status)
+
+
+def _reason(failure: Evaluation) -> tuple[str, str]:
+    """Return what failures for one reason have in common: numbers differ from job to job."""
+    return failure.status, re.sub(r"\d+", "#", str(failure.measures.get("error", "")))
 
 
 class Manager:
@@ -93,6 +107,14 @@ class Manager:
         Called with a line about what the user should know at once.
     observe
         Called with each evaluation once it is written down.
+    give_up_after
+        If so many evaluations fail before one works, all for the same reason, the search ends;
+        None: it does not.
+
+    Attributes
+    ----------
+    hopeless
+        Whether it ended so.
     """
 
     def __init__(
@@ -105,6 +127,7 @@ class Manager:
         report: Callable[[Status], None],
         warn: Callable[[str], None],
         observe: Callable[[Evaluation], None] | None = None,
+        give_up_after: int | None = None,
     ) -> None:
         self._algorithm = algorithm
         self._directory = directory
@@ -113,6 +136,11 @@ class Manager:
         self._report = report
         self._warn = warn
         self._observe = observe
+        self._give_up_after = give_up_after
+        self._first_failure: Evaluation | None = None
+        self._alike = True  # nothing has worked, and all failures have one reason
+        self._explained = False
+        self.hopeless = False
         self._unobserved: list[Evaluation] = []
         self._warned = False
         self._stopped = False
@@ -170,6 +198,7 @@ class Manager:
             failures=self._failures,
             max_evals=self._max_evals,
             best=self._best,
+            first_failure=self._first_failure,
             layers_transferred=self._sums["layers_transferred"],
             layers=self._sums["layers"],
             bytes_transferred=self._sums["bytes_transferred"],
@@ -220,6 +249,8 @@ class Manager:
         best = self._count(evaluation)
         if evaluation.objective > best_then or not evaluation.done:
             self._undecided.append((evaluation, best))
+        if not evaluation.done:
+            self._despair(evaluation)
         if "transfer_error" in measures and not self._warned:
             self._warned = True  # once is enough: results.csv has them all
             error = measures["transfer_error"]
@@ -263,12 +294,24 @@ class Manager:
             self._sums[name] += int(measures.get(name, 0))
         if not evaluation.done:
             self._failures += 1
+            self._first_failure = self._first_failure or evaluation
+            self._alike = self._alike and _reason(evaluation) == _reason(self._first_failure)
             return False
+        self._alike = False
         self._sums["bytes_whole_copy"] += int(measures.get("bytes_whole_copy", 0))
         if evaluation.objective <= self.best_objective:
             return False
         self._best = evaluation
         return True
+
+    def _despair(self, failure: Evaluation) -> None:
+        """Say why the first evaluation fails; end the search if all fail for one reason."""
+        if not self._explained:
+            self._explained = True  # once is enough: results.csv has them all
+            self._warn(f"job {failure.job.id} failed: {explain(failure)}")
+        if self._alike and self._failures >= (self._give_up_after or math.inf):
+            self.hopeless = True
+            self.stop()
 
     def _keep_model(self, evaluation: Evaluation, *, best: bool) -> None:
         candidate = candidate_path(self._directory.path, evaluation.job)
