@@ -35,9 +35,9 @@ class Range:
 
     def complaint(self, value: float) -> str:
         """Return what is wrong with a number, to be put behind the flag's name; empty: nothing."""
-        if not value >= self.least:  # NaN neither
+        if not value >= self.least and self.least > -math.inf:  # NaN neither
             return f"must be at least {self.least}, not {value}"
-        if not value > self.above:
+        if not value > self.above and self.above > -math.inf:
             return f"must be {f'above {self.above}' if self.above else 'positive'}, not {value}"
         if value > self.most:
             return f"must be at most {self.most}, not {value}"

@@ -37,8 +37,6 @@ class Status:
         How many there will be; None: no limit.
     best
         The best evaluation; None while there is none.
-    first_failure
-        None while there is none.
     layers_transferred, layers
         Of all children together.
     bytes_transferred, bytes_stored
@@ -49,13 +47,14 @@ class Status:
         Since this process began to search.
     fresh
         Number of evaluations since then.
+    first_failure
+        The first evaluation that failed; None while there is none.
     """
 
     evaluations: int
     failures: int
     max_evals: int | None
     best: Evaluation | None
-    first_failure: Evaluation | None
     layers_transferred: int
     layers: int
     bytes_transferred: int
@@ -63,6 +62,7 @@ class Status:
     bytes_whole_copies: int
     seconds: float
     fresh: int
+    first_failure: Evaluation | None = None
 
     @property
     def share_transferred(self) -> float:
@@ -198,7 +198,6 @@ class Manager:
             failures=self._failures,
             max_evals=self._max_evals,
             best=self._best,
-            first_failure=self._first_failure,
             layers_transferred=self._sums["layers_transferred"],
             layers=self._sums["layers"],
             bytes_transferred=self._sums["bytes_transferred"],
@@ -206,6 +205,7 @@ class Manager:
             bytes_whole_copies=self._sums["bytes_whole_copy"],
             seconds=time.monotonic() - self._begun,
             fresh=self._evaluations - self._found,
+            first_failure=self._first_failure,
         )
 
     def stop(self) -> None:

@@ -189,7 +189,9 @@ class Managing:
         for job in report.abandoned:
             del worker.jobs[job.id]
             self._manager.abandoned(job)
-        if report.last or self._interruption.reason is not None:
+        if report.last:  # a signal may have come to that rank alone
+            self._interruption.reason = self._interruption.reason or report.last
+        if self._interruption.reason is not None:
             self._manager.stop()
         if report.last:
             for job in worker.jobs.values():  # which were on their way when it left

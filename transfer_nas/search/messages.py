@@ -1,7 +1,7 @@
 """What workers and the manager of a search send each other over MPI.
 
 JSON in UTF-8. A worker sends ``{"results": [[job id, status, objective or null, measures], …],
-"abandoned": [job id, …], "last": bool}`` and gets ``{"jobs": [job, …], "best": … or null, "end":
+"abandoned": [job id, …], "last": why}`` and gets ``{"jobs": [job, …], "best": … or null, "end":
 bool}``; to its last it gets one that ends it. An empty message is a sign of life.
 
 A message longer than MPI's eager limit, some kilobytes, travels only while its receiver receives.
@@ -33,12 +33,12 @@ class Report:
     results, abandoned
         Jobs that it has evaluated, and that it was given and will not evaluate.
     last
-        It was interrupted and wants no more.
+        Why it was interrupted and wants no more (`Interruption.reason`); empty: it goes on.
     """
 
     results: list[Evaluation] = field(default_factory=list)
     abandoned: list[Job] = field(default_factory=list)
-    last: bool = False
+    last: str = ""
 
     def encode(self) -> bytes:
         """Return the message."""

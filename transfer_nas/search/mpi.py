@@ -124,7 +124,7 @@ def _work(manager: _Remote | Local, evaluate: Evaluate, interruption: Interrupti
         except Interrupted:
             jobs.appendleft(job)
         if interruption.reason is not None:
-            manager.send(Report(results, [*jobs], last=True))
+            manager.send(Report(results, [*jobs], last=interruption.reason))
             while (order := manager.receive(wait=True)) is None or not order.end:
                 pass  # jobs that were on their way when it said so
             return

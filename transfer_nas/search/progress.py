@@ -52,16 +52,16 @@ _FIRST = "waiting for the first evaluation"
 
 
 @contextlib.contextmanager
-def patience(stream: TextIO, what: str) -> Iterator[None]:
+def patience(stream: TextIO, what: str, silent: float = _SILENT) -> Iterator[None]:
     """Say what goes on while the body is entered, if it takes longer than people like to wait."""
     over = threading.Event()
     begun = time.monotonic()
 
     def say() -> None:
-        silent = _SILENT
-        while not over.wait(silent):
+        wait = silent
+        while not over.wait(wait):
             print(f"{what} ({time.monotonic() - begun:.0f} s)", file=stream, flush=True)
-            silent = _SILENT_AGAIN
+            wait = _SILENT_AGAIN
 
     thread = threading.Thread(target=say, name="patience", daemon=True)
     thread.start()

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
 from transfer_nas.ending import Ending
-from transfer_nas.errors import writing
+from transfer_nas.errors import InputError, writing
 from transfer_nas.job import Evaluation
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
@@ -47,6 +47,9 @@ _PACKAGES = ("transfer-nas", "numpy", "keras", "tensorflow", "mpi4py")
 _HOPELESS = 8
 """Candidates that fail for one reason before one works, after which a search ends; with many ranks
 two each, since so many may run before anybody knows."""
+_UNLESS_REFUSED = 10.0
+"""Seconds without a word, outside of a terminal, while the start may still be refused: programs
+that read it find one line then."""
 _log = logging.getLogger(__name__)
 
 
@@ -103,12 +106,12 @@ class _Search:
         """Do all of them; return the exit code."""
         settings, ranks = self._settings, self._ranks
         gpu = self._share_the_node()
-        with self._patience("loading the application and its data"):
+        with self._patience("loading the application and its data", _UNLESS_REFUSED):
             application, space = together(ranks, lambda: worker.resolve(settings))
             worker.same_data(application, ranks)
         if settings.tensorboard:
             together(ranks, tensorboard.check)
-        with self._patience("connecting to the weight store"):
+        with self._patience("connecting to the weight store", _UNLESS_REFUSED):
             # Servers before files: if they do not answer, nothing shall have been written.
             servers = self._stack.enter_context(worker.servers(settings, ranks))
         self._application, self._space, self._goal = application, space, goal_of(application)
@@ -186,9 +189,27 @@ class _Search:
                 settings, application, self._space, transfer, identity, ranks.rank
             ),
         )
+        if ranks.rank == 0:
+            hosts = [rank["host"] for rank in provenance["ranks"]]
+            for line in opening(settings, application, self._space, hosts, len(servers.addresses)):
+                print(line, file=self._terminal)
         with self._patience("starting the processes that evaluate"):
             evaluate = together(ranks, lambda: self._evaluate(trainer, servers, identity))
         return trainer, evaluate
+
+    def _remove_if_refused(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        """Leave nothing behind that would be in the way of the next start."""
+        if isinstance(error, InputError):
+            path = self._settings.directory
+            for name in ("run.json", "results.csv", "checkpoint"):
+                (path / name).unlink(missing_ok=True)
+            for log in path.glob("logs/rank-*"):
+                log.unlink()
+            for folder in (path / "logs", path / "models", path):
+                with contextlib.suppress(OSError):  # it holds what is not ours
+                    folder.rmdir()
 
     def _evaluate(self, trainer: TransferTrainer, servers: Servers, identity: str) -> Evaluate:
         """Return what evaluates in this rank, or in a child of it."""
@@ -266,8 +287,10 @@ class _Search:
                 retrain(finalists.best, trainer, directory, say)
         return late.exit_code
 
-    def _patience(self, what: str) -> contextlib.AbstractContextManager[None]:
-        return patience(self._terminal, what) if self._ranks.rank == 0 else contextlib.nullcontext()
+    def _patience(self, what: str, silent: float = 2.0) -> contextlib.AbstractContextManager[None]:
+        if self._ranks.rank != 0:
+            return contextlib.nullcontext()
+        return patience(self._terminal, what, 2.0 if self._terminal.isatty() else silent)
 
     def _progress(self) -> contextlib.AbstractContextManager[Progress]:
         terminal, timeout = self._terminal, self._settings.timeout

@@ -28,7 +28,7 @@ from transfer_nas.transfer import TransferMethod
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 _DIFFERS = (
-    "has other data than {}: expected load() to return the same in each process; a split or a "
+    "other data than in {}: expected load() to return the same in each process; a split or a "
     "shuffle needs a seed of its own, such as train_test_split(…, random_state=0)"
 )
 _log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def isolated_trainer(
     application, space = resolve(chosen)
     if application.namespace != namespace:
         differs = _DIFFERS.format("the rank that started it")
-        raise InputError(f"application {application.name}: the evaluating process {differs}")
+        raise InputError(f"application {application.name}: the evaluating process: {differs}")
     return trainer(chosen, application, space, method(chosen, application, servers), run, rank)
 
 
@@ -173,7 +173,7 @@ def same_data(application: Application, ranks: Ranks) -> None:
     different = [str(rank) for rank, namespace in enumerate(found) if namespace != found[0]]
     if different:
         which = f"rank{'s' * (len(different) > 1)} {', '.join(different)}"
-        raise Refused(f"application {application.name}: {which} {_DIFFERS.format('rank 0')}")
+        raise Refused(f"application {application.name}: {which}: {_DIFFERS.format('rank 0')}")
 
 
 def _own_servers(
