@@ -40,13 +40,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cpp_store.command_line import OK
+from cpp_store.ranges import Range
 from numpy.typing import NDArray
 
-from cpp_store import PrefixIndex
-from transfer_nas import command_line, ranges
-from transfer_nas.command_line import OK, Parser
+from cpp_store import PrefixIndex, command_line, ranges
+from graph_meta import extras
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
-from transfer_nas.ranges import Range
 from transfer_nas.spaces import Space
 
 Floats = NDArray[np.float64]
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     if given.output is not None:
         _load_matplotlib()  # says what is missing before the work, not after it
 
@@ -254,7 +255,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise InputError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

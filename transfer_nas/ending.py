@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from cpp_store import command_line
 from transfer_nas import exit_codes
-from transfer_nas.errors import InputError, Unwritable
+from transfer_nas.errors import Unwritable
 from transfer_nas.ranks import Ranks, Refused
 
 
@@ -23,6 +24,8 @@ class Ending:
 
     Parameters
     ----------
+    name
+        Of the command, for complaints.
     ranks
         The processes of the job.
     terminal
@@ -35,17 +38,23 @@ class Ending:
         return that of a rank which they had to kill.
     """
 
-    def __init__(self, ranks: Ranks, terminal: TextIO | None = None) -> None:
+    def __init__(self, name: str, ranks: Ranks, terminal: TextIO | None = None) -> None:
+        self._name = name
         self._ranks = ranks
         self._terminal = terminal
         self.directory: Path | None = None
 
     def fail(self, error: BaseException) -> None:
         """Say what went wrong, and end all ranks; from any thread."""
-        terminal = self._terminal or sys.__stderr__
-        print(self._explain(error), file=terminal, flush=True)
-        code = exit_codes.of(error)
-        with contextlib.suppress(OSError):  # the disk may be full
+        code, line = self._explain(error)
+        stream = self._terminal or sys.stderr
+        if line is None:
+            line = traceback.format_exception_only(error)[-1]
+            stream.write("".join(traceback.format_exception(error)))
+        if line:
+            which = f"rank {self._ranks.rank}: " if self._ranks.size > 1 else ""
+            print(f"{self._name}: error: {which}{' '.join(line.split())}", file=stream, flush=True)
+        with contextlib.suppress(OSError, command_line.OutputLost):
             if self.directory is not None:
                 exit_codes.leave(self.directory, code)
             sys.stdout.flush()
@@ -63,12 +72,9 @@ class Ending:
         if error is not None and not isinstance(error, Refused) and self._ranks.size > 1:
             self.fail(error)
 
-    def _explain(self, error: BaseException) -> str:
-        which = f"rank {self._ranks.rank}: " if self._ranks.size > 1 else ""
-        line = f"evolve: error: {which}"
-        if isinstance(error, InputError | Unwritable):
-            return line + " ".join(str(error).split())
-        if isinstance(error, KeyboardInterrupt):
-            return line + "interrupted"
-        last = traceback.format_exception_only(error)[-1].strip()
-        return "".join(traceback.format_exception(error)) + line + last
+    @staticmethod
+    def _explain(error: BaseException) -> tuple[int, str | None]:
+        """Return the exit code, and the line to print, if it says it all."""
+        if isinstance(error, Unwritable):
+            return exit_codes.RESUMABLE, str(error)
+        return command_line.explained(error) or (exit_codes.FAILED, None)

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_nas.command_line import Parser
-from transfer_nas.ending import Ending
+from cpp_store import command_line
+from transfer_nas.command_line import Parser, on_ranks
 from transfer_nas.errors import InputError
-from transfer_nas.exit_codes import BAD_INPUT
-from transfer_nas.ranks import Ranks, expected_rank, join, together
+from transfer_nas.ranks import Ranks, together
 from transfer_nas.settings import (
     BEHIND_PREFIX,
     POLICIES,
@@ -44,25 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         One of `transfer_nas.exit_codes`; 128 plus the number of the signal that ended it (130 for
         Ctrl-C).
     """
-    try:
-        given = _flags(sys.argv[1:] if arguments is None else arguments)
-        if not given.get("resume"):
-            Settings.checked(given)  # the same in all ranks: no need to meet for it
-    except InputError as error:
-        _complain(error, expected_rank())
-        return BAD_INPUT
-    ranks = join()
-    try:
-        with Ending(ranks):
-            code = _run(together(ranks, lambda: _settings(given)), ranks)
-    except InputError as error:  # of all ranks, or of the only one
-        _complain(error, ranks.rank)
-        code = BAD_INPUT
-    except BaseException as error:
-        Ending(ranks).fail(error)
-        raise
-    ranks.finish()
-    return code
+    return command_line.run("evolve", lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    given = _flags(arguments)
+    if not given.get("resume"):
+        Settings.checked(given)  # the same in all ranks: no need to meet for it
+    return on_ranks("evolve", lambda ranks: _run(together(ranks, lambda: _settings(given)), ranks))
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -78,8 +66,8 @@ def parse(arguments: Sequence[str]) -> Settings:
     return _settings(_flags(arguments))
 
 
-def _flags(arguments: Sequence[str]) -> dict[str, Any]:
-    return vars(_parser().parse(arguments))
+def _flags(arguments: Sequence[str] | None) -> dict[str, Any]:
+    return vars(_parser().parse_args(arguments))
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -130,12 +118,6 @@ def _settle(settings: Settings, ranks: Ranks) -> Settings:
     )
 
 
-def _complain(error: InputError, rank: int) -> None:
-    if rank == 0:
-        line = " ".join(str(error).split())
-        print(f"evolve: error: {line}", file=sys.__stderr__, flush=True)
-
-
 def _modules(package: str) -> str:
     """Return the modules of a package, each a space or an application, without importing any."""
     folder = Path(__file__).with_name(package)
@@ -154,7 +136,6 @@ def _parser() -> Parser:
         "Exit codes: 0 done, 1 every candidate failed, 2 bad input, 3 nothing was left to do, "
         "75 stopped at --max_wait or for want of room on the disk (--resume goes on), 130 Ctrl-C.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
 
     def add(flag: str, **options: Any) -> None:

@@ -13,8 +13,6 @@ import contextlib
 import signal
 from pathlib import Path
 
-from transfer_nas.errors import InputError, Unwritable
-
 DONE = 0
 FAILED = 1
 """Nothing worked: every candidate failed, or the command broke. To run it again is no use."""
@@ -26,15 +24,6 @@ RESUMABLE = 75
 """Ended in good order before it was done: run it again with ``--resume`` (EX_TEMPFAIL)."""
 
 _FILE = "exit_code"
-
-
-def of(error: BaseException) -> int:
-    """Return what a command that ends by this exception returns."""
-    if isinstance(error, InputError):
-        return BAD_INPUT
-    if isinstance(error, Unwritable):
-        return RESUMABLE
-    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else FAILED
 
 
 def leave(directory: Path, code: int) -> None:

@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_nas import command_line, ranges, runs
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+from cpp_store.ranges import Range
+
+from cpp_store import command_line, ranges
+from transfer_nas import runs
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.job import Job
-from transfer_nas.ranges import Range
 from transfer_nas.runs import Run
 from transfer_nas.settings import Settings
 
@@ -31,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     run = runs.read(given.run)
     row = _row(run, given.job)
     folder = run.path if run.path.is_dir() else run.path.parent

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfer_nas import ranges
+from cpp_store.ranges import Range
+
+from cpp_store import ranges
 from transfer_nas.errors import InputError
-from transfer_nas.ranges import Range
 
 TRANSFERS = ("store", "hdf5", "redis", "noop")
 SEARCHES = ("evolution", "random", "halving")
@@ -142,7 +143,9 @@ class Settings:
         """
         settings = cls(**given)
         for name, numbers in RANGES.items():
-            numbers.check(name, getattr(settings, name))
+            value = getattr(settings, name)
+            if value is not None and (complaint := numbers.complaint(value)):
+                raise InputError(f"--{name} {complaint}")
         _one_of("search", settings.search, SEARCHES)
         _one_of("transfer", settings.transfer, TRANSFERS)
         _one_of("policy", settings.policy, POLICIES)

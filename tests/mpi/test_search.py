@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from transfer_nas.search.run_directory import MEASURES
+from transfer_nas.search.results import MEASURES
 
 FAKE = Path(__file__).with_name("fake_search.py")
 RANKS = [1, 2, 4]

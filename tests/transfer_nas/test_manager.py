@@ -196,7 +196,8 @@ def status(**changed: float | None) -> Status:
         "bytes_transferred": 0,
         "bytes_stored": 0,
         "bytes_whole_copies": 0,
-        "seconds": 20.0,
+        "seconds": 50.0,
+        "here": 20.0,
         "fresh": 5,
         "best": Evaluation(Job(3, ()), DONE, 0.9639),
     }

@@ -6,8 +6,9 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from cpp_store.ranges import THREADS
+
 from transfer_nas.errors import InputError
-from transfer_nas.ranges import THREADS
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 _OVERRIDING = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from cpp_store.command_line import open_stream
+
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
 from transfer_nas.ending import Ending
@@ -78,7 +80,7 @@ def run(settings: Settings, ranks: Ranks) -> int:
     with (
         _terminal() as terminal,
         contextlib.ExitStack() as stack,
-        Ending(ranks, terminal) as ending,
+        Ending("evolve", ranks, terminal) as ending,
     ):
         return _Search(settings, ranks, terminal, stack, ending).run()
 
@@ -130,7 +132,7 @@ class _Search:
                     retire=finalists.retire,
                     report=progress.update,
                     warn=progress.warn,
-                    observe=_observer(settings, self._directory, finalists, self._stack),
+                    observe=_observer(settings, self._directory, space, finalists, self._stack),
                     give_up_after=max(_HOPELESS, 2 * ranks.size),
                 )
             lost = self._drive(evaluate, interruption)
@@ -258,7 +260,7 @@ class _Search:
             status,
             self._space,
             self._goal,
-            "failures" if manager.hopeless else ended_by,
+            ended_by or self._ended_by(manager),
         )
         with writing(settings.directory):
             text = json.dumps(summary, indent=2) + "\n"
@@ -273,6 +275,12 @@ class _Search:
         if status.failures == status.evaluations > 0:
             tell_failure(status, settings, manager.hopeless, self._terminal)
         return code
+
+    @staticmethod
+    def _ended_by(manager: Manager) -> str | None:
+        if manager.hopeless:
+            return "failures"
+        return "space" if manager.exhausted else None
 
     def _finish_models(self, finalists: Finalists, trainer: TransferTrainer) -> int:
         """Write ``best.keras`` and retrain the finalists; return the exit code if a signal came."""
@@ -313,6 +321,7 @@ def _write_best(directory: Path, application: Application, terminal: TextIO) -> 
 def _observer(
     settings: Settings,
     directory: RunDirectory,
+    space: Space,
     finalists: Finalists,
     stack: contextlib.ExitStack,
 ) -> Callable[[Evaluation], None] | None:
@@ -321,7 +330,8 @@ def _observer(
         return finalists.observe if settings.retrain else None
     from transfer_nas.tensorboard import EventFile
 
-    file = EventFile(directory.path, directory.started, directory.evaluations)
+    genes = {gene.name: gene.values for gene in space.genes}
+    file = EventFile(directory.path, directory.started, genes, directory.evaluations)
     write = stack.enter_context(file).write
 
     def observe(evaluation: Evaluation) -> None:
@@ -370,12 +380,14 @@ def _open(
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
     if settings.resume:
-        exit_codes.forget(settings.directory)
-        return RunDirectory.resume(
+        directory = RunDirectory.resume(
             settings.directory, space, {**settings.fixed(), **namespace}, provenance
         )
+        exit_codes.forget(settings.directory)
+        return directory
+    extra = {**provenance, "objective": application.objective()}
     return RunDirectory.create(
-        settings.directory, space, {**settings.to_dict(), **namespace}, provenance
+        settings.directory, space, {**settings.to_dict(), **namespace}, extra
     )
 
 
@@ -396,7 +408,7 @@ def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:
 def _terminal() -> Iterator[TextIO]:
     """Give what stderr is now, whatever becomes of stderr."""
     sys.stderr.flush()
-    with os.fdopen(os.dup(2), "w", buffering=1) as terminal:
+    with open_stream(os.dup(2), forgives=True) as terminal:
         yield terminal
 
 

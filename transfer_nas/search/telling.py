@@ -78,7 +78,7 @@ def summarize(
         "first_failure": failure
         and {"job": failure.job.id, "status": failure.status, "error": explain(failure)},
         "seconds": round(status.seconds, 3),
-        "evaluations_per_second": round(status.fresh / status.seconds, 3),
+        "evaluations_per_second": round(status.evaluations_per_second, 3),
         "metric": goal.metric,
         "mode": "min" if goal.minimized else "max",
         "best_objective": best and best.objective,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import dataclass
-
-from transfer_nas.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,6 @@ class Range:
             return f"must be at most {self.most}, not {value}"
         return "" if value < self.below else f"must be below {self.below}, not {value}"
 
-    def check(self, flag: str, value: float | None) -> None:
-        """Raise InputError for a number outside; None is what nobody chose."""
-        if value is not None and (complaint := self.complaint(value)):
-            raise InputError(f"--{flag} {complaint}")
-
     def __call__(self, text: str) -> float:
         """Read an argument."""
         try:
@@ -66,5 +60,6 @@ COUNT = Range(1, MANY)
 SEED = Range(0, 2**63 - 1)
 SECONDS = Range(above=0, most=10**9, whole=False)
 """Thirty years: what clocks and timers still take."""
+FINITE = Range(-sys.float_info.max, sys.float_info.max, whole=False)
 EPOCHS = Range(1, 10**6)
 THREADS = Range(1, 1024)
