@@ -217,7 +217,7 @@ class Search:
         objective = self._so_far()["objective"]
         if objective.empty:
             raise InputError("no evaluation has ended yet: run() first")
-        sign = 1 if self.application.mode == "max" else -1
+        sign = 1 if self.application.direction == "max" else -1
         axes = plt.figure(figsize=(8, 4)).add_subplot() if axes is None else axes
         count = range(1, len(objective) + 1)
         axes.plot(count, sign * objective, ".", alpha=0.5, label="evaluations")
@@ -252,8 +252,8 @@ class Search:
         failed = int(objective.isna().sum())
         facts["evaluations"] = f"{len(objective):,}" + (f", {failed:,} failed" if failed else "")
         if failed < len(objective):
-            best = objective.max() * (1 if self.application.mode == "max" else -1)
-            better = "" if self.application.mode == "max" else ", lower is better"
+            best = self.application.natural(objective.max())
+            better = "" if self.application.direction == "max" else ", lower is better"
             facts["best"] = f"{self.application.metric} {best:.4f}{better}"
         return facts
 
