@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cpp_store.command_line import expected_rank
 
 from graph_meta.graph import LayerGraph
 from transfer_nas.applications import Application, Data
-from transfer_nas.ranks import expected_rank
 from transfer_nas.spaces import FeedForward
 
 

@@ -33,7 +33,7 @@ class Goal:
 
     def value(self, objective: float) -> float:
         """Return the metric's value."""
-        return -objective if self.minimized else objective
+        return 0.0 - objective if self.minimized else objective  # no negative zero
 
     @property
     def direction(self) -> str:

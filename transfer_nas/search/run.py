@@ -174,10 +174,9 @@ class _Search:
         )
         self._ending.directory = settings.directory
         if self._directory is not None:
+            if not settings.resume:
+                self._stack.push(self._remove_if_refused)
             self._stack.enter_context(self._directory)
-            hosts = [rank["host"] for rank in provenance["ranks"]]
-            for line in opening(settings, application, self._space, hosts, len(servers.addresses)):
-                print(line, file=self._terminal)
         if settings.trace is not None:
             trace = settings.trace
             together(ranks, lambda: tracing.start(trace, ranks.rank))
@@ -193,7 +192,14 @@ class _Search:
         )
         if ranks.rank == 0:
             hosts = [rank["host"] for rank in provenance["ranks"]]
-            for line in opening(settings, application, self._space, hosts, len(servers.addresses)):
+            for line in opening(
+                settings,
+                application,
+                self._space,
+                trainer.describe(),
+                hosts,
+                len(servers.addresses),
+            ):
                 print(line, file=self._terminal)
         with self._patience("starting the processes that evaluate"):
             evaluate = together(ranks, lambda: self._evaluate(trainer, servers, identity))

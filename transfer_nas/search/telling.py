@@ -19,11 +19,16 @@ from transfer_nas.spaces import Space
 
 def goal_of(application: Application) -> Goal:
     """Return what is better for an application."""
-    return Goal(application.metric, application.mode == "min")
+    return Goal(str(application.metric), application.direction == "min")
 
 
 def opening(
-    settings: Settings, application: Application, space: Space, hosts: list[str], servers: int
+    settings: Settings,
+    application: Application,
+    space: Space,
+    engine: str,
+    hosts: list[str],
+    servers: int,
 ) -> list[str]:
     """Return lines that say what is about to be searched, where and how.
 
@@ -31,6 +36,8 @@ def opening(
     ----------
     settings, application, space
         Of the search.
+    engine
+        Which one trains, and why.
     hosts
         Of each rank.
     servers
@@ -54,6 +61,7 @@ def opening(
         f"search {settings.search}, {', '.join(filter(None, limits))}; transfer {transfer}",
         f"the objective is {goal.metric} on those rows: {goal.direction}"
         f"{', so its negative is maximised' if goal.minimized else ''}",
+        engine,
         f"everything goes to {settings.directory}",
     ]
 
