@@ -32,6 +32,12 @@ def moment(name: str) -> None:
     raise error
 
 
+def begun() -> bool:
+    """Whether jobs are handed out: a space is asked for networks before that, too."""
+    journal = Path(os.environ["RUN"], "checkpoint")
+    return journal.exists() and journal.stat().st_size > 0
+
+
 def over() -> bool:
     """Whether the search is, and models are finished."""
     return Path(os.environ["RUN"], "summary.json").exists()
@@ -53,11 +59,13 @@ class Breaking(FeedForward):
         return super().describe()
 
     def sample(self, rng: Any) -> tuple[int, ...]:
-        moment("asking")  # in the manager's thread
+        if begun():
+            moment("asking")  # in the manager's thread
         return super().sample(rng)
 
     def graph(self, genome: Sequence[int]) -> LayerGraph:
-        moment("retraining" if over() else "evaluating")
+        if begun():
+            moment("retraining" if over() else "evaluating")
         return super().graph(genome)
 
     def values(self, genome: Sequence[int]) -> dict[str, Any]:

@@ -58,6 +58,9 @@ def test_an_exception_in_one_rank_ends_all_and_says_why(
     moment, rank, error = broken.split()
     assert exit_codes.returned(path, done.returncode) == code, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("evolve: error: ")]
+    if code == 130:  # whoever typed it knows
+        assert lines == []
+        return
     [line] = lines
     if code == exit_codes.BAD_INPUT:
         assert f"{error}: as asked: {moment}" in line and "Traceback" not in done.stderr

@@ -21,7 +21,7 @@ from cpp_store.command_line import open_stream
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
 from transfer_nas.ending import Ending
-from transfer_nas.errors import InputError, writing
+from transfer_nas.errors import writing
 from transfer_nas.job import Evaluation
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
@@ -174,9 +174,7 @@ class _Search:
         )
         self._ending.directory = settings.directory
         if self._directory is not None:
-            if not settings.resume:
-                self._stack.push(self._remove_if_refused)
-            self._stack.enter_context(self._directory)
+            self._stack.enter_context(self._directory)  # takes itself away if the start is refused
         if settings.trace is not None:
             trace = settings.trace
             together(ranks, lambda: tracing.start(trace, ranks.rank))
@@ -204,20 +202,6 @@ class _Search:
         with self._patience("starting the processes that evaluate"):
             evaluate = together(ranks, lambda: self._evaluate(trainer, servers, identity))
         return trainer, evaluate
-
-    def _remove_if_refused(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
-    ) -> None:
-        """Leave nothing behind that would be in the way of the next start."""
-        if isinstance(error, InputError):
-            path = self._settings.directory
-            for name in ("run.json", "results.csv", "checkpoint"):
-                (path / name).unlink(missing_ok=True)
-            for log in path.glob("logs/rank-*"):
-                log.unlink()
-            for folder in (path / "logs", path / "models", path):
-                with contextlib.suppress(OSError):  # it holds what is not ours
-                    folder.rmdir()
 
     def _evaluate(self, trainer: TransferTrainer, servers: Servers, identity: str) -> Evaluate:
         """Return what evaluates in this rank, or in a child of it."""
