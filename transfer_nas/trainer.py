@@ -209,7 +209,7 @@ class TransferTrainer:
 
     def _evaluate(self, job: Job, measures: dict[str, Measure]) -> tuple[Candidate, float]:
         """Return the trained candidate, stored unless it is worthless, and its objective."""
-        graph = self.space.graph(job.genome)
+        graph = self.space.graph(job.genome).without_dead_ends()
         measures |= {
             "layers": len(graph),
             "layers_transferred": 0,
