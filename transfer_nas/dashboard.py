@@ -19,8 +19,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from transfer_nas import command_line, runs
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+
+from cpp_store import command_line
+from transfer_nas import runs
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.report import page
 from transfer_nas.report.arguments import add_groups
@@ -253,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     command_line.at_least("interval", given.interval, 0.1)
     if not 0 <= given.port < 2**16:
         raise InputError(f"--port must be from 0 to 65535, not {given.port}")

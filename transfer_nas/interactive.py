@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cpp_store
-from transfer_nas import applications, trained_model, transfer
+from transfer_nas import applications, runs, trained_model, transfer
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError
+from transfer_nas.runs import Run
 from transfer_nas.search import serial
 from transfer_nas.search.evaluation import InProcess
 from transfer_nas.search.evolution import AgingEvolution
@@ -136,7 +137,6 @@ class Search:
             raise InputError("run() needs max_evals or timeout: when shall it end?")
         with self._directory() as directory:
             trainer = self._trainer or self._make_trainer(directory.id)
-            self._trainer = trainer
             before = len(directory.evaluations)
             with self._progress(timeout) as progress, Interruption(timeout) as interruption:
                 manager = Manager(
@@ -147,18 +147,23 @@ class Search:
                     report=progress.update,
                     warn=progress.warn,
                 )
+                self._trainer = trainer  # from here on there is a run to go on with
                 evaluate = InProcess(trainer, self.output_dir, _log.warning)
                 serial.run(manager, evaluate, interruption)
         return self.results
 
     @property
     def results(self) -> pd.DataFrame:
-        """A row for each evaluation, in DeepHyper's columns; failures have NaN as objective."""
-        import pandas as pd
+        """A row for each evaluation, in DeepHyper's columns; failures have NaN as objective.
 
-        frame = pd.read_csv(self.output_dir / "results.csv")
-        frame["objective"] = pd.to_numeric(frame["objective"], errors="coerce")
-        return frame
+        Values of genes are what the space declares; measures that are missing are NaN or None.
+
+        Raises
+        ------
+        InputError
+            There was no `run` yet.
+        """
+        return self._read().frame()
 
     @property
     def best(self) -> dict[str, Any]:
@@ -169,8 +174,8 @@ class Search:
         InputError
             No evaluation has worked yet.
         """
-        row = self._best_row()
-        return {gene.name: row[f"p:{gene.name}"] for gene in self.space.genes}
+        run, row = self._best_row()
+        return run.values(row)
 
     def best_model(self) -> keras.Model:
         """Return the best network, trained and compiled; write it to ``best.keras``, too.
@@ -270,12 +275,16 @@ class Search:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _best_row(self) -> dict[str, Any]:
-        results = self.results if (self.output_dir / "results.csv").exists() else None
-        if results is None or results["objective"].isna().all():
+    def _read(self) -> Run:
+        if self._trainer is None:
             raise InputError("no evaluation has worked yet: run() first")
-        best: dict[str, Any] = results.loc[results["objective"].idxmax()].to_dict()
-        return best
+        return runs.read(self.output_dir)
+
+    def _best_row(self) -> tuple[Run, int]:
+        run = self._read()
+        if run.best is None:
+            raise InputError("no evaluation has worked yet: run() first")
+        return run, run.best
 
     def _algorithm(self) -> AgingEvolution:
         options: dict[str, Any] = self._evolution

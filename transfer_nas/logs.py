@@ -27,8 +27,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from transfer_nas import command_line
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+
+from cpp_store import command_line
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -280,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     logs = read_run(Path(given.run))
     if given.select is None:
         print("\n".join(sorted({path for tree in logs.values() for path in _paths(tree)})))

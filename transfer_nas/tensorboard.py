@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from graph_meta import extras
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation
 
@@ -145,5 +146,5 @@ def check() -> None:
     except ImportError as error:
         raise InputError(
             "--tensorboard needs tensorboardX, which is not installed: "
-            "pip install 'transfer-nas[tensorboard]'"
+            f"{extras.install('tensorboard')}"
         ) from error

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from cpp_store.command_line import open_stream
+
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
 from transfer_nas.errors import writing
@@ -117,7 +119,8 @@ def run(settings: Settings, ranks: Ranks) -> int:
             _write_best(settings.directory, application, terminal)
             if finalists.best and interruption.reason in (None, "timeout"):
                 retrain(finalists.best, trainer, settings.directory)
-            summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
+            ended_by = interruption.reason or ("space" if manager.exhausted else None)
+            summary = summarize(settings, ranks.size, manager.status, space, ended_by)
             text = json.dumps(summary, indent=2) + "\n"
             with writing(settings.directory):
                 write_whole(settings.directory / "summary.json", text)
@@ -248,10 +251,11 @@ def _open(
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
     if settings.resume:
-        exit_codes.forget(settings.directory)
-        return RunDirectory.resume(
+        directory = RunDirectory.resume(
             settings.directory, space, {**settings.fixed(), **namespace}, provenance
         )
+        exit_codes.forget(settings.directory)
+        return directory
     extra = {**provenance, "objective": application.objective()}
     return RunDirectory.create(
         settings.directory, space, {**settings.to_dict(), **namespace}, extra
@@ -279,7 +283,7 @@ def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
     lines that bury the progress line. In the log they are there for who needs them.
     """
     sys.stderr.flush()
-    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    terminal = open_stream(os.dup(2), forgives=True)
     with (directory / "logs" / f"rank-{rank}.log").open("a", buffering=1) as file:
         os.dup2(file.fileno(), 2)
     handler = logging.StreamHandler(sys.stderr)
@@ -319,7 +323,7 @@ def summarize(
         "evaluations": status.evaluations,
         "failures": status.failures,
         "seconds": round(status.seconds, 3),
-        "evaluations_per_second": round(status.fresh / status.seconds, 3),
+        "evaluations_per_second": round(status.evaluations_per_second, 3),
         "best_objective": best and best.objective,
         "best_job": best and best.job.id,
         "best_values": best and space.values(best.job.genome),
