@@ -27,7 +27,7 @@ from transfer_nas.report.charts import Floats, Integers
 from transfer_nas.report.genes import explained
 from transfer_nas.report.scale import Scale
 from transfer_nas.runs import Run
-from transfer_nas.search.run_directory import MEASURES
+from transfer_nas.search.results import MEASURES
 
 LIMIT = 300_000
 """Evaluations that the tables of one page hold at most, all runs together."""
