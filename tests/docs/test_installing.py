@@ -74,3 +74,10 @@ def test_each_long_step_says_before_what_it_takes(tmp_path: Path) -> None:
         at = next(i for i, line in enumerate(lines) if step in line)
         said = " ".join(lines[max(0, at - 2) : at])
         assert re.search(r"minutes|\d [MG]B", said), f"nothing said before {lines[at]}"
+
+
+def test_the_workflow_pins_its_actions_and_runs_what_we_run() -> None:
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    uses = re.findall(r"uses: (\S+)", text)
+    assert uses and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in uses)
+    assert ".ci/run" in text and "debian:12" in text and "secrets" not in text
