@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cpp_store import _core
@@ -31,8 +32,9 @@ __all__ = [
     "prefix",
 ]
 
-#: Version of the JSON form; docs/formats.md, "Layer graph JSON".
-FORMAT_VERSION = 1
+#: Version of the JSON form, and of what digests are made of: a part of each digest, so that those
+#: of two versions never match. docs/formats.md, "Versions of layer graphs".
+FORMAT_VERSION = 2
 
 Shape = tuple[int | None, ...]
 
@@ -93,7 +95,10 @@ class LayerSpec:
     config
         JSON data without the layer's own ``name`` and ``trainable``. Not to be changed afterwards.
     weights
-        In the order of the Keras layer's ``weights``.
+        In the order of the Keras layer's ``weights``; of a quantized layer, see docs/formats.md.
+    state
+        What the layer computes with beside configuration and weights, and nothing trains, as JSON
+        data: the vocabulary of a lookup. By the number of the layer inside it that has it.
 
     Raises
     ------
@@ -109,13 +114,15 @@ class LayerSpec:
         "key",
         "nbytes",
         "parameters",
+        "state",
         "weights",
     )
 
     class_name: str
     config: Mapping[str, Any]
     weights: tuple[WeightSpec, ...]
-    #: 16 bytes: equal for equal class, configuration and weights.
+    state: Mapping[str, Any]
+    #: 16 bytes: equal for equal class, configuration, state, shapes and dtypes of weights.
     key: bytes
     nbytes: int
     parameters: int
@@ -123,7 +130,11 @@ class LayerSpec:
     identity: tuple[bytes, bytes, int]
 
     def __init__(
-        self, class_name: str, config: Mapping[str, Any], weights: Sequence[WeightSpec] = ()
+        self,
+        class_name: str,
+        config: Mapping[str, Any],
+        weights: Sequence[WeightSpec] = (),
+        state: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.class_name = class_name
         config = {k: v for k, v in config.items() if k not in ("name", "trainable")}
@@ -135,10 +146,12 @@ class LayerSpec:
                     f"layer class {class_name}: weight dtype {weight.dtype!r} is unknown; known "
                     f"are {', '.join(_ITEM_SIZES)}"
                 )
-        text = canonical_json(
-            [class_name, dict(self.config), [[list(w.shape), w.dtype] for w in self.weights]]
-        )
-        self.key = _core.xxh3_128(text.encode())
+        self.state = plain(state, f"layer class {class_name}, state")  # type: ignore[assignment]
+        weights_said: list[Any] = [[list(w.shape), w.dtype] for w in self.weights]
+        said = [FORMAT_VERSION, class_name, dict(self.config), weights_said]
+        if self.state:
+            said.append(dict(self.state))
+        self.key = _core.xxh3_128(canonical_json(said).encode())
         self.nbytes = sum(w.nbytes for w in self.weights)
         self.parameters = sum(w.size for w in self.weights)
         if self.nbytes >= 2**63:
@@ -162,16 +175,18 @@ class LayerSpec:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerSpec):
             return NotImplemented
-        return self.key == other.key
+        # What is trained is no part of the key, and yet of the spec.
+        return self.key == other.key and self.weights == other.weights
 
     def __hash__(self) -> int:
         return hash(self.key)
 
     def __repr__(self) -> str:
-        return f"LayerSpec({self.class_name!r}, {dict(self.config)!r}, {self.weights!r})"
+        said = [self.class_name, dict(self.config), self.weights, dict(self.state)]
+        return f"LayerSpec({', '.join(map(repr, said[: 4 if self.state else 3]))})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LayerSpec, (self.class_name, dict(self.config), self.weights)
+        return LayerSpec, (self.class_name, dict(self.config), self.weights, dict(self.state))
 
 
 class Edge(NamedTuple):
@@ -377,6 +392,7 @@ class LayerGraph:
                         "class": spec.class_name,
                         "config": dict(spec.config),
                         "weights": [[list(w.shape), w.dtype, w.trainable] for w in spec.weights],
+                        **({"state": dict(spec.state)} if spec.state else {}),
                     }
                     for spec in specs
                 ],
@@ -450,8 +466,10 @@ class _Reader:
             sizes = tuple(self._natural(n, f"{here}[0][{j}]") for j, n in enumerate(shape))
             dtype = self._typed(weight[1], str, f"{here}[1]")
             weights.append(WeightSpec(sizes, dtype, self._typed(weight[2], bool, f"{here}[2]")))
+        config = self._member(entry, "config", dict, where)
+        state = self._typed(entry.get("state", {}), dict, f"{where}.state")
         try:
-            return LayerSpec(class_name, self._member(entry, "config", dict, where), weights)
+            return LayerSpec(class_name, config, weights, state)
         except GraphError as error:
             raise GraphError(f"layer graph: {where}: {error}") from error
 

@@ -9,6 +9,7 @@ in its metadata does not.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import zipfile
@@ -19,12 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
+from transfer_nas import judgement
 from transfer_nas.applications import Application
 from transfer_nas.errors import InputError
 from transfer_nas.transfer import Tensors
 
 if TYPE_CHECKING:
     import keras
+
+_log = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 _GRAPH = "layer_graph"
@@ -111,6 +115,8 @@ def best_path(directory: Path) -> Path:
 def finish(directory: Path, application: Application) -> Path:
     """Turn the best model of a run directory into ``best.keras``, if that is still to be done.
 
+    Beside it goes what it predicts on the validation rows (`judgement`).
+
     Returns
     -------
     Path
@@ -118,7 +124,12 @@ def finish(directory: Path, application: Application) -> Path:
     """
     best, path = best_path(directory), directory / "best.keras"
     if best.exists():
-        write_keras(path, *read(best), application)
+        graph, tensors = read(best)
+        write_keras(path, graph, tensors, application)
+        try:
+            judgement.write(directory, graph, tensors, application)
+        except Exception:  # outputs and targets of a user's may be anything; the model is there
+            _log.warning("%s was not written", judgement.NAME, exc_info=True)
         best.unlink()
     return path
 

@@ -412,9 +412,13 @@ def test_what_goes_wrong_is_recorded_and_leaves_nothing(
 ) -> None:
     raises = trainer(transfer, loss=raising(ZeroDivisionError))
     diverges = trainer(transfer, learning_rate=1e30)
-    for trains, status in [(raises, "F_ZeroDivisionError"), (diverges, "F_nan")]:
+    reasons = {
+        "F_ZeroDivisionError": "ZeroDivisionError: on purpose",
+        "F_nan": "loss or objective is not a finite number",
+    }
+    for trains, status in zip((raises, diverges), reasons, strict=True):
         evaluation = trains.evaluate(Job(3, PARENT, None, seed=1))
-        assert evaluation.status == status
+        assert (evaluation.status, evaluation.measures["error"]) == (status, reasons[status])
         assert np.isnan(evaluation.objective)
         assert evaluation.measures["bytes_stored"] == 0
         assert transfer.best_match(SPACE.graph(PARENT)) is None
