@@ -43,8 +43,7 @@ import numpy as np
 from cpp_store.command_line import OK
 from numpy.typing import NDArray
 
-from cpp_store import PrefixIndex, command_line
-from graph_meta import extras
+from cpp_store import PrefixIndex, command_line, extras
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.spaces import Space
