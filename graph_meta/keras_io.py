@@ -84,8 +84,8 @@ def to_keras(graph: LayerGraph, *, name: str | None = None) -> keras.Model:
                 ) from error
             made.append(keras.tree.flatten(result))
         outputs.append(made)
-        _check_weights(operation, layer.spec, stable_name)
         _keras_state.set_state(operation, layer.spec.state, f"layer {stable_name}")
+        _check_weights(operation, layer.spec, stable_name)
     inputs = [_output(graph, outputs, edge) for edge in graph.inputs]
     results = [_output(graph, outputs, edge) for edge in graph.outputs]
     return keras.Model(
