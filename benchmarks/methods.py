@@ -388,13 +388,8 @@ def available(places: Places) -> list[type[Method]]:
         if method is RedisMethod and not places.redis:
             continue
         package = {"redis": "redis", "hdf5": "h5py", "safetensors": "safetensors"}.get(method.name)
-        try:
-            if package:
-                __import__(package)
-        except ImportError:
-            figures.lacks(method.name, f"pip install {package}")
-            continue
-        found.append(method)
+        if package is None or figures.has(package):
+            found.append(method)
     return found
 
 

@@ -30,7 +30,7 @@ QUESTION = figures.Question(
     compares="4 KB reads alone with such reads while another client reads, then puts, 1 GB; "
     "the store with Redis",
     seconds=60,
-    quick_seconds=10,
+    quick_seconds=5,
 )
 TARGETS: figures.Targets = {"fairness_4kb_read_p99_ms": ("at most", 2)}
 
@@ -173,7 +173,7 @@ def main() -> None:
     given = parser.parse_args()
     sizes: dict[str, Any] = {
         "bulk_bytes": (256 if given.quick else 1024) * MIB,
-        "seconds": 1.0 if given.quick else 5.0,
+        "seconds": 0.5 if given.quick else 5.0,
     }
     with server(4096 * MIB) as process:
         results = measure(process.address, **sizes)

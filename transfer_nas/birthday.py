@@ -40,11 +40,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cpp_store.command_line import OK
 from numpy.typing import NDArray
 
-from cpp_store import PrefixIndex
-from transfer_nas import command_line
-from transfer_nas.command_line import OK, Parser
+from cpp_store import PrefixIndex, command_line
+from graph_meta import extras
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.spaces import Space
 
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     for flag in ("population_size", "queries", "models"):
         command_line.at_least(flag, getattr(given, flag), 1)
     command_line.at_least("seed", given.seed, 0)
@@ -258,7 +259,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise InputError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -1,60 +1,58 @@
-"""What the small commands share: one line for bad input, exit code 2, numbers as JSON."""
+"""What `cpp_store.command_line` does, for the commands of this package and on several ranks."""
 
 from __future__ import annotations
 
-import argparse
-import json
+import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+import traceback
+from collections.abc import Callable
 
-from transfer_nas.errors import InputError
-from transfer_nas.ranks import expected_rank
-
-OK, BAD_INPUT = 0, 2
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that takes flags with underscores or hyphens and raises `InputError`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the complaint instead of ending the process."""
-        raise InputError(f"{message} (--help lists the flags)")
-
-    def print_help(self, file: Any = None) -> None:
-        """Print the help, once for all ranks."""
-        if expected_rank() == 0:
-            super().print_help(file)
-
-    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """Return the values of the flags; None: of the command line."""
-        given = sys.argv[1:] if arguments is None else arguments
-        return self.parse_args([_underscores(argument) for argument in given])
+from cpp_store import command_line
+from transfer_nas.errors import InputError, Unwritable
+from transfer_nas.exit_codes import BAD_INPUT, FAILED, RESUMABLE
+from transfer_nas.ranks import Ranks, join
 
 
-def run(name: str, command: Callable[[], int]) -> int:
-    """Return a command's exit code; bad input becomes one line on standard error and 2."""
+class Parser(command_line.Parser):
+    """A parser that raises this package's `InputError`."""
+
+    complaint = InputError
+
+
+def on_ranks(name: str, work: Callable[[Ranks], int]) -> int:
+    """Join the other ranks of the job, work, and leave together; for `cpp_store.command_line.run`.
+
+    What `work` raises in all ranks, bad input, ends them together. Whatever else one rank raises
+    alone cannot end in good order, as the others may be in the middle of anything: it is said by
+    that rank, and all are ended at once.
+
+    Parameters
+    ----------
+    name
+        What to call the command in complaints.
+    work
+        Returns the exit code.
+    """
+    ranks = join()
     try:
-        return command()
-    except InputError as error:
-        if expected_rank() == 0:
-            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return BAD_INPUT
-
-
-def at_least(flag: str, value: float, least: float) -> None:
-    """Raise InputError, naming the flag, if its value is too small."""
-    if value < least:
-        raise InputError(f"--{flag} must be at least {least:g}, not {value:g}")
-
-
-def print_json(values: Mapping[str, Any]) -> None:
-    """Print what a command found for programs to read."""
-    print(json.dumps(values, indent=2))
-
-
-def _underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument[2:].partition("=")
-    return "--" + flag.replace("-", "_") + equals + value
+        code = work(ranks)
+    except InputError:
+        ranks.finish()
+        raise
+    except BaseException as error:
+        found = (RESUMABLE, str(error)) if isinstance(error, Unwritable) else None
+        found = found or command_line.explained(error)
+        if found is None:
+            traceback.print_exc()
+            found = FAILED, ""
+        code, line = found
+        if line:
+            command_line.complain(name, line)
+        if ranks.size == 1 and code == BAD_INPUT:
+            return code
+        with contextlib.suppress(command_line.OutputLost):
+            sys.stdout.flush()
+        ranks.abort(code)
+        raise
+    ranks.finish()
+    return code

@@ -11,12 +11,14 @@ import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cpp_store import command_line
+
 
 class TransferNasError(Exception):
     """Base class of the exceptions of this package."""
 
 
-class InputError(TransferNasError, ValueError):
+class InputError(TransferNasError, command_line.InputError):
     """A setting, a file or an environment variable that does not make sense."""
 
 

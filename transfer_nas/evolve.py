@@ -9,16 +9,16 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
+from cpp_store import command_line
+from transfer_nas.command_line import Parser, on_ranks
 from transfer_nas.errors import InputError, Unwritable
-from transfer_nas.exit_codes import BAD_INPUT, FAILED, RESUMABLE, leave
-from transfer_nas.ranks import Ranks, expected_rank, join
+from transfer_nas.exit_codes import RESUMABLE, leave
+from transfer_nas.ranks import Ranks
 from transfer_nas.settings import BEHIND_PREFIX, POLICIES, SCHEDULES, SEARCHES, TRANSFERS, Settings
 
 
@@ -36,35 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         One of `transfer_nas.exit_codes`; 128 plus the number of the signal that ended it (130 for
         Ctrl-C).
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        settings = parse(given)
-    except InputError as error:
-        _complain(error, expected_rank())
-        return BAD_INPUT
-    ranks = join()
-    try:
-        code = _run(settings, ranks)
-    except InputError as error:
-        _complain(error, ranks.rank)
-        code = BAD_INPUT
-    except Unwritable as error:
-        print(f"evolve: error: {error}", file=sys.__stderr__, flush=True)
-        sys.stdout.flush()
-        ranks.abort(RESUMABLE)
-        raise
-    except KeyboardInterrupt:  # outside the search proper, which ends in good order
-        sys.stdout.flush()
-        ranks.abort(128 + signal.SIGINT)
-        raise
-    except BaseException:
-        # One rank alone cannot end in good order: the others may be in the middle of anything.
-        traceback.print_exc(file=sys.__stderr__)
-        sys.stdout.flush()
-        ranks.abort(FAILED)
-        raise
-    ranks.finish()
-    return code
+    return command_line.run("evolve", lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    settings = parse(sys.argv[1:] if arguments is None else arguments)
+    return on_ranks("evolve", lambda ranks: _run(settings, ranks))
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -77,8 +54,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     InputError
         A flag is unknown or lacks its value, or the settings make no sense.
     """
-    with_underscores = [_underscores(argument) for argument in arguments]
-    given = vars(_parser().parse_args(with_underscores))
+    given = vars(_parser().parse_args(arguments))
     if given.get("resume"):
         return _resumed(given)
     return Settings.checked(given)
@@ -136,30 +112,8 @@ def _settle(settings: Settings, ranks: Ranks) -> Settings:
     )
 
 
-def _complain(error: InputError, rank: int) -> None:
-    if rank == 0:
-        line = " ".join(str(error).split())
-        print(f"evolve: error: {line}", file=sys.__stderr__, flush=True)
-
-
-def _underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument[2:].partition("=")
-    return "--" + flag.replace("-", "_") + equals + value
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists the flags)")
-
-    def print_help(self, file: Any = None) -> None:
-        if expected_rank() == 0:
-            super().print_help(file)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m transfer_nas.evolve",
         description="Search for a network, each candidate starting from the "
         "weights of the stored model that shares its longest prefix. Without an application: "
@@ -170,7 +124,6 @@ def _parser() -> argparse.ArgumentParser:
         "Exit codes: 0 done, 1 every candidate failed, 2 bad input, 3 nothing was left to do, "
         "75 stopped at --max_wait or for want of room on the disk (--resume goes on), 130 Ctrl-C.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

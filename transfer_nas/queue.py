@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from transfer_nas import command_line, exit_codes
+from cpp_store import command_line
+from transfer_nas import exit_codes
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 
 STATES = ("waiting", "running", "done", "failed")
@@ -326,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     given, extra = _split(given)
-    flags = _parser().parse(given)
+    flags = _parser().parse_args(given)
     queue = open_queue(Path(flags.queue))
     if flags.action == "add":
         output_directory(extra)
@@ -354,8 +356,8 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:at], arguments[at + 1 :]
 
 
-def _parser() -> command_line.Parser:
-    parser = command_line.Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m transfer_nas.queue",
         description="Runs that wait for a job of a cluster: a worker takes one and leaves.",
         epilog="Exit codes of take: 0 done, 1 failed, 2 bad input, 3 no run waits, 75, 130, "

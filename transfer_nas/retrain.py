@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_nas import command_line, runs
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+
+from cpp_store import command_line
+from transfer_nas import runs
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.job import Job
 from transfer_nas.runs import Run
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     if given.epochs is not None:
         command_line.at_least("epochs", given.epochs, 1)
     run = runs.read(given.run)

@@ -8,19 +8,31 @@ in its metadata does not.
 
 from __future__ import annotations
 
+import json
+import logging
+import re
+import shutil
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
+from transfer_nas import judgement
 from transfer_nas.applications import Application
 from transfer_nas.errors import InputError
 from transfer_nas.transfer import Tensors
 
+if TYPE_CHECKING:
+    import keras
+
+_log = logging.getLogger(__name__)
+
 SUFFIX = ".safetensors"
 _GRAPH = "layer_graph"
+_WORD = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])")  # where one begins in a class name
 
 
 def write(path: Path, graph: LayerGraph, tensors: Tensors) -> None:
@@ -74,19 +86,25 @@ def write_keras(path: Path, graph: LayerGraph, tensors: Tensors, application: Ap
     """Write a model as a ``.keras`` file.
 
     The file holds a compiled model, all layers trainable, its optimizer as at the start; plain
-    Keras opens it (custom layers need their classes registered, as always). It is there whole or
-    not at all.
+    Keras opens it (custom layers need their classes registered, as always). Layers have the names
+    that Keras gives (``dense``, ``dense_1``); ``metadata.json`` in the file has the stable name of
+    each under ``transfer_nas``. It is there whole or not at all.
     """
     from graph_meta import keras_io
     from transfer_nas.training.keras_engine import compile_model
 
     model = keras_io.to_keras(graph)
     keras_io.set_weights(model, tensors)
+    stable_names = _rename_for_people(model, graph)
     compile_model(model, application)
     model.optimizer.build(model.trainable_variables)  # else Keras warns when it opens the file
     fresh = path.with_name(f"{path.stem}.new.keras")
-    model.save(fresh)
-    fresh.replace(path)
+    try:
+        model.save(fresh)
+        _note_in_metadata(fresh, {"transfer_nas": {"stable_names": stable_names}})
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)  # of a full disk
 
 
 def best_path(directory: Path) -> Path:
@@ -97,6 +115,8 @@ def best_path(directory: Path) -> Path:
 def finish(directory: Path, application: Application) -> Path:
     """Turn the best model of a run directory into ``best.keras``, if that is still to be done.
 
+    Beside it goes what it predicts on the validation rows (`judgement`).
+
     Returns
     -------
     Path
@@ -104,9 +124,52 @@ def finish(directory: Path, application: Application) -> Path:
     """
     best, path = best_path(directory), directory / "best.keras"
     if best.exists():
-        write_keras(path, *read(best), application)
+        graph, tensors = read(best)
+        write_keras(path, graph, tensors, application)
+        try:
+            judgement.write(directory, graph, tensors, application)
+        except Exception:  # outputs and targets of a user's may be anything; the model is there
+            _log.warning("%s was not written", judgement.NAME, exc_info=True)
         best.unlink()
     return path
+
+
+def _rename_for_people(model: keras.Model, graph: LayerGraph) -> dict[str, str]:
+    """Give the layers of `keras_io.to_keras` names as Keras makes them, in the graph's order.
+
+    Returns
+    -------
+    dict
+        New name -> stable name.
+    """
+    operations = {operation.name: operation for operation in model.operations}
+    renamed: dict[str, str] = {}
+    for stable_name, layer in zip(graph.names, graph.layers, strict=True):
+        kind = layer.spec.class_name.rpartition(">")[2]
+        stem = _WORD.sub("_", kind).lower()
+        name, count = stem, 0
+        while name in renamed:
+            count += 1
+            name = f"{stem}_{count}"
+        renamed[name] = stable_name
+        operations[stable_name].name = name
+    return renamed
+
+
+def _note_in_metadata(path: Path, notes: dict[str, Any]) -> None:
+    """Add to ``metadata.json`` of a .keras file; Keras reads past what it does not know."""
+    noted = path.with_suffix(".noted")
+    try:
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(noted, "w") as new:
+            for member in old.infolist():
+                with old.open(member) as source, new.open(member, "w") as target:
+                    if member.filename == "metadata.json":
+                        target.write(json.dumps(json.load(source) | notes).encode())
+                    else:
+                        shutil.copyfileobj(source, target, 1 << 20)
+        noted.replace(path)
+    finally:
+        noted.unlink(missing_ok=True)
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

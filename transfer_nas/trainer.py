@@ -145,7 +145,8 @@ class TransferTrainer:
             ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and ``transfer_error``
             where the transfer method failed (the candidate then goes without it). ``F_nan`` if
             objective or loss is not a finite number; ``F_`` and the exception's name for whatever
-            building or training raised. Nothing but what is no `Exception` is raised.
+            building or training raised. A failure's measure ``error`` says why, in one line.
+            Nothing but what is no `Exception` is raised.
         """
         evaluation = self._try(job)
         self._log.section("evaluation", job.id).set(
@@ -160,10 +161,11 @@ class TransferTrainer:
             candidate, objective = self._evaluate(job, measures)
         except Exception as error:  # a user's application may raise anything
             _log.exception("job %d failed", job.id)
-            return Evaluation.failure(job, type(error).__name__, measures)
+            return Evaluation.failure(job, type(error).__name__, measures, error=error)
         if not math.isfinite(objective):
-            _log.warning("job %d failed: loss or objective is not a finite number", job.id)
-            return Evaluation.failure(job, "nan", measures)
+            why = "loss or objective is not a finite number"
+            _log.warning("job %d failed: %s", job.id, why)
+            return Evaluation.failure(job, "nan", measures, error=why)
         self._last = candidate
         return Evaluation(job, DONE, objective, measures)
 

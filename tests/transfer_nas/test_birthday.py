@@ -103,7 +103,7 @@ class TestCommand:
         monkeypatch.setattr(builtins, "__import__", without)
 
         assert birthday.main([*self.FLAGS, "--output", "plot.svg"]) == 2
-        assert "pip install 'transfer-nas[plots]'" in capsys.readouterr().err
+        assert 'not installed: pip install "matplotlib' in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("flags", "message"),

@@ -196,7 +196,8 @@ def status(**changed: float | None) -> Status:
         "bytes_transferred": 0,
         "bytes_stored": 0,
         "bytes_whole_copies": 0,
-        "seconds": 20.0,
+        "seconds": 50.0,
+        "here": 20.0,
         "fresh": 5,
         "best": Evaluation(Job(3, ()), DONE, 0.9639),
     }
@@ -220,3 +221,15 @@ def test_plain_progress_always_shows_the_end(capsys: pytest.CaptureFixture[str])
         progress.update(status(evaluations=39))
         progress.update(status(evaluations=40))
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["40/40"]
+
+
+def test_the_reason_of_a_failure_is_one_short_line() -> None:
+    job = Job(0, (0,))
+    cause = ValueError("labels 1..3,\n  expected\t0..2")
+    assert Evaluation.failure(job, "x", error=cause).measures == {
+        "error": "ValueError: labels 1..3, expected 0..2"
+    }
+    assert Evaluation.failure(job, "x", error=KeyError()).measures == {"error": "KeyError"}
+    (long,) = Evaluation.failure(job, "x", error="word " * 999).measures.values()
+    assert isinstance(long, str) and len(long) == 300 and long.endswith("…")
+    assert Evaluation.failure(job, "x").measures == {}

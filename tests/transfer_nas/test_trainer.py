@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import cpp_store
-from graph_meta import LayerGraph, layers, prefix
+from graph_meta import LayerGraph, keras_io, layers, prefix
 from graph_meta.graph import GraphBuilder
 from transfer_nas import logs, trained_model
 from transfer_nas.applications import Application, Data
@@ -114,7 +115,7 @@ def saved(trainer: TransferTrainer, path: Path) -> dict[str, list[np.ndarray]]:
     import keras
 
     trainer.save_model(path)
-    return {layer.name: layer.get_weights() for layer in keras.models.load_model(path).layers}
+    return keras_io.get_weights(keras.models.load_model(path))
 
 
 def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
@@ -365,6 +366,15 @@ def test_what_plain_keras_opens_is_the_model(
 
     assert not recwarn.list
     assert all(layer.trainable for layer in model.layers)
+    graph, names = SPACE.graph(PARENT), [layer.name for layer in model.layers]
+    assert names[:2] == ["input_layer", "dense"] and "dense_1" in names
+    assert keras_io.from_keras(model).names == graph.names
+    with zipfile.ZipFile(tmp_path / "best.keras") as file:
+        metadata = json.loads(file.read("metadata.json"))
+    assert metadata["keras_version"] == keras.__version__  # what Keras wrote is still there
+    assert sorted(metadata["transfer_nas"]["stable_names"]) == sorted(names)
+    assert sorted(metadata["transfer_nas"]["stable_names"].values()) == sorted(graph.names)
+    assert [path.name for path in tmp_path.iterdir()] == ["best.keras"]
     data = APPLICATION.data
     _, accuracy = model.evaluate(data.x_valid, data.y_valid, verbose=0)
     assert accuracy == pytest.approx(evaluation.objective, abs=1e-6)
@@ -402,9 +412,13 @@ def test_what_goes_wrong_is_recorded_and_leaves_nothing(
 ) -> None:
     raises = trainer(transfer, loss=raising(ZeroDivisionError))
     diverges = trainer(transfer, learning_rate=1e30)
-    for trains, status in [(raises, "F_ZeroDivisionError"), (diverges, "F_nan")]:
+    reasons = {
+        "F_ZeroDivisionError": "ZeroDivisionError: on purpose",
+        "F_nan": "loss or objective is not a finite number",
+    }
+    for trains, status in zip((raises, diverges), reasons, strict=True):
         evaluation = trains.evaluate(Job(3, PARENT, None, seed=1))
-        assert evaluation.status == status
+        assert (evaluation.status, evaluation.measures["error"]) == (status, reasons[status])
         assert np.isnan(evaluation.objective)
         assert evaluation.measures["bytes_stored"] == 0
         assert transfer.best_match(SPACE.graph(PARENT)) is None

@@ -200,6 +200,11 @@ class Application:
         """Name and digest of the data: models of different namespaces never match."""
         return f"{self.name}-{self.data.digest}"
 
+    def objective(self) -> dict[str, str | int]:
+        """Return what an objective is here, for the record: metric, mode, validation rows."""
+        rows = len(as_tuple(self.data.y_valid)[0])
+        return {"metric": str(self.metric), "mode": self.mode, "validation_rows": rows}
+
     def space(self, chosen: SpaceChoice | None = None) -> Space:
         """Make a space for this application's shapes; None: the default space."""
         chosen = self.default_space if chosen is None else chosen

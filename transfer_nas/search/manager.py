@@ -43,7 +43,9 @@ class Status:
     bytes_whole_copies
         What the weights of all candidates that worked take, each whole.
     seconds
-        Since this process began to search.
+        Of search until the last result, those of earlier processes included.
+    here
+        Seconds since this process began to search.
     fresh
         Number of evaluations since then.
     """
@@ -58,7 +60,13 @@ class Status:
     bytes_stored: int
     bytes_whole_copies: int
     seconds: float
+    here: float
     fresh: int
+
+    @property
+    def evaluations_per_second(self) -> float:
+        """Evaluations in a second of search, over all processes; 0 while there is none."""
+        return self.evaluations / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def share_transferred(self) -> float:
@@ -126,6 +134,8 @@ class Manager:
         self._evaluations = 0
         self._failures = 0
         self._best: Evaluation | None = None
+        self._last_result = 0.0  # seconds after the run was started for the first time
+        self._exhausted = False
         self._sums = dict.fromkeys((*_SUMS_OF_CHILDREN, "bytes_whole_copy"), 0)
         self._begun = time.monotonic()
         algorithm.restore(directory.jobs, directory.evaluations)
@@ -175,7 +185,8 @@ class Manager:
             bytes_transferred=self._sums["bytes_transferred"],
             bytes_stored=self._sums["bytes_stored"],
             bytes_whole_copies=self._sums["bytes_whole_copy"],
-            seconds=time.monotonic() - self._begun,
+            seconds=float(self._directory.clock(self._last_result)),
+            here=time.monotonic() - self._begun,
             fresh=self._evaluations - self._found,
         )
 
@@ -183,9 +194,20 @@ class Manager:
         """Hand out no more jobs; results of those that run are still welcome."""
         self._stopped = True
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the search ended because its algorithm had nothing left to ask."""
+        return self._exhausted
+
     def next_jobs(self, count: int) -> list[Job]:
         """Return up to `count` jobs, which may leave after `commit`; fewer: there are no more."""
-        jobs = self._algorithm.ask(int(min(count, self.left)))
+        wanted = int(min(count, self.left))
+        jobs = self._algorithm.ask(wanted)
+        if len(jobs) < wanted and not self._exhausted:
+            self._exhausted = True
+            self._warn(
+                f"space {self._algorithm.space.name} holds one genome: the search ends with it"
+            )
         if jobs:
             submitted = self._now(), self.best_objective
             for job in jobs:
@@ -259,6 +281,7 @@ class Manager:
         """Add an evaluation to the sums; return whether it is the best so far."""
         self._evaluations += 1
         measures = evaluation.measures
+        self._last_result = max(self._last_result, float(measures.get("timestamp_gather", 0.0)))
         for name in _SUMS_OF_ALL if evaluation.job.parent is None else _SUMS_OF_CHILDREN:
             self._sums[name] += int(measures.get(name, 0))
         if not evaluation.done:

@@ -235,5 +235,8 @@ class Managing:
                 del self._workers[rank]
                 self.lost.add(rank)
                 for job in worker.jobs.values():
-                    self._manager.finished(Evaluation.failure(job, "lost"), rank)
+                    self._manager.finished(
+                        Evaluation.failure(job, "lost", error=f"rank {rank} ended or fell silent"),
+                        rank,
+                    )
                 self._manager.commit()

@@ -83,7 +83,7 @@ class TerminalProgress(Progress):
 
         self._timeout = timeout
         self._line = rich.progress.Progress(
-            rich.progress.SpinnerColumn(),
+            rich.progress.SpinnerColumn("line"),
             rich.progress.TextColumn("{task.description}"),
             console=rich.console.Console(file=stream),
         )
@@ -131,7 +131,7 @@ def seconds_left(status: Status, timeout: float | None) -> float | None:
     """Estimate the seconds until a search ends; None if there is nothing to go by."""
     limits = []
     if status.max_evals is not None and status.fresh:
-        limits.append((status.max_evals - status.evaluations) * status.seconds / status.fresh)
+        limits.append((status.max_evals - status.evaluations) * status.here / status.fresh)
     if timeout is not None:
-        limits.append(timeout - status.seconds)
+        limits.append(timeout - status.here)
     return max(0.0, min(limits)) if limits else None

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from cpp_store.command_line import open_stream
+
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
 from transfer_nas.errors import writing
@@ -110,14 +112,15 @@ def run(settings: Settings, ranks: Ranks) -> int:
                     retire=finalists.retire,
                     report=progress.update,
                     warn=progress.warn,
-                    observe=_observer(settings, directory, finalists, stack),
+                    observe=_observer(settings, directory, space, finalists, stack),
                 )
             lost = _drive(ranks, manager, evaluate, interruption)
         if manager is not None:
             _write_best(settings.directory, application, terminal)
             if finalists.best and interruption.reason in (None, "timeout"):
                 retrain(finalists.best, trainer, settings.directory)
-            summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
+            ended_by = interruption.reason or ("space" if manager.exhausted else None)
+            summary = summarize(settings, ranks.size, manager.status, space, ended_by)
             text = json.dumps(summary, indent=2) + "\n"
             with writing(settings.directory):
                 write_whole(settings.directory / "summary.json", text)
@@ -149,6 +152,7 @@ def _write_best(directory: Path, application: Application, terminal: TextIO) -> 
 def _observer(
     settings: Settings,
     directory: RunDirectory,
+    space: Space,
     finalists: Finalists,
     stack: contextlib.ExitStack,
 ) -> Callable[[Evaluation], None] | None:
@@ -157,7 +161,8 @@ def _observer(
         return finalists.observe if settings.retrain else None
     from transfer_nas.tensorboard import EventFile
 
-    file = EventFile(directory.path, directory.started, directory.evaluations)
+    genes = {gene.name: gene.values for gene in space.genes}
+    file = EventFile(directory.path, directory.started, genes, directory.evaluations)
     write = stack.enter_context(file).write
 
     def observe(evaluation: Evaluation) -> None:
@@ -246,12 +251,14 @@ def _open(
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
     if settings.resume:
-        exit_codes.forget(settings.directory)
-        return RunDirectory.resume(
+        directory = RunDirectory.resume(
             settings.directory, space, {**settings.fixed(), **namespace}, provenance
         )
+        exit_codes.forget(settings.directory)
+        return directory
+    extra = {**provenance, "objective": application.objective()}
     return RunDirectory.create(
-        settings.directory, space, {**settings.to_dict(), **namespace}, provenance
+        settings.directory, space, {**settings.to_dict(), **namespace}, extra
     )
 
 
@@ -276,7 +283,7 @@ def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
     lines that bury the progress line. In the log they are there for who needs them.
     """
     sys.stderr.flush()
-    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    terminal = open_stream(os.dup(2), forgives=True)
     with (directory / "logs" / f"rank-{rank}.log").open("a", buffering=1) as file:
         os.dup2(file.fileno(), 2)
     handler = logging.StreamHandler(sys.stderr)
@@ -316,7 +323,7 @@ def summarize(
         "evaluations": status.evaluations,
         "failures": status.failures,
         "seconds": round(status.seconds, 3),
-        "evaluations_per_second": round(status.fresh / status.seconds, 3),
+        "evaluations_per_second": round(status.evaluations_per_second, 3),
         "best_objective": best and best.objective,
         "best_job": best and best.job.id,
         "best_values": best and space.values(best.job.genome),

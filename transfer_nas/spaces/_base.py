@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
+
 from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from transfer_nas.errors import SpaceError
@@ -16,7 +18,7 @@ from transfer_nas.errors import SpaceError
 if TYPE_CHECKING:
     import keras
 
-Scalar = int | float | str | bool
+Scalar = int | float | str | bool | None
 Genome = tuple[int, ...]
 
 
@@ -29,11 +31,52 @@ class Gene:
     name
         Unique in its space; the column ``p:name`` of the results.
     values
-        What can be chosen, at least one value, no value twice.
+        What can be chosen, at least one value, no two of them equal (1, 1.0 and True are). Numbers
+        of NumPy become Python's.
+
+    Raises
+    ------
+    SpaceError
+        The values are no such values, or a text cannot be written as UTF-8.
     """
 
     name: str
     values: tuple[Scalar, ...]
+
+    def __post_init__(self) -> None:
+        values = tuple(map(_plain, self.values))
+        # Whatever is chosen is written down, and is to be read back as what it was.
+        for value in (self.name, *values):
+            if not isinstance(value, int | float | str | None) or value != value:
+                raise SpaceError(
+                    f"gene {self.name}: expected numbers, texts, booleans or None as values, found "
+                    f"{value!r}; choose among names for such things, and look them up"
+                )
+            if isinstance(value, str) and not _is_utf8(value):
+                raise SpaceError(f"gene {self.name!a}: {value!a} cannot be written as UTF-8")
+        if not values or len(set(values)) < len(values):
+            raise SpaceError(
+                f"gene {self.name}: expected different values, found {list(self.values)}"
+            )
+        object.__setattr__(self, "values", values)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of NumPy, or of a subclass such as an enumeration's, as Python's own."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    for kind, convert in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return convert(value)
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Randomness(Protocol):

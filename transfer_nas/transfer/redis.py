@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 import cpp_store
-from graph_meta import LayerGraph
+from graph_meta import LayerGraph, extras
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
 from transfer_nas.transfer._copies import describe, graph_of, table_of, version_of, whole_copy
@@ -65,7 +65,7 @@ class RedisTransfer(TransferMethod):
             import redis
         except ImportError as error:
             raise InputError(
-                "transfer method redis needs the package redis: pip install 'transfer-nas[redis]'"
+                f"transfer method redis needs the package redis: {extras.install('redis')}"
             ) from error
         try:
             self._client: Any = redis.Redis.from_url(

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpp_store._core import LayerTable, ModelInfo
+from cpp_store.command_line import InputError
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +51,7 @@ _DTYPES = {
 }
 
 
-class FileError(ValueError):
+class FileError(InputError):
     """A file that is not what it should be, or cannot be written; the message says which."""
 
 
