@@ -153,10 +153,14 @@ def set_weights(model: keras.Model, weights: Mapping[str, Sequence[NDArray[Any]]
         if expected != found:
             raise GraphError(f"layer {name} has weights of shapes {expected}, found {found}")
     for name, arrays in weights.items():
-        variables = _keras_state.weights_of(layers[name])
-        for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
-        _keras_state.derive(layers[name])
+        set_layer_weights(layers[name], arrays)
+
+
+def set_layer_weights(layer: keras.layers.Layer, weights: Sequence[NDArray[Any]]) -> None:
+    """Set the weights of one layer, as `layer_weights` returns them; what it derives follows."""
+    for variable, array in zip(_keras_state.weights_of(layer), weights, strict=True):
+        variable.assign(array)
+    _keras_state.derive(layer)
 
 
 def derive_state(model: keras.Model) -> None:

@@ -133,7 +133,9 @@ class KerasCandidate(Candidate):
         """See `Candidate`."""
         from graph_meta import keras_io
 
-        keras_io.set_weights(self._model, tensors)
+        layers = {layer.name: layer for layer in self._model.layers}
+        for name, arrays in tensors.items():
+            keras_io.set_layer_weights(layers[name], arrays)
 
     def tensors(self, names: Collection[str]) -> Tensors:
         """See `Candidate`."""
