@@ -102,7 +102,7 @@ void Engine::join(Lobby::Guest guest, std::span<std::byte> message) {
     }
     wire::Frame answer{.kind = wire::Kind::response, .session = session.id, .call = guest.call};
     wire::Writer out;
-    if (const std::string refusal = refuse(std::move(list)); !refusal.empty()) {
+    if (const std::string refusal = refuse(std::move(list), session); !refusal.empty()) {
         answer.code = static_cast<std::uint16_t>(Errc::invalid_argument);
         out.string(refusal);
         complain(session.client + " is refused: " + refusal);
@@ -143,17 +143,21 @@ void Engine::refuse_old(const OldHello& old) {
     gone.push_back(peer);
 }
 
-std::string Engine::refuse(std::vector<std::string> list) {
+std::string Engine::refuse(std::vector<std::string> list, Session& client) {
     if (list.empty()) return {};
     std::sort(list.begin(), list.end());
     const std::scoped_lock lock(servers_mutex);
-    if (servers == list) return {};
-    if (!servers.empty() && store_->stats().models != 0) {
-        return address + " holds models of clients of the servers '" + join_words(servers) +
-               "', this client has '" + join_words(list) + "'; give all clients the same list";
+    if (!servers || *servers != list) {
+        const bool has_models = servers && store_->stats().models != 0;
+        if (has_models || servers.use_count() > 1) {
+            return address + (has_models ? " holds models of" : " has") +
+                   " clients of the servers '" + join_words(*servers) + "', this client has '" +
+                   join_words(list) + "'; give all clients the same list";
+        }
+        if (std::string refusal = replicate(list); !refusal.empty()) return refusal;
+        servers = std::make_shared<const std::vector<std::string>>(std::move(list));
     }
-    if (std::string refusal = replicate(list); !refusal.empty()) return refusal;
-    servers = std::move(list);
+    if (!client.servers) client.servers = servers;
     return {};
 }
 
