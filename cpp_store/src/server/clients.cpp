@@ -27,10 +27,13 @@ void Engine::hello(std::span<const std::byte> message) {
         part.size() != frame.total || part.size() > wire::max_hello) {
         throw Error(Errc::protocol, "malformed message: no hello");
     }
+    const auto now = Clock::now();
+    if (!lobby.hears(now)) throw Error(Errc::busy, "more hellos a second than are answered");
     wire::Reader in(part);
     const std::vector<std::byte> name = wire::decode_hello(in).address;
     const std::string origin = origin_of(name);
-    const auto now = Clock::now();
+    // There is room for all that may go, so that each of them can.
+    gone.reserve(gone.size() + sessions.size() + lobby.size() + 2);
     std::optional<Error> refusal;
     try {
         if (sessions.size() >= options.limits.clients) {
@@ -40,13 +43,10 @@ void Engine::hello(std::span<const std::byte> message) {
             count != clients_of_host.end() && count->second >= options.limits.clients_of_host) {
             throw Error(Errc::busy, "too many clients of one host; try again later");
         }
-        lobby.admit(origin, now);
+        if (const auto left = lobby.admit(origin, now)) gone.push_back(left->session->peer);
     } catch (const Error& error) {
-        if (!lobby.answers(now)) throw;
         refusal.emplace(error.code(), address + ": " + error.what());
     }
-    // There is room for all that may go, so that each of them can.
-    gone.reserve(gone.size() + sessions.size() + lobby.size() + 2);
     const net::Peer peer = endpoint->insert(name);
     if (!refusal) {
         try {
@@ -137,7 +137,7 @@ void Engine::turn_away(net::Peer peer, std::uint64_t session, std::uint64_t call
 
 void Engine::refuse_old(const OldHello& old) {
     complain("a client of version 1 of the wire format is refused");
-    if (!lobby.answers(Clock::now())) return;
+    if (!lobby.hears(Clock::now())) return;
     const net::Peer peer = endpoint->insert(old.address);
     endpoint->send(peer, encode_old_refusal(old, address), {});
     gone.push_back(peer);
