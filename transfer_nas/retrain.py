@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from cpp_store.command_line import OK
+from cpp_store.ranges import Range
 
-from cpp_store import command_line
+from cpp_store import command_line, ranges
 from transfer_nas import runs
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
@@ -36,8 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    if given.epochs is not None:
-        command_line.at_least("epochs", given.epochs, 1)
     run = runs.read(given.run)
     row = _row(run, given.job)
     folder = run.path if run.path.is_dir() else run.path.parent
@@ -103,7 +101,7 @@ def _row(run: Run, job: int | None) -> int:
 
 def _fully(run: Run, row: int, epochs: int) -> int:
     """Return the epochs of a full training: the application's, and no fewer than in the search."""
-    trained = run.measures("epochs")[row] if run.has("epochs") else 0
+    trained = run.measure("epochs")[row] if run.has("epochs") else 0
     return max(epochs, run.settings.get("epochs") or 0, int(np.nan_to_num(trained)))
 
 
@@ -119,14 +117,19 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="run directory")
-    add("--job", type=int, metavar="N", help="which model (default: the best)")
+    add("--job", type=Range(0, 2**63 - 1), metavar="N", help="which model (default: the best)")
     add(
         "--epochs",
-        type=int,
+        type=ranges.EPOCHS,
         metavar="N",
         help="(default: the application's, or those of the search if they are more)",
     )
-    add("--seed", type=int, default=0, help="of weights and of the order of rows (default: 0)")
+    add(
+        "--seed",
+        type=ranges.SEED,
+        default=0,
+        help="of weights and of the order of rows (default: 0)",
+    )
     add("--output", metavar="FILE", help="a .keras file (default: RUN/alone-N.keras)")
     add("--json", action="store_true", help="print the result as JSON")
     return parser

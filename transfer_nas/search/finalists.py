@@ -72,11 +72,16 @@ class Finalists:
 
 
 def retrain(
-    finalists: Sequence[Evaluation], trainer: TransferTrainer, directory: Path
+    finalists: Sequence[Evaluation],
+    trainer: TransferTrainer,
+    directory: Path,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Train models fully, from the weights that they have.
 
-    For their application's epochs, or those of the search if they are more. Nothing is frozen. A model whose weights are gone starts from what is stored of others.
+    For their application's epochs, or those of the search if they are more. Nothing is frozen but
+    what their space has frozen. A model whose weights are gone starts from what is stored of
+    others.
 
     Parameters
     ----------
@@ -86,6 +91,8 @@ def retrain(
         Of the search.
     directory
         Where ``retrained-JOB.keras`` and ``retrained.json`` are written.
+    say
+        Takes a line about each.
 
     Returns
     -------
@@ -95,8 +102,9 @@ def retrain(
     epochs = max(trainer.application.epochs, trainer.epochs)
     fully = trainer.with_policy(Policy("finetune", child_epochs=epochs), epochs)
     results = []
-    for before in finalists:
+    for number, before in enumerate(finalists, 1):
         found = before.job
+        say(f"retraining job {found.id} for {fully.epochs} epochs ({number} of {len(finalists)})")
         after = fully.evaluate(Job(found.id + _RETRAINED, found.genome, found.id, found.seed))
         result: dict[str, Any] = {
             "job": before.job.id,

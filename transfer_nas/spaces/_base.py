@@ -152,9 +152,10 @@ class Space(ABC):
 
         model = keras_io.to_keras(self.graph(genome))
         for name, given in self.start(genome).items():
-            arrays = keras_io.layer_weights(model.get_layer(name))
+            layer = model.get_layer(name)
+            arrays = keras_io.layer_weights(layer)
             whole = [old if new is None else new for old, new in zip(arrays, given, strict=True)]
-            keras_io.set_weights(model, {name: whole})
+            keras_io.set_layer_weights(layer, whole)
         return model
 
     def start(self, genome: Sequence[int]) -> Mapping[str, Sequence[NDArray[Any] | None]]:
