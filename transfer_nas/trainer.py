@@ -492,7 +492,7 @@ def _completed(
     given: Mapping[str, Sequence[npt.NDArray[Any] | None]], candidate: Candidate
 ) -> _Weights:
     """Return all weights of the layers that start from given ones, some of them perhaps new."""
-    completed = {}
+    completed: _Weights = {}
     for name, arrays in given.items():
         new: Sequence[npt.NDArray[Any]] = candidate.tensors([name])[name]
         completed[name] = [

@@ -31,9 +31,9 @@ def check(
     """
     takes = [graph.layers[edge.layer].spec.config.get("batch_shape") for edge in graph.inputs]
     if len(takes) != len(shapes) or not all(map(_takes, takes, shapes)):
-        found = [None if shape is None else tuple(shape[1:]) for shape in takes]
+        taken = [None if shape is None else tuple(shape[1:]) for shape in takes]
         raise ApplicationError(
-            f"the networks of space {space} take inputs of shapes {found}, and input_shapes is "
+            f"the networks of space {space} take inputs of shapes {taken}, and input_shapes is "
             f"{list(shapes)}"
         )
     if len(graph.outputs) != 1:

@@ -147,5 +147,6 @@ def _is_same(array: Array, other: Array) -> bool:
 
 def _digest(array: Array) -> str:
     digest = hashlib.blake2b(f"{array.dtype.name} {array.shape}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    content: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    digest.update(content)
     return digest.hexdigest()
