@@ -223,7 +223,7 @@ class TransferTrainer:
             measures["transfer_error"] = self._unreported.popitem()[1]
         engine = next(each for each in self._engines if each.obstacle(graph) is None)
         measures["engine"] = engine.name
-        with _timed(measures, "load_seconds"):
+        with _timed(measures, "build_seconds"):
             # Before the candidate: it has the process to itself from its making on.
             given = self.space.start(job.genome)
         resumption = self._resumption(job, engine)

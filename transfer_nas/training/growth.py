@@ -119,8 +119,9 @@ class _Growth:
             if name in self._known:
                 channels = self._unchanged(layer)
             elif layer.spec.given:  # it starts from what it was given
-                same = self._specs.get(self._partners.get(position, ""), layer.spec)
-                channels = self._unchanged(layer) if same.key == layer.spec.key else None
+                theirs = self._specs.get(self._partners.get(position, ""))
+                alike = theirs is not None and theirs.key == layer.spec.key
+                channels = self._unchanged(layer) if alike else None
             elif layer.spec.weights:
                 arrays, channels = self._weights(position, layer, inputs)
                 if arrays is not None:
