@@ -16,7 +16,8 @@ import numpy as np
 from graph_meta.index import PrefixIndex
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.search.evolution import AgingEvolution
-from transfer_nas.search.run_directory import MEASURES, RunDirectory
+from transfer_nas.search.results import MEASURES
+from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import DenseSkip, Space
 
 _BYTES_PER_SECOND = 1e9  # of the pretended store

@@ -15,7 +15,8 @@ import pytest
 
 from transfer_nas.errors import RunDirectoryError, Unwritable
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.run_directory import MEASURES, RunDirectory
+from transfer_nas.search.results import MEASURES
+from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward, Space
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)
