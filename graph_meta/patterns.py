@@ -10,25 +10,25 @@ Reads ``results.csv`` of a run directory or the Parquet files of a population, a
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-OK, BAD_INPUT = 0, 2
+from cpp_store.command_line import OK, InputError, Parser
+
+from cpp_store import command_line, extras, ranges
 
 _PERIODS = 20  # of time, in table and plot
 _COLUMNS = ("job_id", "job_status", "m:ancestor", "m:layers", "m:layers_transferred")
 _DONE = "DONE"
 
 
-class PatternsError(ValueError):
+class PatternsError(InputError):
     """A run that cannot be read; the message names file and row."""
 
 
@@ -158,18 +158,19 @@ def find(models: Sequence[Model], count: int = 10) -> Patterns:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 2 for bad input."""
-    try:
-        given = _parser().parse_args(arguments)
-        if given.count < 1:
-            raise PatternsError(f"--count must be at least 1, not {given.count}")
-        pyplot = None if given.output is None else _load_matplotlib()
-        found = find(read(Path(given.run)), given.count)
-        print(json.dumps(asdict(found), indent=2) if given.json else _table(found))
-        if pyplot is not None:
-            _plot(pyplot, Path(given.output), given.run, found)
-    except PatternsError as error:
-        print(f"patterns: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+    return command_line.run("patterns", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse_args(arguments)
+    pyplot = None if given.output is None else _load_matplotlib()
+    found = find(read(Path(given.run)), given.count)
+    if given.json:
+        command_line.print_json(asdict(found))
+    else:
+        print(_table(found))
+    if pyplot is not None:
+        _plot(pyplot, Path(given.output), given.run, found)
     return OK
 
 
@@ -303,7 +304,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise PatternsError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -337,13 +338,8 @@ def _plot(pyplot: Any, path: Path, title: str, found: Patterns) -> None:
         pyplot.close(figure)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise PatternsError(f"{message} (--help lists the flags)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m graph_meta.patterns",
         description="Say which prefixes a search reused most, how deep its lineages are, and how "
         "the share of layers transferred went over time.",
@@ -352,7 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", metavar="RUN", help="run directory of a search, or directory of a population")
     add(
         "--count",
-        type=int,
+        type=ranges.COUNT,
         default=10,
         metavar="N",
         help="how many prefixes to show (default: 10)",

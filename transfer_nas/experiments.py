@@ -13,9 +13,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from cpp_store.command_line import OK
 
-from transfer_nas import command_line, runs
-from transfer_nas.command_line import OK, Parser
+from cpp_store import command_line
+from transfer_nas import runs
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError, RunDirectoryError, near_misses
 from transfer_nas.runs import Run
 
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     some = []
     for path in find(Path(path) for path in given.paths):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import logging
 import os
@@ -29,6 +30,7 @@ from transfer_nas.trainer import TransferTrainer
 if TYPE_CHECKING:
     import keras
     import pandas as pd
+    from matplotlib.axes import Axes
 
 _log = logging.getLogger(__name__)
 
@@ -191,6 +193,71 @@ class Search:
         )
         return model
 
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the objective of each evaluation and the best so far; return the axes.
+
+        Of a metric of which less is better, the metric itself is drawn.
+
+        Parameters
+        ----------
+        axes
+            Where to draw; None: on a new figure, which a notebook shows.
+
+        Raises
+        ------
+        InputError
+            There was no `run` yet, or matplotlib is not installed.
+        """
+        run, sign = self._read(), 1 if self.application.direction == "max" else -1
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise InputError(
+                "plot() needs matplotlib, which is not installed: pip install matplotlib"
+            ) from error
+        axes = plt.figure(figsize=(8, 4)).add_subplot() if axes is None else axes
+        count = range(1, len(run) + 1)
+        axes.plot(count, sign * run.objective, ".", alpha=0.5, label="evaluations")
+        axes.step(count, sign * run.running_best, where="post", label="best so far")
+        axes.set_xlabel("evaluations that ended")
+        better = "" if sign > 0 else " (lower is better)"
+        axes.set_ylabel(f"{self.application.metric}{better}")
+        axes.legend()
+        return axes
+
+    def __repr__(self) -> str:
+        return f"Search({', '.join(f'{name}: {text}' for name, text in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        """Return the same as a table, which notebooks show."""
+        rows = "".join(
+            f"<tr><th style='text-align: left'>{html.escape(name)}</th>"
+            f"<td style='text-align: left'>{html.escape(text)}</td></tr>"
+            for name, text in self._facts().items()
+        )
+        return f"<table><caption>Search</caption>{rows}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        """Return how far the search is, for people."""
+        facts = {
+            "application": self.application.name,
+            "space": self.space.name,
+            "transfer": self._transfer,
+            "directory": str(self.output_dir),
+        }
+        if self._trainer is None:
+            return {**facts, "evaluations": "none yet"}
+        run = self._read()
+        failed = int((~run.done).sum())
+        facts["evaluations"] = f"{len(run):,}" + (f", {failed:,} failed" if failed else "")
+        if run.best is not None:
+            better = "" if self.application.direction == "max" else ", lower is better"
+            best = self.application.natural(run.objective[run.best])
+            facts["best"] = (
+                f"{self.application.metric} {best:.4f} (job {run.job[run.best]}){better}"
+            )
+        return facts
+
     def close(self) -> None:
         """Forget the models; the run directory stays."""
         self._resources.close()
@@ -223,7 +290,10 @@ class Search:
         for package in ("transfer-nas", "keras"):
             versions[package] = _version(package)
         return RunDirectory.create(
-            self.output_dir, self.space, self._settings, {"versions": versions}
+            self.output_dir,
+            self.space,
+            self._settings,
+            {"versions": versions, "objective": self.application.objective()},
         )
 
     def _make_trainer(self, run: str) -> TransferTrainer:

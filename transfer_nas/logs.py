@@ -22,13 +22,15 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from transfer_nas import command_line
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+
+from cpp_store import command_line
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ Tree = dict[str, Any]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 _FILE = re.compile(r"rank-(\d+)\.jsonl")
+_EPOCH = re.compile(rb'"in":"evaluation/(\d{1,18})(?:/epoch/(\d{1,9}))?"')
 
 
 class Log:
@@ -130,7 +133,7 @@ def read(file: Path) -> Tree:
     for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (RecursionError, ValueError):
             continue
         try:
             if line.get("anew"):
@@ -166,6 +169,52 @@ def read_run(run: Path) -> dict[int, Tree]:
             what = "there is no such directory"
         raise RunDirectoryError(f"{run}: {what}")
     return {rank: read(files[rank]) for rank in sorted(files)}
+
+
+def epochs(run: Path, jobs: Collection[int]) -> dict[int, list[dict[str, float]]]:
+    """Read the epochs that the ranks of a run logged of some jobs, in their order.
+
+    Looks into no other line, so that it is fast on the log of a long search.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    jobs
+        Ids of the jobs.
+
+    Returns
+    -------
+    dict
+        By job; the keys of each epoch that are numbers, and ``epoch``. A job that logged none is
+        not in it.
+    """
+    found: dict[int, dict[int, dict[str, float]]] = {}
+    for file in sorted((run / "logs").glob("rank-*.jsonl")):
+        with file.open("rb") as lines:
+            for text in lines:
+                match = _EPOCH.search(text)
+                if match is None or int(match[1]) not in jobs:
+                    continue
+                job, epoch = int(match[1]), match[2]
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue  # still being written, or its process was killed in it
+                if epoch is None:
+                    if isinstance(line, dict) and line.get("anew"):
+                        found.pop(job, None)
+                    continue
+                values = line.get("set", {}) if isinstance(line, dict) else None
+                if not isinstance(values, dict):
+                    continue
+                known = found.setdefault(job, {}).setdefault(int(epoch), {"epoch": int(epoch)})
+                known |= {
+                    key: float(value)
+                    for key, value in values.items()
+                    if isinstance(value, int | float)
+                }
+    return {job: [of[epoch] for epoch in sorted(of)] for job, of in found.items()}
 
 
 def select(logs: Mapping[int, Tree], pattern: str) -> tuple[list[str], list[list[Any]]]:
@@ -233,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     logs = read_run(Path(given.run))
     if given.select is None:
         print("\n".join(sorted({path for tree in logs.values() for path in _paths(tree)})))

@@ -26,7 +26,7 @@ from transfer_nas.search.journal import write_new
 from transfer_nas.spaces import Space
 
 DESCRIPTION = "population.json"
-FORMAT = 1
+FORMAT = 2  # 1: with the digests of version 1 of layer graphs
 
 Integers = NDArray[np.int64]
 
@@ -370,11 +370,14 @@ def _read_description(directory: Path) -> dict[str, Any]:
         raise PopulationError(
             f"{directory} holds no population: there is no {DESCRIPTION} in it"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise _damaged(path, error) from error
     version = description.get("format") if isinstance(description, dict) else None
     if version != FORMAT:
-        raise PopulationError(f"{path}: format {version!r}, expected {FORMAT}")
+        raise PopulationError(
+            f"{path}: format {version!r}, expected {FORMAT}; digests differ between the two: "
+            "generate the population anew, or use the version of transfer-nas that did"
+        )
     try:
         expected: dict[str, type] = {
             "identity": str,

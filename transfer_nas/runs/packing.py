@@ -26,7 +26,7 @@ _KEY = b"transfer-nas packed run"
 _FILE = b"file:"
 # What belongs to a run; a packed file from somewhere else may name no others.
 _NAMES = re.compile(
-    r"checkpoint|results\.csv|summary\.json|best\.(keras|safetensors)|logs/rank-\d+\.(log|jsonl)"
+    r"checkpoint|results\.csv|summary\.json|best\.(keras|safetensors)|best-validation\.json|logs/rank-\d+\.(log|jsonl)"
 )
 
 
@@ -117,7 +117,7 @@ def read_packed(file: Path) -> Run:
     try:
         description: dict[str, Any] = json.loads(metadata[b"run.json"])
         summary: dict[str, Any] = json.loads(contents.get("summary.json", b"{}"))
-    except ValueError as cause:
+    except (RecursionError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: damaged ({cause})") from cause
     asked = contents.get("checkpoint", b"").count(b"\n")
     return Run(file, description, summary, FINISHED, asked, _untyped(table))
