@@ -11,6 +11,7 @@ Reads ``results.csv`` of a run directory or the Parquet files of a population, a
 from __future__ import annotations
 
 import csv
+import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -258,7 +259,8 @@ def _read_population(paths: Sequence[Path]) -> list[Model]:
     models = []
     for path in paths:
         try:
-            rows = pq.read_table(path, columns=columns, page_checksum_verification=True)
+            with pa.OSFile(os.fsencode(path)) as file:  # its name need not be UTF-8
+                rows = pq.read_table(file, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise PatternsError(f"{path}: the file cannot be read ({error})") from error
         models += [

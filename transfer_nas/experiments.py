@@ -6,6 +6,7 @@ seeds. A row a group, with means over its runs and their spread.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def tabulate(some: Sequence[Run]) -> pa.Table:
         name for run in some for name in run.settings if name not in _NOT_KEYS | {"space"}
     )
     columns: dict[str, list[object]] = {
-        "run": [str(run.path) for run in some],
+        "run": [os.fsencode(run.path).decode(errors="backslashreplace") for run in some],
         "id": [run.id for run in some],
         "state": [run.state for run in some],
         "space": [run.description["space"].get("name") for run in some],
@@ -136,14 +137,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    some = []
+    some, left_out = [], []
     for path in find(Path(path) for path in given.paths):
         try:
             some.append(runs.read(path))
         except RunDirectoryError as error:
-            print(f"experiments: left out: {error}", file=sys.stderr)
+            left_out.append(error)
     if not some:
-        raise InputError("there is no run that can be read")
+        raise InputError(f"there is no run that can be read: {left_out[0]}")
+    for error in left_out:
+        print(f"experiments: left out: {error}", file=sys.stderr)
     table = tabulate(some)
     if given.each:
         result = table
@@ -156,7 +159,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     output = Path(given.output)
     write = pyarrow.parquet.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv
     try:
-        write(result, output)
+        with pa.OSFile(os.fsencode(output), "w") as file:  # its name need not be UTF-8
+            write(result, file)
     except OSError as cause:
         raise InputError(f"cannot write {output}: {cause}") from cause
     print(f"{output}: {result.num_rows} rows of {len(some)} runs")

@@ -8,6 +8,7 @@ The format is that of docs/formats.md, "Packed runs".
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -61,7 +62,8 @@ def pack(run: Run, output: Path) -> None:
             metadata[_FILE + name.encode()] = _compressed(content)
         fresh = output.with_name(output.name + ".new")
         # Metadata of the schema, which is where Parquet keeps keys and values.
-        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), fresh)
+        with pa.OSFile(os.fsencode(fresh), "w") as sink:  # its name need not be UTF-8
+            pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), sink)
         fresh.replace(output)
     except OSError as cause:
         raise RunDirectoryError(f"cannot pack {run.path}: {cause}") from cause
@@ -176,9 +178,10 @@ def _as_csv(table: pa.Table) -> bytes:
 
 def _read(file: Path) -> tuple[pa.Table, dict[bytes, bytes]]:
     try:
-        table = pyarrow.parquet.read_table(file)
-    except FileNotFoundError as cause:
-        raise RunDirectoryError(f"{file}: there is no such file") from cause
+        if not file.is_file():
+            raise RunDirectoryError(f"{file}: there is no such file")
+        with pa.OSFile(os.fsencode(file)) as source:  # its name need not be UTF-8
+            table = pyarrow.parquet.read_table(source)
     except (OSError, pa.ArrowInvalid) as cause:
         raise RunDirectoryError(f"{file} is no Parquet file ({cause})") from cause
     metadata: dict[bytes, bytes] = table.schema.metadata or {}
