@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -383,9 +384,7 @@ class PrefixScan:
         self._library = self._load()
         self._scan = ctypes.c_void_p(self._library.prefix_scan_new())
         self._layers = ctypes.c_uint32()
-
-    def __del__(self) -> None:
-        self._library.prefix_scan_free(self._scan)
+        weakref.finalize(self, self._library.prefix_scan_free, self._scan)
 
     def add(self, table: bytes, score: float) -> None:
         """Store a model of this `LayerTable.encode`."""
@@ -405,19 +404,26 @@ class PrefixScan:
     @staticmethod
     @cache
     def _load() -> ctypes.CDLL:
-        build = ROOT / "build" / "release"
+        build = ROOT / "build" / "benchmarks"  # without the tests, and the libraries they need
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         for command in (
-            ["cmake", "--preset", "release"],
+            [
+                *("cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build)),
+                *("-DCMAKE_BUILD_TYPE=Release", "-DCPP_STORE_PYTHON=OFF"),
+            ],
             ["cmake", "--build", str(build), "--target", "prefix_scan"],
         ):
-            subprocess.run(
-                command,
-                cwd=ROOT,
-                env=os.environ | {"PATH": programs},
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
+            try:
+                subprocess.run(
+                    command,
+                    env=os.environ | {"PATH": programs},
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
+            except (OSError, subprocess.CalledProcessError) as error:
+                said = " ".join(getattr(error, "stderr", "").split())
+                raise SystemExit(f"the scan in C++ cannot be built: {error} {said}") from error
         library = ctypes.CDLL(str(build / "benchmarks" / "native" / "libprefix_scan.so"))
         library.prefix_scan_new.restype = ctypes.c_void_p
         library.prefix_scan_best_match.restype = ctypes.c_int64
