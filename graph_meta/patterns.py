@@ -22,7 +22,7 @@ from typing import Any
 
 from cpp_store.command_line import OK, InputError, Parser
 
-from cpp_store import command_line
+from cpp_store import command_line, extras, ranges
 
 _PERIODS = 20  # of time, in table and plot
 _COLUMNS = ("job_id", "job_status", "m:ancestor", "m:layers", "m:layers_transferred")
@@ -164,7 +164,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    command_line.at_least("count", given.count, 1)
     pyplot = None if given.output is None else _load_matplotlib()
     found = find(read(Path(given.run)), given.count)
     if given.json:
@@ -307,7 +306,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise PatternsError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -351,7 +350,7 @@ def _parser() -> Parser:
     add("run", metavar="RUN", help="run directory of a search, or directory of a population")
     add(
         "--count",
-        type=int,
+        type=ranges.COUNT,
         default=10,
         metavar="N",
         help="how many prefixes to show (default: 10)",

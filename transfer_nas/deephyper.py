@@ -276,7 +276,7 @@ class TransferEvaluation:
             evaluation = trainer.evaluate(Job(id, genome, None, seed))
             if evaluation.done and self._best_model is not None:
                 _keep_best(trainer, evaluation.objective, self._best_model)
-        defaults: dict[str, Measure] = {"ancestor": "", "transfer_error": ""}
+        defaults: dict[str, Measure] = {"ancestor": "", "transfer_error": "", "error": ""}
         return {
             "objective": evaluation.objective if evaluation.done else evaluation.status,
             # The same columns in each row, which is what DeepHyper expects.

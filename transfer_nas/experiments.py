@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -53,7 +52,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
 
 
 def tabulate(some: Sequence[Run]) -> pa.Table:
-    """Return a row a run: path, id, state, settings, and the figures of `figures`."""
+    """Return a row a run: path, id, state, settings, and its figures."""
     names = dict.fromkeys(
         name for run in some for name in run.settings if name not in _NOT_KEYS | {"space"}
     )
@@ -65,30 +64,10 @@ def tabulate(some: Sequence[Run]) -> pa.Table:
         **{name: [_scalar(run.settings.get(name)) for run in some] for name in names},
     }
     table = {name: _column(values) for name, values in columns.items()}
-    rows = [figures(run) for run in some]
+    rows = [run.figures for run in some]
     for name in _FIGURES:
         table[name] = pa.array([row[name] for row in rows], pa.float64(), from_pandas=True)
     return pa.table(table)
-
-
-def figures(run: Run) -> dict[str, float]:
-    """Return what came out of a run, NaN for what it does not tell."""
-    seconds = float(np.nanmax(run.seconds)) if np.isfinite(run.seconds).any() else np.nan
-    children = run.parent >= 0
-    layers = np.nansum(run.measure("layers")[children])
-    transferred = np.nansum(run.measure("layers_transferred")[children])
-    best = run.best
-    return {
-        "evaluations": len(run),
-        "failures": int((~run.done).sum()),
-        "seconds": seconds,
-        "evaluations_per_second": len(run) / seconds if seconds > 0 else np.nan,
-        "best_objective": np.nan if best is None else float(run.objective[best]),
-        "evaluations_to_best": np.nan if best is None else best + 1,
-        "share_transferred": transferred / layers if layers else np.nan,
-        "bytes_stored": float(np.nansum(run.measure("bytes_stored"))),
-        "bytes_whole_copies": float(np.nansum(run.measure("bytes_whole_copy")[run.done])),
-    }
 
 
 def aggregate(table: pa.Table, keys: Sequence[str]) -> pa.Table:

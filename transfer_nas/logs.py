@@ -23,7 +23,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -42,6 +42,7 @@ Tree = dict[str, Any]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 _FILE = re.compile(r"rank-(\d+)\.jsonl")
+_EPOCH = re.compile(rb'"in":"evaluation/(\d{1,18})(?:/epoch/(\d{1,9}))?"')
 
 
 class Log:
@@ -169,6 +170,52 @@ def read_run(run: Path) -> dict[int, Tree]:
             what = "there is no such directory"
         raise RunDirectoryError(f"{run}: {what}")
     return {rank: read(files[rank]) for rank in sorted(files)}
+
+
+def epochs(run: Path, jobs: Collection[int]) -> dict[int, list[dict[str, float]]]:
+    """Read the epochs that the ranks of a run logged of some jobs, in their order.
+
+    Looks into no other line, so that it is fast on the log of a long search.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    jobs
+        Ids of the jobs.
+
+    Returns
+    -------
+    dict
+        By job; the keys of each epoch that are numbers, and ``epoch``. A job that logged none is
+        not in it.
+    """
+    found: dict[int, dict[int, dict[str, float]]] = {}
+    for file in sorted((run / "logs").glob("rank-*.jsonl")):
+        with file.open("rb") as lines:
+            for text in lines:
+                match = _EPOCH.search(text)
+                if match is None or int(match[1]) not in jobs:
+                    continue
+                job, epoch = int(match[1]), match[2]
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue  # still being written, or its process was killed in it
+                if epoch is None:
+                    if isinstance(line, dict) and line.get("anew"):
+                        found.pop(job, None)
+                    continue
+                values = line.get("set", {}) if isinstance(line, dict) else None
+                if not isinstance(values, dict):
+                    continue
+                known = found.setdefault(job, {}).setdefault(int(epoch), {"epoch": int(epoch)})
+                known |= {
+                    key: float(value)
+                    for key, value in values.items()
+                    if isinstance(value, int | float)
+                }
+    return {job: [of[epoch] for epoch in sorted(of)] for job, of in found.items()}
 
 
 def select(logs: Mapping[int, Tree], pattern: str) -> tuple[list[str], list[list[Any]]]:

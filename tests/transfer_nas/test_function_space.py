@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import enum
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from graph_meta import LayerGraph, layers
 from graph_meta.graph import GraphBuilder
 from transfer_nas import spaces
 from transfer_nas.errors import SpaceError
+from transfer_nas.search.locality import gene_weights
 from transfer_nas.spaces import Choices, Gene, Space, from_function
 
 
@@ -118,6 +124,97 @@ def changes(choices: Choices) -> LayerGraph:
 )
 def test_says_what_is_wrong_with_a_function(build: Any, message: str) -> None:
     with pytest.raises(SpaceError, match=message):
+        from_function(build)([(3,)], 1)
+
+
+def fragile(choices: Choices) -> LayerGraph:
+    """Build nothing with the first width, nor with the last rate."""
+    width = choices.choose("width", [0, 8, 16])
+    if not width:
+        raise RuntimeError("no layer has no units")
+    builder = GraphBuilder()
+    edge = builder.add(layers.dense(width), builder.input((3,)))
+    if choices.choose("rate", [0.1, 0.2, 1.5]) > 1:
+        raise ValueError("expected a rate below 1")
+    return builder.build(edge)
+
+
+def test_a_value_that_cannot_be_built_costs_its_candidates_and_no_others() -> None:
+    space = from_function(fragile)([(3,)], 1)
+    assert space.genes == (Gene("width", (0, 8, 16)), Gene("rate", (0.1, 0.2, 1.5)))
+    assert len(space.graph((1, 0)).names) == 2
+    with pytest.raises(RuntimeError, match="no units"):
+        space.graph((0, 0))
+    with pytest.raises(ValueError, match="a rate below 1"):
+        space.graph((2, 2))
+    # Who cannot be built can have children; and genes are weighed without them.
+    assert space.mutate((0, 2), np.random.default_rng(0)) != (0, 2)
+    assert gene_weights(space, 2.0).sum() == pytest.approx(1.0)
+
+
+def test_a_function_runs_in_one_thread_at_a_time() -> None:
+    running = threading.Lock()
+
+    def alone(choices: Choices) -> LayerGraph:
+        assert running.acquire(blocking=False), "another thread is in here"
+        try:
+            time.sleep(1e-4)  # lets another thread run
+            return one_layer(choices, "n", range(1, 40))
+        finally:
+            running.release()
+
+    space = from_function(alone)([(3,)], 1)
+    with ThreadPoolExecutor(2) as threads:
+        graphs = list(threads.map(lambda n: space.graph((n % 39,)), range(78)))
+    assert [graph.parameters for graph in graphs[:39]] == [4 * n for n in range(1, 40)]
+
+
+def test_a_function_that_builds_nothing_says_why() -> None:
+    def broken(choices: Choices) -> LayerGraph:
+        raise KeyError(choices.choose("key", ["a", "b"]))
+
+    with pytest.raises(SpaceError, match=r"broken: the function builds no network.*KeyError: 'a'"):
+        from_function(broken)([(3,)], 1)
+
+
+class Size(enum.IntEnum):
+    SMALL = 4
+
+
+def test_values_become_those_of_python() -> None:
+    given: list[Any] = [
+        np.int64(8),
+        np.float32(0.5),
+        np.bool_(True),
+        np.str_("x"),
+        Size.SMALL,
+        None,
+    ]
+    chosen = []
+
+    def build(choices: Choices) -> LayerGraph:
+        chosen.append(choices.choose("v", given))
+        return one_layer(choices, "n", np.array([2, 3]))
+
+    space = from_function(build)([(3,)], 1)
+    assert space.genes == (Gene("v", (8, 0.5, True, "x", 4, None)), Gene("n", (2, 3)))
+    types = [int, float, bool, str, int, type(None)]
+    assert [type(value) for value in space.genes[0].values] == types
+    assert [type(value) for value in chosen[:6]] == types
+    json.dumps(space.describe())
+
+
+@pytest.mark.parametrize("value", [(3, 3), float("nan"), {"a": 1}, 1j, "\ud800", [1]])
+def test_values_that_cannot_be_written_down_are_refused(value: Any) -> None:
+    with pytest.raises(SpaceError, match=r"gene '?n"):
+        from_function(lambda choices: one_layer(choices, "n", [1, value]))([(3,)], 1)
+
+
+def test_a_boolean_is_not_the_number_that_equals_it() -> None:
+    def build(choices: Choices) -> LayerGraph:
+        return one_layer(choices, "n", (1, 2) if choices.boolean("a") else (True, 2))
+
+    with pytest.raises(SpaceError, match=r"choice 'n': has the values"):
         from_function(build)([(3,)], 1)
 
 

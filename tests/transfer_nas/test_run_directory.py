@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -148,6 +149,17 @@ def test_a_run_of_a_newer_version_says_what_to_do(tmp_path: Path) -> None:
         resume(tmp_path)
 
 
+def test_a_run_with_other_digests_is_not_taken_up(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    description = json.loads((tmp_path / "run.json").read_text())
+    del description["layer_graphs"]  # as before there were two versions of them
+    before = json.dumps(description)
+    (tmp_path / "run.json").write_text(before)
+    with pytest.raises(RunDirectoryError, match="expected version 2 of layer graphs, found 1"):
+        resume(tmp_path)
+    assert (tmp_path / "run.json").read_text() == before
+
+
 def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> None:
     begin(tmp_path).close()
     (tmp_path / "results.csv").unlink()
@@ -172,8 +184,8 @@ def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> N
         ("results.csv", b"", r"results.csv, line 3: expected \d+ columns, found 0"),
         (
             "results.csv",
-            b"none,0.0,none,0.0,0.5,77,DONE" + b"," * len(MEASURES),
-            r"results.csv, line 3: job 77 is not in the checkpoint",
+            b"none,0.0,none,0.0,0.5,77777,DONE" + b"," * len(MEASURES),
+            r"results.csv, line 3: job 77777 is not in the checkpoint",
         ),
         (
             "results.csv",
@@ -195,19 +207,39 @@ def test_a_damaged_line_is_left_out_and_said(
     lines[1 if name == "checkpoint" else 2] = line
     damaged = b"\n".join(lines)
     (tmp_path / name).write_bytes(damaged)
+    rebuilt = dataclasses.replace(JOBS[1], seed=0)
+    evaluations = [DONE_0, dataclasses.replace(FAILED_1, job=rebuilt)]
 
     with resume(tmp_path) as directory:
         assert re.search(message, directory.damage[0]), directory.damage
-        # What job 1 was is lost with its line in the checkpoint, and then its row is no use.
-        assert [job.id for job in directory.jobs] == ([0, 2] if name == "checkpoint" else [0, 1, 2])
-        assert [evaluation.job.id for evaluation in directory.evaluations] == [0]
+        assert [job.id for job in directory.jobs] == [0, 1, 2]
+        if name == "checkpoint":  # what job 1 was, its row says
+            assert directory.evaluations == evaluations
+            assert re.search("checkpoint lacks 1 jobs that are finished", directory.damage[1])
+        else:
+            assert [evaluation.job.id for evaluation in directory.evaluations] == [0]
+            directory.told(FAILED_1)
         assert len(directory.damage) == (2 if name == "checkpoint" else 1)
-        directory.asked(JOBS[1])
-        directory.told(FAILED_1)
     assert (tmp_path / f"{name}.damaged").read_bytes() == damaged
     with resume(tmp_path) as directory:
         assert directory.damage == []
         assert [evaluation.job.id for evaluation in directory.evaluations] == [0, 1]
+        (tmp_path / name).write_bytes(damaged)
+    with resume(tmp_path):  # the first damage is not forgotten over the second
+        assert (tmp_path / f"{name}.damaged-2").read_bytes() == damaged
+
+
+def test_finished_evaluations_outlive_the_checkpoint(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    (tmp_path / "checkpoint").unlink()
+    with resume(tmp_path) as directory:
+        assert [e.job.genome for e in directory.evaluations] == [JOBS[0].genome, JOBS[1].genome]
+        assert [e.job.parent for e in directory.evaluations] == [None, 0]
+        assert directory.damage == [
+            f"{tmp_path}/checkpoint lacks 2 jobs that are finished; they are taken from results.csv"
+        ]
+    with resume(tmp_path) as directory:
+        assert directory.damage == [] and [job.id for job in directory.jobs] == [0, 1]
 
 
 def test_other_columns_are_not_damage(tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ import pyarrow.parquet
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
 from transfer_nas.runs.reading import FINISHED, Run
-from transfer_nas.search.run_directory import MEASURES
+from transfer_nas.search.results import MEASURES, measure_cell, row_text
 
 _FORMAT = b"1"
 _KEY = b"transfer-nas packed run"
 _FILE = b"file:"
 # What belongs to a run; a packed file from somewhere else may name no others.
 _NAMES = re.compile(
-    r"checkpoint|results\.csv|summary\.json|best\.(keras|safetensors)|logs/rank-\d+\.(log|jsonl)"
+    r"checkpoint|results\.csv|summary\.json|best\.(keras|safetensors)|best-validation\.json|logs/rank-\d+\.(log|jsonl)"
 )
 
 
@@ -147,6 +147,8 @@ def _untyped(table: pa.Table) -> pa.Table:
         column = table[name].combine_chunks()
         if pa.types.is_dictionary(column.type):
             column = column.cast(pa.string())
+            if name.startswith("p:"):
+                column = column.fill_null("")  # as it was before the empty text could be a value
         elif name == "objective":
             done = table["job_status"].to_pylist()
             pairs = zip(column.to_pylist(), done, strict=True)
@@ -160,8 +162,6 @@ def _untyped(table: pa.Table) -> pa.Table:
 
 def _as_csv(table: pa.Table) -> bytes:
     """Return the text that `RunDirectory` writes of these results."""
-    from transfer_nas.search.run_directory import format_cell
-
     status = table["job_status"].to_pylist()
     texts = []
     for name in table.column_names:
@@ -169,11 +169,12 @@ def _as_csv(table: pa.Table) -> bytes:
         if name == "objective":
             pairs = zip(values, status, strict=True)
             texts.append([repr(value) if s == DONE else str(s) for value, s in pairs])
+        elif name.startswith("m:") or name == "job_id":
+            texts.append(["" if value is None else measure_cell(value) for value in values])
         else:
-            texts.append(["" if value is None else format_cell(value) for value in values])
-    lines = [",".join(map(format_cell, table.column_names))]
-    lines += map(",".join, zip(*texts, strict=True))
-    return ("\n".join(lines) + "\n").encode()
+            texts.append(values)
+    rows = [table.column_names, *zip(*texts, strict=True)]
+    return "".join(map(row_text, rows)).encode()
 
 
 def _read(file: Path) -> tuple[pa.Table, dict[bytes, bytes]]:
