@@ -129,7 +129,10 @@ def read(run: Path) -> list[Model]:
         If it is neither, or a file is damaged.
     """
     if (run / "results.csv").exists():
-        return list(_read_results(run / "results.csv"))
+        try:
+            return list(_read_results(run / "results.csv"))
+        except csv.Error as error:
+            raise PatternsError(f"{run / 'results.csv'}: {error}") from error
     members = sorted(run.glob("*.parquet"))
     if members:
         return _read_population(members)
@@ -223,7 +226,8 @@ def _over_time(models: Sequence[Model]) -> list[Period]:
 
 
 def _read_results(path: Path) -> Iterable[Model]:
-    with path.open(encoding="utf-8", newline="") as file:
+    # A damaged cell that nobody asks for costs nothing.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
         missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
         if missing:

@@ -60,7 +60,7 @@ def tabulate(some: Sequence[Run]) -> pa.Table:
         "run": [os.fsencode(run.path).decode(errors="backslashreplace") for run in some],
         "id": [run.id for run in some],
         "state": [run.state for run in some],
-        "space": [run.description["space"].get("name") for run in some],
+        "space": [_scalar(run.description["space"].get("name")) for run in some],
         **{name: [_scalar(run.settings.get(name)) for run in some] for name in names},
     }
     table = {name: _column(values) for name, values in columns.items()}
@@ -168,13 +168,15 @@ def _text(value: object) -> str:
 
 
 def _scalar(value: object) -> object:
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # as a file may say anything
+    return value if isinstance(value, bool | int | float | None) else str(value)
 
 
 def _column(values: Sequence[object]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types in several runs
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # of several types in several runs
         return pa.array([None if value is None else str(value) for value in values])
 
 

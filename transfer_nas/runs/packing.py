@@ -12,14 +12,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
-from transfer_nas.runs.reading import FINISHED, Run
+from transfer_nas.runs.reading import FINISHED, Run, described
 from transfer_nas.search.results import MEASURES, measure_cell, row_text
 
 _FORMAT = b"1"
@@ -117,11 +116,12 @@ def read_packed(file: Path) -> Run:
         if key in (_FILE + b"summary.json", _FILE + b"checkpoint")
     }
     try:
-        description: dict[str, Any] = json.loads(metadata[b"run.json"])
-        summary: dict[str, Any] = json.loads(contents.get("summary.json", b"{}"))
+        summary = json.loads(contents.get("summary.json", b"{}"))
     except (RecursionError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: damaged ({cause})") from cause
     asked = contents.get("checkpoint", b"").count(b"\n")
+    description = described(metadata[b"run.json"], file)
+    summary = summary if isinstance(summary, dict) else {}
     return Run(file, description, summary, FINISHED, asked, _untyped(table))
 
 
