@@ -394,6 +394,8 @@ def _read_description(directory: Path) -> dict[str, Any]:
         for key, kind in expected.items():
             if not isinstance(description[key], kind):
                 raise TypeError(f"{key} is not of type {kind.__name__}")
+        if not description["files"]:
+            raise TypeError("files is empty")
         for entry in description["files"]:
             name, rows = entry["name"], entry["rows"]
             if not isinstance(name, str) or Path(name).name != name or not isinstance(rows, int):
