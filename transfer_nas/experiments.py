@@ -124,8 +124,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             left_out.append(error)
     if not some:
         raise InputError(f"there is no run that can be read: {left_out[0]}")
-    for error in left_out:
-        print(f"experiments: left out: {error}", file=sys.stderr)
+    for reason in left_out:
+        print(f"experiments: left out: {reason}", file=sys.stderr)
     table = tabulate(some)
     if given.each:
         result = table
