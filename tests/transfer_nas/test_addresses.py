@@ -13,6 +13,7 @@ import pytest
 from transfer_nas.errors import InputError
 from transfer_nas.ranks import Ranks
 from transfer_nas.search import addresses, worker
+from transfer_nas.settings import Settings
 
 
 @pytest.fixture
@@ -101,6 +102,20 @@ def test_several_nodes_never_get_an_address_of_one(address: str) -> None:
     two_nodes: Ranks = types.SimpleNamespace(local_rank=0, local_size=1, size=2)  # type: ignore
     with pytest.raises(InputError, match="only its own reaches a store server at"):
         worker._serve(two_nodes, "0" * 32, address)
+
+
+def test_a_server_that_a_node_does_not_reach_is_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "_CONNECT_TIMEOUT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    one: Ranks = types.SimpleNamespace(rank=1)  # type: ignore[assignment]
+    nowhere = [f"ofi+tcp://127.0.0.1:{port}"]
+    with pytest.raises(InputError) as refused:
+        worker._connect(Settings(), one, nowhere, "0" * 32, own=True)
+    assert str(refused.value).startswith("rank 1 on node ")
+    assert nowhere[0] in str(refused.value) and "--store_host" in str(refused.value)
 
 
 SEARCH = ["-m", "transfer_nas.evolve", "--application", "diabetes", "--epochs", "1"]
