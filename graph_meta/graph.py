@@ -29,6 +29,7 @@ __all__ = [
     "LayerGraph",
     "LayerSpec",
     "WeightSpec",
+    "check_version",
     "prefix",
 ]
 
@@ -455,6 +456,30 @@ class LayerGraph:
 JSONObject = dict[str, Any]
 
 
+def check_version(found: object, what: str) -> None:
+    """Refuse what was written with the digests of another version.
+
+    Parameters
+    ----------
+    found
+        The version of layer graphs that it says.
+    what
+        What it is, for the message.
+
+    Raises
+    ------
+    GraphError
+        Layers have other digests in that version.
+    """
+    if found == FORMAT_VERSION and not isinstance(found, bool):
+        return
+    raise GraphError(
+        f"{what}: expected version {FORMAT_VERSION} of layer graphs, found {found!r}, in which "
+        "layers have other digests: nothing of it would match; make it anew, or use the version of "
+        "transfer-nas that wrote it"
+    )
+
+
 class _Reader:
     """Layer graph JSON, checked: nothing in it is trusted."""
 
@@ -464,11 +489,7 @@ class _Reader:
     def graph(self) -> LayerGraph:
         if self.document.get("format") != "layer-graph":
             raise GraphError('layer graph: "format" is not "layer-graph"')
-        version = self.document.get("version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
-            raise GraphError(
-                f"layer graph: version {version!r} is unknown; this program reads {FORMAT_VERSION}"
-            )
+        check_version(self.document.get("version"), "layer graph")
         specs = [self._spec(entry, f"specs[{i}]") for i, entry in enumerate(self._list("specs"))]
         layers = [
             self._layer(entry, specs, f"layers[{i}]")

@@ -21,8 +21,7 @@ from typing import Any
 
 from cpp_store.command_line import OK, InputError, Parser
 
-from cpp_store import command_line, ranges
-from graph_meta import extras
+from cpp_store import command_line, extras, ranges
 
 _PERIODS = 20  # of time, in table and plot
 _COLUMNS = ("job_id", "job_status", "m:ancestor", "m:layers", "m:layers_transferred")

@@ -44,8 +44,7 @@ from cpp_store.command_line import OK
 from cpp_store.ranges import Range
 from numpy.typing import NDArray
 
-from cpp_store import PrefixIndex, command_line, ranges
-from graph_meta import extras
+from cpp_store import PrefixIndex, command_line, extras, ranges
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.spaces import Space

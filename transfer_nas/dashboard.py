@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         return name == "localhost" or _is_loopback(name.strip("[]"))
 
     def _send(self, text: str, kind: str) -> None:
-        body = text.encode()
+        body = text.encode(errors="backslashreplace")  # names of directories are any bytes
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
@@ -243,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
                 version = found
                 if ended:
                     event += "event: ended\ndata: \n\n"
-                self.wfile.write(event.encode())
+                self.wfile.write(event.encode(errors="backslashreplace"))
                 self.wfile.flush()
                 if ended:
                     return

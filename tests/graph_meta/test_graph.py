@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,8 +137,11 @@ def edited(**changes: Any) -> str:
         ("[" * 100_000, "not JSON"),
         ("[]", "the document is a list, expected an object"),
         (edited(format="graph"), '"format" is not "layer-graph"'),
-        (edited(version=2), "version 2 is unknown; this program reads 1"),
-        (edited(version=True), "version True is unknown"),
+        (
+            edited(version=1),
+            "expected version 2 of layer graphs, found 1, in",
+        ),
+        (edited(version=True), "found True"),
         (edited(layers=None), "the document.layers is null, expected a list"),
         (edited(specs=[{"class": "Dense", "config": {}}]), r'specs\[0\] has no "weights"'),
         (edited(specs=[{"class": 3, "config": {}, "weights": []}]), r"class is an integer"),
@@ -228,7 +232,8 @@ def test_whatever_is_wrong_in_json_is_a_graph_error(rng: random.Random) -> None:
 
 def test_nesting_has_a_limit() -> None:
     deep: Any = 0
-    for _ in range(600):
+    # Deeper than Python goes, but not than its parser of JSON, which Python 3.11 counts in.
+    for _ in range(600 if sys.version_info < (3, 12) else 980):
         deep = [deep]
     spec = {"class": "Dense", "config": {"deep": deep}, "weights": []}
     with pytest.raises(GraphError, match="nested too deeply"):

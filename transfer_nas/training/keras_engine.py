@@ -132,12 +132,16 @@ class KerasCandidate(Candidate):
         """See `Candidate`."""
         from graph_meta import keras_io
 
-        keras_io.set_weights(self._model, tensors)
+        layers = {layer.name: layer for layer in self._model.layers}
+        for name, arrays in tensors.items():
+            keras_io.set_layer_weights(layers[name], arrays)
 
     def tensors(self, names: Collection[str]) -> Tensors:
         """See `Candidate`."""
+        from graph_meta import keras_io
+
         return {
-            layer.name: layer.get_weights()
+            layer.name: keras_io.layer_weights(layer)
             for layer in self._model.layers
             if layer.weights and layer.name in names
         }
@@ -290,9 +294,12 @@ def state_of(model: keras.Model) -> list[npt.NDArray[np.generic]]:
 
 def restore_to(model: keras.Model, state: Sequence[npt.NDArray[np.generic]]) -> None:
     """Undo what happened since `state_of`."""
+    from graph_meta import keras_io
+
     variables = [*model.variables, *model.optimizer.variables]
     for variable, array in zip(variables, state, strict=True):
         variable.assign(array)
+    keras_io.derive_state(model)
 
 
 def inputs(x: Arrays) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -41,7 +42,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _on_servers(given: argparse.Namespace) -> int:
-    key = "" if given.key_file is None else _core.read_key_file(given.key_file)
+    key = "" if given.key_file is None else _core.read_key_file(os.fsencode(given.key_file))
     with connect(given.address, timeout=given.timeout, key=key) as store:
         code: int = given.command(store, given)
     return code
@@ -49,7 +50,7 @@ def _on_servers(given: argparse.Namespace) -> int:
 
 def keygen(given: argparse.Namespace) -> int:
     """Write a new key to a new file that only its owner can read."""
-    _core.make_key_file(given.file)
+    _core.make_key_file(os.fsencode(given.file))
     return OK
 
 

@@ -3,7 +3,8 @@
 A command is a function that returns an exit code. `run` calls it, and makes one line, or silence,
 of whatever is wrong with what it was given and with where its output goes:
 
-* bad input (`InputError`), an error of the store, a named file that cannot be used: a line, 2;
+* bad input (`InputError`), an error of the store, a named file that cannot be used, a package of an
+  extra that is not installed: a line, 2;
 * standard output that cannot be written, for instance for want of room: a line, 1;
 * a reader of standard output that has gone (``| head``): silence, 141;
 * Ctrl-C: silence, 130.
@@ -28,6 +29,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TextIO
+
+from cpp_store import extras
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -106,6 +109,8 @@ def explained(error: BaseException) -> tuple[int, str] | None:
         if error.filename is None:
             return FAILED, why
         return BAD_INPUT, f"{os.fsdecode(error.filename)}: {why}"
+    if isinstance(error, ModuleNotFoundError) and (line := extras.missing(error)) is not None:
+        return BAD_INPUT, line
     return None
 
 
