@@ -253,9 +253,10 @@ class _Search:
             text = json.dumps(summary, indent=2) + "\n"
             write_whole(settings.directory / "summary.json", text)
         code = _exit_code(manager, interruption)
-        if ended_by in (None, "timeout"):
-            code = self._finish_models(finalists, trainer) or code
-        elif status.best is not None:
+        in_time = ended_by in (None, "timeout")
+        if in_time and (signalled := self._finish_models(finalists, trainer)):
+            in_time, code = False, signalled
+        if not in_time and trained_model.best_path(settings.directory).exists():
             finish = command("transfer_nas.trained_model", str(settings.directory))
             print(f"to make best.keras of best.safetensors: {finish}", file=self._terminal)
         tell(summary, settings.json)
