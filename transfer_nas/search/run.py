@@ -276,7 +276,7 @@ class _Search:
         with Interruption() as late, contextlib.suppress(Interrupted), late.evaluating():
             if trained_model.best_path(directory).exists():
                 print(f"writing {directory}/best.keras", file=self._terminal)
-            with self._patience("writing best.keras: Keras is imported for it"):
+            with self._patience("Keras is being imported to write best.keras"):
                 _write_best(directory, self._application, self._terminal)
             if finalists.best:
                 say = functools.partial(print, file=self._terminal)
