@@ -110,11 +110,16 @@ def layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
     The model is read as by `from_keras`, whatever its layers are called.
     """
+    return read(model)[1]
+
+
+def read(model: keras.Model) -> tuple[LayerGraph, dict[str, keras.layers.Layer]]:
+    """Return the layer graph of a model, as `from_keras` does, and its layers by stable name."""
     import keras
 
     reader = _Reader(model)
     graph = reader.graph()
-    return {
+    return graph, {
         name: operation
         for name, operation in zip(graph.names, reader.operations, strict=True)
         if isinstance(operation, keras.layers.Layer)

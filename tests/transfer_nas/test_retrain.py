@@ -40,6 +40,17 @@ def test_the_command_of_a_report_trains_the_model(
     assert (run / "alone-3.keras").read_bytes() == model
 
 
+def test_a_full_training_is_no_shorter_than_that_of_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    application = resolve("digits")
+    settings = {"space": "feed_forward", "batch_size": 256, "epochs": application.epochs + 2}
+    space = application.space("feed_forward")
+    write_run(tmp_path / "run", 3, space=space, settings=settings)
+    assert main([str(tmp_path / "run")]) == 0
+    assert f"after {application.epochs + 2} epochs alone" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

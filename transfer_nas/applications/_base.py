@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import _outputs, _rows, _terms
+from transfer_nas.applications import _network, _rows, _terms
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, SpaceError
 from transfer_nas.spaces import Choices, Space, find, from_function, shapes_of
@@ -275,7 +275,8 @@ class Application:
             raise SpaceError(f"application {self.name}: {misfit}") from misfit
         graph = _drawn(space)
         if graph is not None:
-            self._saying(_outputs.check, space.name, graph, self.loss, self.output_units)
+            shapes = shapes_of(self.input_shapes)
+            self._saying(_network.check, space.name, graph, shapes, self.loss, self.output_units)
         return space
 
     def _prepared(self, data: Data) -> Data:

@@ -148,6 +148,8 @@ class KerasCandidate(Candidate):
 
     def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
         """See `Candidate`."""
+        own = zip(self.graph.names, self.graph.layers, strict=True)
+        frozen = {*frozen, *(name for name, layer in own if layer.spec.frozen)}
         for layer in self._model.layers:
             layer.trainable = layer.name not in frozen
         if not self._model.trainable_variables:
