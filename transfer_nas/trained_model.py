@@ -216,7 +216,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not best_path(directory).exists() and not (directory / "best.keras").exists():
         raise InputError(f"{directory} holds no model: expected best.safetensors of its search")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    application = applications.resolve(settings["application"], settings["data"])
+    application = applications.resolve(settings["application"], settings.get("data"))
     print(finish(directory, application))
     return command_line.OK
 
