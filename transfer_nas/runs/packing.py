@@ -7,11 +7,14 @@ The format is that of docs/formats.md, "Packed runs".
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -121,6 +124,35 @@ def read_packed(file: Path) -> Run:
         raise RunDirectoryError(f"{file}: damaged ({cause})") from cause
     asked = contents.get("checkpoint", b"").count(b"\n")
     return Run(file, description, summary, FINISHED, asked, _untyped(table))
+
+
+def open_files(path: Path, pattern: str) -> Iterator[BinaryIO]:
+    """Open files of a run, one after the other, whether it is a directory or packed.
+
+    Parameters
+    ----------
+    path
+        As for `runs.read`.
+    pattern
+        Of their names, such as ``logs/rank-*.jsonl``.
+
+    Raises
+    ------
+    RunDirectoryError
+        One cannot be read.
+    """
+    try:
+        if path.is_dir():
+            for file in sorted(path.glob(pattern)):
+                with file.open("rb") as opened:
+                    yield opened
+            return
+        metadata: dict[bytes, bytes] = pyarrow.parquet.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as cause:
+        raise RunDirectoryError(f"cannot read {path}: {cause}") from cause
+    for key in sorted(metadata):
+        if key.startswith(_FILE) and fnmatch(key.removeprefix(_FILE).decode(), pattern):
+            yield io.BytesIO(_expanded(metadata[key], path))
 
 
 def _typed(run: Run) -> pa.Table:
