@@ -208,7 +208,7 @@ class Search:
         InputError
             There was no `run` yet, or matplotlib is not installed.
         """
-        run, sign = self._read(), 1 if self.application.mode == "max" else -1
+        run, sign = self._read(), 1 if self.application.direction == "max" else -1
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
@@ -251,8 +251,8 @@ class Search:
         failed = int((~run.done).sum())
         facts["evaluations"] = f"{len(run):,}" + (f", {failed:,} failed" if failed else "")
         if run.best is not None:
-            sign, better = (1, "") if self.application.mode == "max" else (-1, ", lower is better")
-            best = sign * run.objective[run.best]
+            better = "" if self.application.direction == "max" else ", lower is better"
+            best = self.application.natural(run.objective[run.best])
             facts["best"] = (
                 f"{self.application.metric} {best:.4f} (job {run.job[run.best]}){better}"
             )
