@@ -15,6 +15,7 @@ from transfer_nas import judgement, runs
 from transfer_nas.report import page as report
 from transfer_nas.report.lineage import line_of_descent
 from transfer_nas.runs import Run
+from transfer_nas.spaces import FeedForward
 from transfer_nas.testing import write_run
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -155,6 +156,54 @@ def test_every_view_is_drawn_in_silence(browser: Any, files: dict[str, Path]) ->
     assert opened.page.locator(".drawing svg .shared rect").count() > 3
     assert not opened.complaints
     assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
+    opened.page.context.close()
+
+
+# Pairs of texts of one drawing that overlap, and texts that are cut off.
+OVERLAPPING = """() => [...document.querySelectorAll('.drawing svg')].flatMap(svg => {
+    const whole = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll('text')];
+    const boxes = texts.map(text => text.getBoundingClientRect());
+    const apart = (a, b) =>
+        a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
+    return texts.flatMap((text, i) => [
+        ...(boxes[i].left < whole.left || boxes[i].right > whole.right ? [text.textContent] : []),
+        ...texts.filter((_, j) => j > i && !apart(boxes[i], boxes[j])).map(t => t.textContent)]);
+})"""
+
+
+def test_chains_are_drawn_beside_each_other(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 30, space=FeedForward([(8, 8)], 10, "softmax"))
+    (tmp_path / "page.html").write_text(
+        report.render(report.content([runs.read(tmp_path / "run")]))
+    )
+    opened = open_page(browser, tmp_path / "page.html")
+    opened.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert opened.page.locator(".drawing svg").count() == 5
+    assert opened.page.locator(".drawing svg g .note").count() > 5  # with their ancestors
+    assert opened.page.evaluate(OVERLAPPING) == []
+    opened.page.context.close()
+
+
+def test_one_evaluation_has_axes_close_to_it(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 1)
+    found = runs.read(tmp_path / "run")
+    (tmp_path / "page.html").write_text(report.render(report.content([found])))
+    opened = open_page(browser, tmp_path / "page.html")
+    drawn = draw_all(opened.page)
+    chart = "all-objective-over-time"
+    extent = (
+        f"echarts.getInstanceByDom(document.querySelector('[data-chart={chart}]'))"
+        ".getModel().getComponent('yAxis').axis.scale.getExtent()"
+    )
+    low, high = opened.page.evaluate(extent)
+    assert low < found.objective[0] < high and high - low < 0.1
+    assert "run0-lineage-tree" not in drawn
+    assert "None inherited from it." in opened.page.inner_text("#run0-lineage")
+    opened.page.locator("[data-rows]").scroll_into_view_if_needed()
+    opened.page.wait_for_selector("[data-rows][data-drawn]")
+    assert opened.page.inner_text("[data-rows] .count") == "1 evaluation"
+    assert not opened.complaints
     opened.page.context.close()
 
 
