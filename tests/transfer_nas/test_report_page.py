@@ -44,6 +44,7 @@ CHARTS = {f"all-{name}": kind for name, kind in TOGETHER.items()} | {
     f"run0-{name}": kind for name, kind in OWN.items()
 }
 JUDGED = {"format": 1, "rows": 9, "of": 9, "kind": "classes", "counts": [[4, 1], [0, 4]]}
+CHECKS = Path(__file__).with_name("page_checks.js").read_text()
 EVIL = '<img src=x onerror="window.pwned=1"></script><script>window.pwned=1</script>\'{{7*7}}'
 
 
@@ -159,19 +160,6 @@ def test_every_view_is_drawn_in_silence(browser: Any, files: dict[str, Path]) ->
     opened.page.context.close()
 
 
-# Pairs of texts of one drawing that overlap, and texts that are cut off.
-OVERLAPPING = """() => [...document.querySelectorAll('.drawing svg')].flatMap(svg => {
-    const whole = svg.getBoundingClientRect();
-    const texts = [...svg.querySelectorAll('text')];
-    const boxes = texts.map(text => text.getBoundingClientRect());
-    const apart = (a, b) =>
-        a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
-    return texts.flatMap((text, i) => [
-        ...(boxes[i].left < whole.left || boxes[i].right > whole.right ? [text.textContent] : []),
-        ...texts.filter((_, j) => j > i && !apart(boxes[i], boxes[j])).map(t => t.textContent)]);
-})"""
-
-
 def test_chains_are_drawn_beside_each_other(browser: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "run", 30, space=FeedForward([(8, 8)], 10, "softmax"))
     (tmp_path / "page.html").write_text(
@@ -181,7 +169,7 @@ def test_chains_are_drawn_beside_each_other(browser: Any, tmp_path: Path) -> Non
     opened.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     assert opened.page.locator(".drawing svg").count() == 5
     assert opened.page.locator(".drawing svg g .note").count() > 5  # with their ancestors
-    assert opened.page.evaluate(OVERLAPPING) == []
+    assert opened.page.evaluate(f"{CHECKS}.overlapping()") == []
     opened.page.context.close()
 
 
@@ -274,66 +262,17 @@ def test_readable_at_400_pixels(browser: Any, files: dict[str, Path], scheme: st
     page.keyboard.press("ArrowRight")  # its text is to be read, too
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(wide) == 0
-    assert page.evaluate(WITHOUT_HINT) == []
+    assert page.evaluate(f"{CHECKS}.withoutHint()") == []
     page.click("[data-rows] .grid button.link >> nth=0")
     page.wait_for_selector("dialog[open] canvas")
     assert page.evaluate(
         "element => element.scrollWidth <= element.clientWidth", page.query_selector("dialog")
     )
-    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(f"{CHECKS}.contrast()") == []
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, dark[4:-1].split(","))) < 150) == (scheme == "dark")
     assert not opened.complaints
     page.context.close()
-
-
-# What is wider than its place has to say so.
-WITHOUT_HINT = """() => [...document.querySelectorAll('main .scroll, main .across')]
-    .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)
-    .filter(e => !(e.dataset.more && e.nextElementSibling?.matches('.sideways')))
-    .map(e => e.outerHTML.slice(0, 90))"""
-# Texts need 4.5 to 1 against what is behind them, colours of charts 3 to 1 (WCAG 2.2, AA).
-CONTRAST = """() => {
-    const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-    const luminance = ([r, g, b]) =>
-        0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-    const parse = text => text.match(/[\\d.]+/g).map(Number);
-    const ratio = (a, b) => {
-        const [x, y] = [luminance(a), luminance(b)].sort((p, q) => q - p);
-        return (x + 0.05) / (y + 0.05);
-    };
-    const behind = element => {
-        for (let e = element; e; e = e.parentElement) {
-            const colour = parse(getComputedStyle(e).backgroundColor);
-            if (colour.length === 3 || colour[3] > 0.5) return colour;
-        }
-        return [255, 255, 255];
-    };
-    const bad = [];
-    for (const e of document.querySelectorAll('main *, header *, footer *, dialog *')) {
-        const skipped = '[data-chart], .curve, .unseen, input, option, datalist, :disabled';
-        if (!e.checkVisibility() || e.closest(skipped)) continue;
-        if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
-        const style = getComputedStyle(e);
-        let back = behind(e);
-        let ink = style.color;
-        if (e.closest('svg')) {
-            ink = style.fill;
-            const box = e.closest('g').querySelector('rect');
-            if (box) back = parse(getComputedStyle(box).fill);
-        }
-        const found = ratio(parse(ink), back);
-        if (found < 4.5) bad.push(`${e.outerHTML.slice(0, 60)} ${found.toFixed(2)}`);
-    }
-    const root = getComputedStyle(document.documentElement);
-    const hex = name =>
-        root.getPropertyValue(name).trim().match(/\\w\\w/g).map(x => parseInt(x, 16));
-    for (const name of ['first', 'second', 'third', 'fourth', 'fifth', 'accent', 'muted']) {
-        const found = ratio(hex('--' + name), hex('--card'));
-        if (found < 3) bad.push(`${name} ${found.toFixed(2)}`);
-    }
-    return bad;
-}"""
 
 
 def test_texts_of_a_run_stay_texts(browser: Any, files: dict[str, Path]) -> None:
