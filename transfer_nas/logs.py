@@ -23,7 +23,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -172,15 +173,17 @@ def read_run(run: Path) -> dict[int, Tree]:
     return {rank: read(files[rank]) for rank in sorted(files)}
 
 
-def epochs(run: Path, jobs: Collection[int]) -> dict[int, list[dict[str, float]]]:
+def epochs(
+    files: Iterable[Iterable[bytes]], jobs: Collection[int]
+) -> dict[int, list[dict[str, float]]]:
     """Read the epochs that the ranks of a run logged of some jobs, in their order.
 
     Looks into no other line, so that it is fast on the log of a long search.
 
     Parameters
     ----------
-    run
-        The run directory.
+    files
+        The lines of each rank's log, such as from `runs.open_files`.
     jobs
         Ids of the jobs.
 
@@ -191,30 +194,23 @@ def epochs(run: Path, jobs: Collection[int]) -> dict[int, list[dict[str, float]]
         not in it.
     """
     found: dict[int, dict[int, dict[str, float]]] = {}
-    for file in sorted((run / "logs").glob("rank-*.jsonl")):
-        with file.open("rb") as lines:
-            for text in lines:
-                match = _EPOCH.search(text)
-                if match is None or int(match[1]) not in jobs:
-                    continue
-                job, epoch = int(match[1]), match[2]
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue  # still being written, or its process was killed in it
-                if epoch is None:
-                    if isinstance(line, dict) and line.get("anew"):
-                        found.pop(job, None)
-                    continue
-                values = line.get("set", {}) if isinstance(line, dict) else None
-                if not isinstance(values, dict):
-                    continue
-                known = found.setdefault(job, {}).setdefault(int(epoch), {"epoch": int(epoch)})
-                known |= {
-                    key: float(value)
-                    for key, value in values.items()
-                    if isinstance(value, int | float)
-                }
+    for text in chain.from_iterable(files):
+        match = _EPOCH.search(text)
+        if match is None or int(match[1]) not in jobs:
+            continue
+        job, epoch = int(match[1]), match[2]
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # still being written, or its process was killed in it
+        if epoch is None:
+            if isinstance(line, dict) and line.get("anew"):
+                found.pop(job, None)
+            continue
+        values = line.get("set", {}) if isinstance(line, dict) else None
+        if isinstance(values, dict):
+            known = found.setdefault(job, {}).setdefault(int(epoch), {"epoch": int(epoch)})
+            known |= {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
     return {job: [of[epoch] for epoch in sorted(of)] for job, of in found.items()}
 
 

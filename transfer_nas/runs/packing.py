@@ -7,11 +7,15 @@ The format is that of docs/formats.md, "Packed runs".
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -123,6 +127,35 @@ def read_packed(file: Path) -> Run:
     description = described(metadata[b"run.json"], file)
     summary = summary if isinstance(summary, dict) else {}
     return Run(file, description, summary, FINISHED, asked, _untyped(table))
+
+
+def open_files(path: Path, pattern: str) -> Iterator[BinaryIO]:
+    """Open files of a run, one after the other, whether it is a directory or packed.
+
+    Parameters
+    ----------
+    path
+        As for `runs.read`.
+    pattern
+        Of their names, such as ``logs/rank-*.jsonl``.
+
+    Raises
+    ------
+    RunDirectoryError
+        One cannot be read.
+    """
+    try:
+        if path.is_dir():
+            for file in sorted(path.glob(pattern)):
+                with file.open("rb") as opened:
+                    yield opened
+            return
+        metadata: dict[bytes, bytes] = pyarrow.parquet.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as cause:
+        raise RunDirectoryError(f"cannot read {path}: {cause}") from cause
+    for key in sorted(metadata):
+        if key.startswith(_FILE) and fnmatch(key.removeprefix(_FILE).decode(), pattern):
+            yield io.BytesIO(_expanded(metadata[key], path))
 
 
 def _typed(run: Run) -> pa.Table:
