@@ -218,6 +218,11 @@ class _Compactor:
             if takes_names or (owner is not None and where.endswith(".dtype")):
                 return config["name"]
             return {"class_name": name, "config": dict(config), "module": module}
+        if (module, name) == ("keras.dtype_policies", "DTypePolicyMap"):
+            raise GraphError(
+                f"{where}: a DTypePolicyMap goes by what layers are called, which means nothing in "
+                "another model; give each layer its own dtype policy"
+            )
         known = _known_class(module, name, registered, where)
         own = config.get("trainable", trainable)
         config = {**config}
@@ -456,4 +461,5 @@ def _completed_value(value: Any, where: str) -> Any:
         return {key: _completed_value(item, where) for key, item in value.items()}
     known = _known_class(value.get("module"), name, value.get("registered_name"), where)
     rest = {key: _completed_value(item, where) for key, item in value.items() if key != "config"}
-    return {**rest, "config": _completed(known, config, where)}
+    # Without "module", models take their layers for those of Keras 2.
+    return {"module": None, **rest, "config": _completed(known, config, where)}

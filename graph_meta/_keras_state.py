@@ -52,6 +52,11 @@ def state_of(operation: Any, where: str) -> dict[str, JSON]:
     for number, layer in enumerate(_layers(operation)):
         try:
             found = _vocabulary(layer) if _is_lookup(layer) else _saved(layer, where)
+            mode = getattr(layer, "quantization_mode", None)
+            if number and mode:
+                found["quantization"] = mode  # which not all layers write of those inside them
+            if getattr(layer, "lora_enabled", False) and layer.lora_alpha != layer.lora_rank:
+                found["lora_alpha"] = layer.lora_alpha  # which Keras writes, and does not read
         except GraphError:
             raise
         except (OSError, *REFUSALS) as error:
@@ -243,7 +248,11 @@ def _decoded(entry: Mapping[str, Any]) -> np.ndarray[Any, Any]:
 def _set(layer: Any, entry: Mapping[str, Any]) -> None:
     if "vocabulary" in entry:
         layer.set_vocabulary(entry["vocabulary"], entry.get("idf_weights"))
-        return
+    if "lora_alpha" in entry:
+        layer.lora_alpha = entry["lora_alpha"]
+    mode = entry.get("quantization")
+    if mode is not None and layer.quantization_mode != mode:
+        layer.quantize(mode)
     if "variables" in entry:
         variables = {key: _decoded(value) for key, value in entry["variables"].items()}
         layer.load_own_variables({**_as_arrays(_written(layer)), **variables})

@@ -84,8 +84,8 @@ def to_keras(graph: LayerGraph, *, name: str | None = None) -> keras.Model:
                 ) from error
             made.append(keras.tree.flatten(result))
         outputs.append(made)
-        _check_weights(operation, layer.spec, stable_name)
         _keras_state.set_state(operation, layer.spec.state, f"layer {stable_name}")
+        _check_weights(operation, layer.spec, stable_name)
     inputs = [_output(graph, outputs, edge) for edge in graph.inputs]
     results = [_output(graph, outputs, edge) for edge in graph.outputs]
     return keras.Model(
@@ -153,10 +153,14 @@ def set_weights(model: keras.Model, weights: Mapping[str, Sequence[NDArray[Any]]
         if expected != found:
             raise GraphError(f"layer {name} has weights of shapes {expected}, found {found}")
     for name, arrays in weights.items():
-        variables = _keras_state.weights_of(layers[name])
-        for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
-        _keras_state.derive(layers[name])
+        set_layer_weights(layers[name], arrays)
+
+
+def set_layer_weights(layer: keras.layers.Layer, weights: Sequence[NDArray[Any]]) -> None:
+    """Set the weights of one layer, as `layer_weights` returns them; what it derives follows."""
+    for variable, array in zip(_keras_state.weights_of(layer), weights, strict=True):
+        variable.assign(array)
+    _keras_state.derive(layer)
 
 
 def derive_state(model: keras.Model) -> None:

@@ -252,7 +252,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_description(d, files=[{"name": "../x", "rows": 1}]),
         "files is not a list of names and rows",
     ),
-    "version": (lambda d: edit_description(d, format=99), "format 99, expected 1"),
+    "version": (lambda d: edit_description(d, format=99), "format 99, expected 2; digests differ"),
     "other space": (
         lambda d: edit_description(d, space=FeedForward([(4,)], 2).describe()),
         "is of space 'feed_forward', expected 'dense_skip'",
@@ -273,7 +273,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "columns": (
         lambda d: edit_members(d, lambda table: table.drop_columns("parent")),
-        "the columns are not those of format 1",
+        "the columns are not those of format 2",
     ),
     "gene too large": (
         lambda d: edit_members(d, with_cell("genome", 7, [99] + [0] * (len(SPACE.genes) - 1))),

@@ -149,6 +149,17 @@ def test_a_run_of_a_newer_version_says_what_to_do(tmp_path: Path) -> None:
         resume(tmp_path)
 
 
+def test_a_run_with_other_digests_is_not_taken_up(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    description = json.loads((tmp_path / "run.json").read_text())
+    del description["layer_graphs"]  # as before there were two versions of them
+    before = json.dumps(description)
+    (tmp_path / "run.json").write_text(before)
+    with pytest.raises(RunDirectoryError, match="expected version 2 of layer graphs, found 1"):
+        resume(tmp_path)
+    assert (tmp_path / "run.json").read_text() == before
+
+
 def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> None:
     begin(tmp_path).close()
     (tmp_path / "results.csv").unlink()

@@ -136,6 +136,25 @@ def put_child(method: TransferMethod, model: str, graph: LayerGraph, value: floa
         )
 
 
+def test_models_of_another_version_of_layer_graphs_are_refused(
+    place: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = place("digits")
+    graph = chain(3, 2)
+    older = LayerGraph.to_json(graph).replace('"version":2', '"version":1')
+    assert older != graph.to_json()
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerGraph, "to_json", lambda _: older)
+        method.put("old", graph, tensors_of(graph, 1.0), score=0.0)
+    with pytest.raises(InputError, match="expected version 2 of layer graphs, found 1") as caught:
+        place("digits")
+    assert "\n" not in str(caught.value)
+    place("other data")
+    method.retire(["old"])
+    method.put("new", graph, tensors_of(graph, 1.0), score=0.0)
+    place("digits")
+
+
 def test_an_empty_place_matches_nothing(method: TransferMethod) -> None:
     assert method.best_match(chain(3, 5)) is None
 

@@ -149,7 +149,7 @@ def _table(run: Run, steps: Sequence[Step]) -> Table:
         "changed",
         "heirs",
     ]
-    jobs = {
+    jobs: dict[int, list[int | None]] = {
         0: [int(run.job[step.row]) for step in shown],
         2: [
             above if (above := int(run.ancestor[step.row])) in run.row_of else None

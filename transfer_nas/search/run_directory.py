@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from graph_meta.graph import FORMAT_VERSION, GraphError, check_version
 from transfer_nas.errors import RunDirectoryError, SpaceError, writing
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.search import results
@@ -125,6 +126,7 @@ class RunDirectory:
             raise RunDirectoryError(f"output directory {path} is a file")
         description = {
             "format": FORMAT,
+            "layer_graphs": FORMAT_VERSION,
             "id": secrets.token_hex(6),
             "started": time.time(),
             "settings": dict(settings),
@@ -174,6 +176,10 @@ class RunDirectory:
             process works on it.
         """
         description = load_description(path)
+        try:
+            check_version(description.get("layer_graphs", 1), f"{path / 'run.json'}")
+        except GraphError as cause:
+            raise RunDirectoryError(str(cause)) from None
         compare_settings(path, description["settings"], settings)
         if description["space"] != json.loads(json.dumps(space.describe())):
             raise RunDirectoryError(
@@ -397,7 +403,7 @@ def load_description(path: Path) -> dict[str, Any]:
         ) from cause
     except RunDirectoryError:
         raise
-    except (KeyError, TypeError, ValueError) as cause:
+    except (KeyError, RecursionError, TypeError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: not a run's description ({cause})") from cause
     assert isinstance(description, dict)
     return description

@@ -141,6 +141,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint instead of ending the process."""
+        if ": must be " in message:  # of `ranges.Range`: "argument --port: must be at most …"
+            raise self.complaint(message.removeprefix("argument ").replace(": must", " must", 1))
         raise self.complaint(f"{message} ({self.prog} --help lists the flags)")
 
     def print_help(self, file: Any = None) -> None:
@@ -178,12 +180,6 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 flags.update(*(parser._flags() for parser in action.choices.values()))
         return flags
-
-
-def at_least(flag: str, value: float, least: float) -> None:
-    """Raise InputError, naming the flag, if its value is too small, or not a number."""
-    if not value >= least:
-        raise InputError(f"--{flag} must be at least {least:g}, not {value:g}")
 
 
 def print_json(value: object) -> None:
