@@ -35,9 +35,9 @@ setup: $(VENV)/.installed
 
 setup-dev: $(VENV)/.installed-dev debian-test
 
-# A directory holds one run: the first search is runs/first, later ones are named by their time.
+# A directory holds one run: the first search is runs/search, later ones are named by their time.
 search: setup
-	run=runs/first; [ ! -e $$run ] || run=runs/$$(date +%Y%m%d-%H%M%S); \
+	run=runs/search; [ ! -e $$run ] || run=runs/$$(date +%Y%m%d-%H%M%S); \
 	$(BIN)/mpiexec -np 2 $(BIN)/python -m transfer_nas.evolve --application digits --population_size 16 \
 	    --sample_size 4 --max_evals 64 --seed 1 --output_dir $$run
 	@echo 'Before any other command, activate the environment in this shell: source $(BIN)/activate'

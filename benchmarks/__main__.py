@@ -19,6 +19,7 @@ import machine
 import page
 import questions
 from cpp_store.command_line import InputError, Parser
+from cpp_store.ranges import Range
 from questions import Script
 
 from cpp_store import command_line
@@ -215,7 +216,7 @@ def _parser() -> Parser:
     add.add_argument("--quick", action="store_true", help="smaller and fewer: minutes in total")
     add.add_argument(
         "--repeat",
-        type=_positive,
+        type=Range(1, 1000),
         default=1,
         metavar="N",
         help="runs of each, so that compare knows the noise (default: 1)",
@@ -227,7 +228,7 @@ def _parser() -> Parser:
     add.add_argument("after", metavar="B")
     add.add_argument(
         "--noise",
-        type=float,
+        type=Range(0, 1000, whole=False),
         default=0.25,
         metavar="SHARE",
         help="what a figure may change by where no repetitions tell (default: 0.25)",
@@ -237,12 +238,6 @@ def _parser() -> Parser:
     add.add_argument("file", metavar="A")
     add.add_argument("--output", default="report.html", metavar="FILE")
     return parser
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return int(text)
 
 
 if __name__ == "__main__":

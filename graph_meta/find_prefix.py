@@ -133,7 +133,7 @@ def _print(name_a: str, a: LayerGraph, name_b: str, b: LayerGraph, shared: Seque
 
 def _write(path: str, text: str) -> None:
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror}") from error
 

@@ -314,6 +314,37 @@ class LayerGraph:
     def _describe(self, position: int) -> str:
         return f"layer {position} ({self.layers[position].spec.class_name})"
 
+    def without_dead_ends(self) -> LayerGraph:
+        """Return the graph of the calls that an output comes from, and of all inputs.
+
+        The others compute nothing. Keras leaves them out as well.
+        """
+        feeding = {*self.inputs, *self.outputs}
+        calls = 0
+        for layer in self.layers:
+            calls += len(layer.calls)
+            for call in layer.calls:
+                feeding.update(call.inputs)
+        # Where each call feeds another, which comes later, all of them reach an output.
+        if len({edge[:2] for edge in feeding}) == calls:
+            return self
+        alive = sorted(_reached(self.layers, (*self.inputs, *self.outputs)))
+        places: dict[int, int] = {}  # of the layers that stay
+        numbers: dict[tuple[int, int], int] = {}  # of their calls
+        calls_of: dict[int, list[Call]] = {}
+
+        def move(edge: Edge) -> Edge:
+            return Edge(places[edge.layer], numbers[edge.layer, edge.call], edge.tensor)
+
+        for position, number in alive:  # inputs before those whom they feed
+            inputs, arguments = self.layers[position].calls[number]
+            places.setdefault(position, len(places))
+            kept = calls_of.setdefault(position, [])
+            numbers[position, number] = len(kept)
+            kept.append(Call(tuple(map(move, inputs)), arguments))
+        layers = [Layer(self.layers[i].spec, tuple(kept)) for i, kept in calls_of.items()]
+        return LayerGraph(layers, [*map(move, self.inputs)], [*map(move, self.outputs)])
+
     @cached_property
     def _naming(self) -> tuple[tuple[bytes, ...], tuple[int, ...], LayerTable]:
         try:
@@ -568,10 +599,12 @@ class GraphBuilder:
     <LayerGraph: 3 layers, 650 parameters>
     """
 
-    __slots__ = ("_inputs", "_layers", "_shapes")
+    __slots__ = ("_feeding", "_inputs", "_layers", "_one_output", "_shapes")
 
     def __init__(self) -> None:
         self._layers: list[Layer] = []
+        self._feeding: set[Edge] = set()  # tensors that a layer takes
+        self._one_output = True  # each layer has one call with one output, as far as is known
         self._inputs: list[Edge] = []
         self._shapes: dict[Edge, Shape] = {}  # of the tensors whose maker said it
 
@@ -607,8 +640,10 @@ class GraphBuilder:
         # of graphs.
         position = len(self._layers)
         edge = _EDGES[position] if position < len(_EDGES) else Edge(position)
+        self._feeding.update(inputs)
         if isinstance(layer, LayerSpec):
             spec = layer
+            self._one_output = False
         else:
             shapes = self._shapes
             try:
@@ -620,6 +655,7 @@ class GraphBuilder:
                 arguments = layer.arguments
             shapes[edge] = made[0]
             for tensor in range(1, len(made)):
+                self._one_output = False
                 shapes[Edge(position, 0, tensor)] = made[tensor]
         if arguments is None:
             self._layers.append(spec.layer(inputs))
@@ -663,6 +699,7 @@ class GraphBuilder:
                     f"layer {layer.layer} ({spec.class_name}) is to be called on layer "
                     f"{source.layer}, which was added after it: add the shared layer later"
                 )
+        self._one_output = False
         self._layers[layer.layer] = Layer(spec, (*calls, Call(inputs, arguments)))
         for tensor, shape in enumerate(made):
             self._shapes[Edge(layer.layer, len(calls), tensor)] = shape
@@ -689,7 +726,10 @@ class GraphBuilder:
         return shape
 
     def build(self, *outputs: Edge) -> LayerGraph:
-        """Return the graph with these outputs. Every layer added is part of it.
+        """Return the graph with these outputs.
+
+        Its layers are those that an output comes from, and all inputs. What else was added
+        computes nothing: it is left out, as by Keras.
 
         Raises
         ------
@@ -698,7 +738,23 @@ class GraphBuilder:
         """
         if not outputs:
             raise GraphError("the graph has no outputs")
-        return LayerGraph._trusted(tuple(self._layers), tuple(self._inputs), outputs)
+        graph = LayerGraph._trusted(tuple(self._layers), tuple(self._inputs), outputs)
+        # Mostly each tensor is used, and this is called for each network of a population.
+        if self._one_output and len(self._feeding.union(outputs, self._inputs)) == len(graph):
+            return graph
+        return graph.without_dead_ends()
+
+
+def _reached(layers: Sequence[Layer], ends: Sequence[Edge]) -> set[tuple[int, int]]:
+    """Return layer and number of each call that one of some tensors comes from."""
+    alive: set[tuple[int, int]] = set()
+    pending = list(ends)
+    while pending:
+        edge = pending.pop()
+        if (edge.layer, edge.call) not in alive:
+            alive.add((edge.layer, edge.call))
+            pending += layers[edge.layer].calls[edge.call].inputs
+    return alive
 
 
 def prefix(a: LayerGraph, b: LayerGraph) -> list[str]:

@@ -21,8 +21,7 @@ from typing import Any
 
 from cpp_store.command_line import OK, InputError, Parser
 
-from cpp_store import command_line
-from graph_meta import extras
+from cpp_store import command_line, extras, ranges
 
 _PERIODS = 20  # of time, in table and plot
 _COLUMNS = ("job_id", "job_status", "m:ancestor", "m:layers", "m:layers_transferred")
@@ -164,7 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    command_line.at_least("count", given.count, 1)
     pyplot = None if given.output is None else _load_matplotlib()
     found = find(read(Path(given.run)), given.count)
     if given.json:
@@ -350,7 +348,7 @@ def _parser() -> Parser:
     add("run", metavar="RUN", help="run directory of a search, or directory of a population")
     add(
         "--count",
-        type=int,
+        type=ranges.COUNT,
         default=10,
         metavar="N",
         help="how many prefixes to show (default: 10)",

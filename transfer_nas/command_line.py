@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import traceback
 from collections.abc import Callable
 
 from cpp_store import command_line
-from transfer_nas.errors import InputError, Unwritable
-from transfer_nas.exit_codes import BAD_INPUT, FAILED, RESUMABLE
-from transfer_nas.ranks import Ranks, join
+from transfer_nas.ending import Ending
+from transfer_nas.errors import InputError
+from transfer_nas.ranks import Ranks, Refused, join
 
 
 class Parser(command_line.Parser):
@@ -22,9 +19,8 @@ class Parser(command_line.Parser):
 def on_ranks(name: str, work: Callable[[Ranks], int]) -> int:
     """Join the other ranks of the job, work, and leave together; for `cpp_store.command_line.run`.
 
-    What `work` raises in all ranks, bad input, ends them together. Whatever else one rank raises
-    alone cannot end in good order, as the others may be in the middle of anything: it is said by
-    that rank, and all are ended at once.
+    What `work` raises in all ranks (`Refused`) ends them together. Whatever else one rank raises
+    alone cannot end in good order, as the others may be in the middle of anything (`Ending`).
 
     Parameters
     ----------
@@ -34,25 +30,17 @@ def on_ranks(name: str, work: Callable[[Ranks], int]) -> int:
         Returns the exit code.
     """
     ranks = join()
+    ending = Ending(name, ranks)
     try:
-        code = work(ranks)
-    except InputError:
+        with ending:
+            code = work(ranks)
+    except Refused:
         ranks.finish()
         raise
-    except BaseException as error:
-        found = (RESUMABLE, str(error)) if isinstance(error, Unwritable) else None
-        found = found or command_line.explained(error)
-        if found is None:
-            traceback.print_exc()
-            found = FAILED, ""
-        code, line = found
-        if line:
-            command_line.complain(name, line)
-        if ranks.size == 1 and code == BAD_INPUT:
-            return code
-        with contextlib.suppress(command_line.OutputLost):
-            sys.stdout.flush()
-        ranks.abort(code)
+    except BaseException as error:  # of the only rank
+        found = command_line.explained(error)
+        if found is None or found[0] != command_line.BAD_INPUT:
+            ending.fail(error)
         raise
     ranks.finish()
     return code

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cpp_store.command_line import OK
+from cpp_store.ranges import Range
 
 from cpp_store import command_line
 from transfer_nas import runs
@@ -218,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         return name == "localhost" or _is_loopback(name.strip("[]"))
 
     def _send(self, text: str, kind: str) -> None:
-        body = text.encode()
+        body = text.encode(errors="backslashreplace")  # names of directories are any bytes
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
@@ -242,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
                 version = found
                 if ended:
                     event += "event: ended\ndata: \n\n"
-                self.wfile.write(event.encode())
+                self.wfile.write(event.encode(errors="backslashreplace"))
                 self.wfile.flush()
                 if ended:
                     return
@@ -257,9 +258,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    command_line.at_least("interval", given.interval, 0.1)
-    if not 0 <= given.port < 2**16:
-        raise InputError(f"--port must be from 0 to 65535, not {given.port}")
     sources = Sources(
         [Path(path) for path in given.runs],
         [Path(path) for path in given.against],
@@ -322,10 +320,12 @@ def _parser() -> Parser:
         metavar="ADDRESS",
         help="where to listen; 0.0.0.0: for everybody who can reach this host (default: 127.0.0.1)",
     )
-    add("--port", type=int, default=8640, help="0: any that is free (default: 8640)")
+    add(
+        "--port", type=Range(0, 2**16 - 1), default=8640, help="0: any that is free (default: 8640)"
+    )
     add(
         "--interval",
-        type=float,
+        type=Range(0.1, 10**6, whole=False),
         default=2.0,
         metavar="SECONDS",
         help="between two looks at the run (default: 2)",

@@ -75,6 +75,11 @@ def writing(path: Path) -> Iterator[None]:
         raise Unwritable(f"cannot write to {path}: {cause.strerror}") from cause
 
 
+def close_matches(name: str, known: Iterable[str]) -> list[str]:
+    """Return what a mistyped name may have meant, the likeliest first; at most two."""
+    return difflib.get_close_matches(name, sorted(set(known)), n=2, cutoff=0.5)
+
+
 def near_misses(name: str, known: Iterable[str]) -> str:
     """Say what a mistyped name may have meant, and what there is.
 
@@ -84,6 +89,6 @@ def near_misses(name: str, known: Iterable[str]) -> str:
         For instance ``did you mean 'digits'? Known: digits, nt3``.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    close = close_matches(name, names)
     meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{meant}Known: {', '.join(names)}"

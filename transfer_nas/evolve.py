@@ -6,20 +6,27 @@ Imports little before it knows that there is work to do: ``--help`` answers at o
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cpp_store import command_line
 from transfer_nas.command_line import Parser, on_ranks
-from transfer_nas.errors import InputError, Unwritable
-from transfer_nas.exit_codes import RESUMABLE, leave
-from transfer_nas.ranks import Ranks
-from transfer_nas.settings import BEHIND_PREFIX, POLICIES, SCHEDULES, SEARCHES, TRANSFERS, Settings
+from transfer_nas.errors import InputError
+from transfer_nas.ranks import Ranks, together
+from transfer_nas.settings import (
+    BEHIND_PREFIX,
+    POLICIES,
+    RANGES,
+    SCHEDULES,
+    SEARCHES,
+    TRANSFERS,
+    Settings,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str] | None) -> int:
-    settings = parse(sys.argv[1:] if arguments is None else arguments)
-    return on_ranks("evolve", lambda ranks: _run(settings, ranks))
+    given = _flags(arguments)
+    if not given.get("resume"):
+        Settings.checked(given)  # the same in all ranks: no need to meet for it
+    return on_ranks("evolve", lambda ranks: _run(together(ranks, lambda: _settings(given)), ranks))
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -54,16 +63,19 @@ def parse(arguments: Sequence[str]) -> Settings:
     InputError
         A flag is unknown or lacks its value, or the settings make no sense.
     """
-    given = vars(_parser().parse_args(arguments))
-    if given.get("resume"):
-        return _resumed(given)
-    return Settings.checked(given)
+    return _settings(_flags(arguments))
+
+
+def _flags(arguments: Sequence[str] | None) -> dict[str, Any]:
+    return vars(_parser().parse_args(arguments))
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    return _resumed(given) if given.get("resume") else Settings.checked(given)
 
 
 def _resumed(given: dict[str, Any]) -> Settings:
     """Fill in what the run to resume was started with."""
-    from pathlib import Path
-
     from transfer_nas.search.run_directory import compare_settings, load_description
 
     if "output_dir" not in given:
@@ -88,13 +100,7 @@ def _run(settings: Settings, ranks: Ranks) -> int:
         return generate(settings, ranks)
     from transfer_nas.search.run import run as search
 
-    try:
-        return search(settings, ranks)
-    except Unwritable:
-        # The launcher may return something else, of ranks that it has to kill.
-        with contextlib.suppress(OSError):
-            leave(settings.directory, RESUMABLE)
-        raise
+    return search(settings, ranks)
 
 
 def _settle(settings: Settings, ranks: Ranks) -> Settings:
@@ -112,6 +118,12 @@ def _settle(settings: Settings, ranks: Ranks) -> Settings:
     )
 
 
+def _modules(package: str) -> str:
+    """Return the modules of a package, each a space or an application, without importing any."""
+    folder = Path(__file__).with_name(package)
+    return ", ".join(sorted(path.stem for path in folder.glob("[!_]*.py")))
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m transfer_nas.evolve",
@@ -125,13 +137,17 @@ def _parser() -> Parser:
         "75 stopped at --max_wait or for want of room on the disk (--resume goes on), 130 Ctrl-C.",
         argument_default=argparse.SUPPRESS,
     )
-    add = parser.add_argument
+
+    def add(flag: str, **options: Any) -> None:
+        numbers = RANGES.get(flag.removeprefix("--"))
+        parser.add_argument(flag, **(options if numbers is None else {"type": numbers, **options}))
+
     add(
         "--application",
         metavar="NAME",
-        help="what to search a network for: digits, breast_cancer, diabetes, california, nt3, uno, "
-        "attn, combo, or one's own as package.module:attribute or path/to/file.py:attribute; none: "
-        "train nothing (default: none)",
+        help=f"what to search a network for: {_modules('applications')}, or one's own as "
+        "package.module:attribute or path/to/file.py:attribute; none: train nothing (default: "
+        "none)",
     )
     add(
         "--data",
@@ -142,7 +158,7 @@ def _parser() -> Parser:
     add(
         "--space",
         metavar="NAME",
-        help="architectures to choose from: dense_skip, feed_forward, or one's own as "
+        help=f"architectures to choose from: {_modules('spaces')}, or one's own as "
         "package.module:attribute or path/to/file.py:attribute (default: the application's)",
     )
     add(
@@ -154,45 +170,39 @@ def _parser() -> Parser:
     )
     add(
         "--population_size",
-        type=int,
         metavar="P",
         help="members of the population; with --search random: models kept to transfer from "
         "(default: 32)",
     )
     add(
         "--sample_size",
-        type=int,
         metavar="S",
         help="members that compete to be a parent (default: a quarter of the population)",
     )
     add(
         "--beta",
-        type=float,
         help="prefer mutations that leave most of the network as it is: a gene is chosen in "
         "proportion to exp(beta * share of the layers that its change keeps); 0: all alike, "
         "about 3: many more layers transferred, negative: more exploration (default: 0)",
     )
     add(
         "--max_evals",
-        type=int,
         metavar="N",
         help="evaluations, failures included (default: 200; no limit with --timeout)",
     )
     add(
         "--timeout",
-        type=float,
         metavar="SECONDS",
         help="end the search after that many seconds (default: no limit)",
     )
     add(
         "--max_wait",
-        type=float,
         metavar="SECONDS",
         help="leave after that many seconds with exit code 75 if the search is not done: a queue "
         "with a wall-time limit starts it again with --resume (default: no limit)",
     )
-    add("--epochs", type=int, metavar="N", help="epochs a candidate (default: the application's)")
-    add("--batch_size", type=int, metavar="ROWS", help="rows a step (default: the application's)")
+    add("--epochs", metavar="N", help="epochs a candidate (default: the application's)")
+    add("--batch_size", metavar="ROWS", help="rows a step (default: the application's)")
     add(
         "--transfer",
         metavar="METHOD",
@@ -200,10 +210,16 @@ def _parser() -> Parser:
     )
     add(
         "--replicas",
-        type=int,
         metavar="N",
         help="store servers that keep each model, so that the search loses nothing when one dies; "
         "as many servers are needed (default: MODEL_REPLICAS, or 1)",
+    )
+    add(
+        "--store_host",
+        metavar="WHERE",
+        help="where the job's own store servers listen, if it runs on several nodes: an interface "
+        "(ib0) or a network (10.1.0.0/16) that all of them have, or the name or address of one of "
+        "them (default: the interface by which they reach each other)",
     )
     add(
         "--policy",
@@ -220,13 +236,11 @@ def _parser() -> Parser:
     )
     add(
         "--unfreeze_top",
-        type=int,
         metavar="K",
         help="train the last K transferred layers again though the others are frozen (default: 0)",
     )
     add(
         "--child_epochs",
-        type=int,
         metavar="N",
         help="epochs of a candidate all of whose parameters come from others; with a share of "
         "them, as many between N and --epochs (default: a fifth of the epochs if layers grow, "
@@ -240,20 +254,17 @@ def _parser() -> Parser:
     )
     add(
         "--shrink_perturb",
-        type=float,
         metavar="PART",
         help="mix so much of new weights into transferred ones that train, in [0, 1) (default: 0)",
     )
     add(
         "--retrain",
-        type=int,
         metavar="K",
         help="at the end train the best K for the application's epochs, from the weights that they "
         "have: retrained-JOB.keras and retrained.json (default: 0)",
     )
     add(
         "--evaluation_timeout",
-        type=float,
         metavar="SECONDS",
         help="record an evaluation that takes longer as F_timeout and go on; implies --isolate "
         "(default: no limit)",
@@ -266,7 +277,6 @@ def _parser() -> Parser:
     )
     add(
         "--threads_per_rank",
-        type=int,
         metavar="N",
         help="threads for training (default: cores of the node / its ranks, at least 1)",
     )
@@ -283,11 +293,10 @@ def _parser() -> Parser:
     )
     add(
         "--evolve_count",
-        type=int,
         metavar="M",
         help="with --application none: mutations of members (default: 0)",
     )
-    add("--seed", type=int, help="seed of everything random (default: drawn, and written down)")
+    add("--seed", help="seed of everything random (default: drawn, and written down)")
     add(
         "--resume",
         action="store_true",

@@ -12,8 +12,9 @@ import time
 from collections.abc import Sequence
 
 from cpp_store.command_line import OK
+from cpp_store.ranges import Range
 
-from cpp_store import command_line
+from cpp_store import command_line, ranges
 from transfer_nas.command_line import Parser, on_ranks
 from transfer_nas.ranks import MPIRanks, Ranks
 from transfer_nas.spaces import Space
@@ -26,8 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    command_line.at_least("count", given.count, 1)
-    command_line.at_least("seed", given.seed, 0)
 
     from transfer_nas.population import default_space
 
@@ -78,9 +77,15 @@ def _parser() -> Parser:
         "--space", metavar="NAME", help="architectures to draw from (default: dense_skip)"
     )
     parser.add_argument(
-        "--count", type=int, default=10_000, metavar="N", help="models in all (default: 10000)"
+        "--count",
+        type=Range(1, 10**9),
+        default=10_000,
+        metavar="N",
+        help="models in all (default: 10000)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the genomes (default: 0)")
+    parser.add_argument(
+        "--seed", type=ranges.SEED, default=0, help="seed of the genomes (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     return parser
 

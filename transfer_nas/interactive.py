@@ -206,22 +206,19 @@ class Search:
         Raises
         ------
         InputError
-            No evaluation has ended yet, or matplotlib is not installed.
+            There was no `run` yet, or matplotlib is not installed.
         """
+        run, sign = self._read(), 1 if self.application.direction == "max" else -1
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
             raise InputError(
                 "plot() needs matplotlib, which is not installed: pip install matplotlib"
             ) from error
-        objective = self._so_far()["objective"]
-        if objective.empty:
-            raise InputError("no evaluation has ended yet: run() first")
-        sign = 1 if self.application.mode == "max" else -1
         axes = plt.figure(figsize=(8, 4)).add_subplot() if axes is None else axes
-        count = range(1, len(objective) + 1)
-        axes.plot(count, sign * objective, ".", alpha=0.5, label="evaluations")
-        axes.step(count, sign * objective.cummax().ffill(), where="post", label="best so far")
+        count = range(1, len(run) + 1)
+        axes.plot(count, sign * run.objective, ".", alpha=0.5, label="evaluations")
+        axes.step(count, sign * run.running_best, where="post", label="best so far")
         axes.set_xlabel("evaluations that ended")
         better = "" if sign > 0 else " (lower is better)"
         axes.set_ylabel(f"{self.application.metric}{better}")
@@ -248,22 +245,18 @@ class Search:
             "transfer": self._transfer,
             "directory": str(self.output_dir),
         }
-        objective = self._so_far()["objective"]
-        failed = int(objective.isna().sum())
-        facts["evaluations"] = f"{len(objective):,}" + (f", {failed:,} failed" if failed else "")
-        if failed < len(objective):
-            best = objective.max() * (1 if self.application.mode == "max" else -1)
-            better = "" if self.application.mode == "max" else ", lower is better"
-            facts["best"] = f"{self.application.metric} {best:.4f}{better}"
+        if self._trainer is None:
+            return {**facts, "evaluations": "none yet"}
+        run = self._read()
+        failed = int((~run.done).sum())
+        facts["evaluations"] = f"{len(run):,}" + (f", {failed:,} failed" if failed else "")
+        if run.best is not None:
+            better = "" if self.application.direction == "max" else ", lower is better"
+            best = self.application.natural(run.objective[run.best])
+            facts["best"] = (
+                f"{self.application.metric} {best:.4f} (job {run.job[run.best]}){better}"
+            )
         return facts
-
-    def _so_far(self) -> pd.DataFrame:
-        """Return `results`, empty before the first evaluation."""
-        import pandas as pd
-
-        if (self.output_dir / "results.csv").exists():
-            return self.results
-        return pd.DataFrame({"objective": pd.Series(dtype=float)})
 
     def close(self) -> None:
         """Forget the models; the run directory stays."""

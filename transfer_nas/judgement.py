@@ -79,8 +79,9 @@ def judge(
     application
         Its loss tells what the targets are.
     """
-    if "crossentropy" in application.loss:
-        classes = _classes(true, predicted, application.loss)
+    loss, name, _ = application.terms
+    if isinstance(loss, str) and "crossentropy" in loss:
+        classes = _classes(true, predicted, loss)
         return None if classes is None else _confusion(*classes)
     numbers = np.asarray(true, np.float64).reshape(len(true), -1)
     guesses = np.asarray(predicted, np.float64).reshape(len(predicted), -1)
@@ -95,7 +96,7 @@ def judge(
         "true": _rounded(numbers.ravel()[at]),
         "predicted": _rounded(guesses.ravel()[at]),
     }
-    metric = _METRICS.get(application.metric)
+    metric = _METRICS.get(name) if isinstance(name, str) else None
     if metric is not None and len(numbers) > 2:
         found["interval"] = _rounded(np.array(bootstrap(numbers, guesses, metric)))
     return found
@@ -132,9 +133,7 @@ def _mae(true: Floats, predicted: Floats) -> float:
 _METRICS: dict[str, Callable[[Floats, Floats], float]] = {
     "r2_score": _r2,
     "mean_squared_error": _mse,
-    "mse": _mse,
     "mean_absolute_error": _mae,
-    "mae": _mae,
     "root_mean_squared_error": lambda true, predicted: _mse(true, predicted) ** 0.5,
 }
 """Metrics as Keras computes them; of others there is no interval."""

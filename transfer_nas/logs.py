@@ -133,7 +133,7 @@ def read(file: Path) -> Tree:
     for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (RecursionError, ValueError):
             continue
         try:
             if line.get("anew"):

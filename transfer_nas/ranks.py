@@ -27,6 +27,10 @@ T = TypeVar("T")
 _SHORTEST, _LONGEST = 20e-6, 10e-3  # seconds between two looks
 
 
+class Refused(InputError):
+    """Bad input of which all ranks know: they end together, in good order."""
+
+
 class Ranks(ABC):
     """The processes of one job; every method but `abort` is collective.
 
@@ -175,9 +179,9 @@ def together(ranks: Ranks, step: Callable[[], T]) -> T:
 
     Raises
     ------
-    InputError
-        In all ranks, with the message of the first rank in which `step` raised one, or could not
-        use a named file.
+    Refused
+        In all ranks, with the message of the first rank in which `step` raised InputError, or could
+        not use a named file.
     """
     result: T | None = None
     complaint: str | None = None
@@ -192,5 +196,5 @@ def together(ranks: Ranks, step: Callable[[], T]) -> T:
         complaint = found[1]
     complaints = [found for found in ranks.share(complaint) if found is not None]
     if complaints:
-        raise InputError(complaints[0])
+        raise Refused(complaints[0])
     return cast(T, result)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cpp_store.command_line import OK
+from cpp_store.ranges import Range
 
-from cpp_store import command_line
+from cpp_store import command_line, ranges
 from transfer_nas import runs
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
@@ -34,8 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    if given.epochs is not None:
-        command_line.at_least("epochs", given.epochs, 1)
     run = runs.read(given.run)
     row = _row(run, given.job)
     folder = run.path if run.path.is_dir() else run.path.parent
@@ -109,9 +108,14 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="run directory")
-    add("--job", type=int, metavar="N", help="which model (default: the best)")
-    add("--epochs", type=int, metavar="N", help="(default: the application's)")
-    add("--seed", type=int, default=0, help="of weights and of the order of rows (default: 0)")
+    add("--job", type=Range(0, 2**63 - 1), metavar="N", help="which model (default: the best)")
+    add("--epochs", type=ranges.EPOCHS, metavar="N", help="(default: the application's)")
+    add(
+        "--seed",
+        type=ranges.SEED,
+        default=0,
+        help="of weights and of the order of rows (default: 0)",
+    )
     add("--output", metavar="FILE", help="a .keras file (default: RUN/alone-N.keras)")
     add("--json", action="store_true", help="print the result as JSON")
     return parser

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from graph_meta import extras
+from cpp_store import extras
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation
 

@@ -3,22 +3,27 @@
 While a search runs, each model that may be the best is written down, and most of them are beaten
 soon. Writing a Keras model means to build it, and first of all to import Keras and TensorFlow,
 which takes longer than many evaluations; a safetensors file of the weights with the layer graph
-in its metadata does not.
+in its metadata does not. Nor is there time for it where a signal ends the search:
+``python -m transfer_nas.trained_model RUN`` does it then.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
+import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cpp_store import command_line
 from graph_meta import LayerGraph
 from transfer_nas import judgement
 from transfer_nas.applications import Application
@@ -175,3 +180,33 @@ def _note_in_metadata(path: Path, notes: dict[str, Any]) -> None:
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return bfloat16 and float8, which NumPy itself does not know, as integers of their size."""
     return array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns 0, or 2 for bad input."""
+    return command_line.run("trained_model", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = command_line.Parser(
+        prog="python -m transfer_nas.trained_model",
+        description="Write RUN/best.keras, the best model of a search that a signal or --max_wait "
+        "ended.",
+    )
+    parser.add_argument("run", metavar="RUN", help="run directory")
+    directory = Path(parser.parse_args(arguments).run)
+
+    from transfer_nas import applications
+    from transfer_nas.search.run_directory import load_description
+
+    settings = load_description(directory)["settings"]
+    if not best_path(directory).exists() and not (directory / "best.keras").exists():
+        raise InputError(f"{directory} holds no model: expected best.safetensors of its search")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    application = applications.resolve(settings["application"], settings["data"])
+    print(finish(directory, application))
+    return command_line.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -33,6 +33,7 @@ __all__ = ["POLICIES", "TransferTrainer"]
 
 _Weights = dict[str, Sequence[npt.NDArray[Any]]]
 
+_DRAWN = 4  # networks of a space that tell which engine trains
 _log = logging.getLogger(__name__)
 
 
@@ -126,6 +127,18 @@ class TransferTrainer:
             engine=self._engine,
         )
 
+    def describe(self) -> str:
+        """Return in one line which engine trains and why: what a search says at its start.
+
+        Looks at a few networks of the space. Loads the data; raises as `Application.data` does.
+        """
+        engines, rng = self._engines, np.random.default_rng(0)
+        graphs = []
+        for _ in range(_DRAWN if len(engines) > 1 else 0):
+            with contextlib.suppress(Exception):  # one that cannot be built costs its candidate
+                graphs.append(self.space.graph(self.space.sample(rng)))
+        return training.describe(self.application, self._engine, engines, graphs)
+
     def evaluate(self, job: Job) -> Evaluation:
         """Train the model of a job's genome and judge it on the validation rows.
 
@@ -196,7 +209,7 @@ class TransferTrainer:
 
     def _evaluate(self, job: Job, measures: dict[str, Measure]) -> tuple[Candidate, float]:
         """Return the trained candidate, stored unless it is worthless, and its objective."""
-        graph = self.space.graph(job.genome)
+        graph = self.space.graph(job.genome).without_dead_ends()
         measures |= {
             "layers": len(graph),
             "layers_transferred": 0,
@@ -207,7 +220,7 @@ class TransferTrainer:
         }
         if self._unreported:
             measures["transfer_error"] = self._unreported.popitem()[1]
-        engine = next(each for each in self._engines if each.supports(graph))
+        engine = next(each for each in self._engines if each.obstacle(graph) is None)
         measures["engine"] = engine.name
         resumption = self._resumption(job, engine)
         fetch = functools.partial(self._fetch, job, graph, resumption.task is None)
@@ -403,7 +416,7 @@ class TransferTrainer:
         if not math.isfinite(logs.pop("loss")):
             return math.nan
         (value,) = logs.values()
-        return value if self.application.mode == "max" else -value
+        return self.application.natural(value)
 
     def _put(
         self,

@@ -111,6 +111,23 @@ def test_every_block_says_what_it_is(page: Path) -> None:
         )
 
 
+def test_no_page_writes_where_another_has_written() -> None:
+    """A run directory is written once: whoever types page after page must not be refused."""
+    written: dict[str, str] = {}
+    makefile = (ROOT / "Makefile").read_text()
+    for name in re.findall(r"run=([\w/]+);", makefile):
+        written[name] = "Makefile"
+    assert written
+    for page in PAGES:
+        for block in blocks_of(page):
+            for line in block.code.splitlines() if block.language == "bash" else ():
+                if "--resume" in line or "cluster" in block.why_not:
+                    continue
+                for name in re.findall(r"--output_dir (\S+)", line):
+                    where = f"{page.name}:{block.line}"
+                    assert written.setdefault(name, where) == where, f"{name}: {where}"
+
+
 def test_the_architecture_names_files_that_exist() -> None:
     """Paths in the text and in its picture; in the picture, the second of a line lies beside it."""
     text = (ROOT / "ARCHITECTURE.md").read_text()

@@ -2,12 +2,13 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from graph_meta import extras
+from cpp_store import extras
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -45,6 +46,26 @@ def test_a_message_names_what_the_extra_brings(extra: str) -> None:
     assert extras.install(extra) == f"pip install {packages}"
 
 
+def test_a_module_that_is_missing_is_found_in_an_extra() -> None:
+    keras = ModuleNotFoundError("No module named 'keras'", name="keras.src")
+    line = extras.missing(keras)
+    assert line is not None and line.startswith("this needs keras, which is not installed: pip ")
+    assert '"keras>=' in line and '"tensorflow>=' in line
+    assert extras.missing(ModuleNotFoundError("mine", name="mine")) is None
+
+
+def test_a_command_says_in_a_line_which_package_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.keras").touch()
+    (tmp_path / "keras.py").write_text("raise ModuleNotFoundError('gone', name='keras')")
+    done = subprocess.run(
+        [sys.executable, "-m", "graph_meta.find_prefix", "a.keras", "a.keras"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("find_prefix: error: this needs keras, which is not installed")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_an_extra_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="no extra 'plot'"):
         extras.install("plot")
@@ -74,3 +95,10 @@ def test_each_long_step_says_before_what_it_takes(tmp_path: Path) -> None:
         at = next(i for i, line in enumerate(lines) if step in line)
         said = " ".join(lines[max(0, at - 2) : at])
         assert re.search(r"minutes|\d [MG]B", said), f"nothing said before {lines[at]}"
+
+
+def test_the_workflow_pins_its_actions_and_runs_what_we_run() -> None:
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    uses = re.findall(r"uses: (\S+)", text)
+    assert uses and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in uses)
+    assert ".ci/run" in text and "debian:12" in text and "secrets" not in text

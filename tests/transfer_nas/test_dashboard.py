@@ -169,7 +169,7 @@ def test_waits_for_a_search_to_begin(
     ("arguments", "complaint"),
     [
         (["POPULATION"], "holds a population, which nothing was trained of"),
-        (["RUN", "--port", "70000"], "--port must be from 0 to 65535"),
+        (["RUN", "--port", "70000"], "--port must be at most 65535"),
         (["RUN", "--interval", "0"], "--interval must be at least 0.1"),
         (["RUN", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
     ],

@@ -1,7 +1,9 @@
 """The manager and the serial host: what is kept, retired, counted, and how a failure looks."""
 
+import io
 import json
 import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from transfer_nas.search.evaluation import InProcess, checkpoints_path
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager, Status
-from transfer_nas.search.progress import PlainProgress, describe, seconds_left
+from transfer_nas.search.progress import Goal, PlainProgress, describe, patience, seconds_left
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 
@@ -40,7 +42,9 @@ class Evaluator:
 class Search:
     """A manager with everything that it reports to."""
 
-    def __init__(self, path: Path, max_evals: int, *, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, max_evals: int, *, resume: bool = False, give_up_after: int | None = None
+    ) -> None:
         begin = RunDirectory.resume if resume else RunDirectory.create
         self.directory = begin(path, SPACE, {}, {})
         self.retired: list[int] = []
@@ -54,6 +58,7 @@ class Search:
             retire=self._retire,
             report=self.reports.append,
             warn=self.warnings.append,
+            give_up_after=give_up_after,
         )
 
     def _retire(self, jobs: Sequence[int]) -> None:
@@ -233,3 +238,58 @@ def test_the_reason_of_a_failure_is_one_short_line() -> None:
     (long,) = Evaluation.failure(job, "x", error="word " * 999).measures.values()
     assert isinstance(long, str) and len(long) == 300 and long.endswith("…")
     assert Evaluation.failure(job, "x").measures == {}
+
+
+def failing(status: str, why: str) -> Callable[[Job], Evaluation]:
+    return lambda job: Evaluation.failure(job, status, error=why.format(job.id))
+
+
+def test_a_search_ends_when_nothing_works_for_one_reason(tmp_path: Path) -> None:
+    search = Search(tmp_path, 100, give_up_after=5)
+    search.run(failing("ValueError", "ValueError: expected 10 labels, found {}"))
+    status = search.manager.status
+    assert status.evaluations == status.failures == 5 and search.manager.hopeless
+    assert search.warnings == ["job 0 failed: ValueError: expected 10 labels, found 0"]
+    assert status.first_failure is not None and status.first_failure.job.id == 0
+
+    # Resumed, it tries once more, as what was wrong may have been put right.
+    again = Search(tmp_path, 100, resume=True, give_up_after=5)
+    again.run(failing("ValueError", "ValueError: expected 10 labels, found {}"))
+    assert again.manager.status.evaluations == 6 and again.manager.hopeless
+
+
+@pytest.mark.parametrize("which", ["one works", "other reasons", "other exceptions"])
+def test_a_search_goes_on_while_there_is_hope(tmp_path: Path, which: str) -> None:
+    def function(job: Job) -> Evaluation:
+        if job.id == 3 and which == "one works":
+            return Evaluation(job, DONE, 1.0)
+        reason = "abcdefghij"[job.id % 10] if which == "other reasons" else "a"
+        kind = "OSError" if which == "other exceptions" and job.id == 2 else "ValueError"
+        return failing(kind, reason)(job)
+
+    search = Search(tmp_path, 12, give_up_after=5)
+    search.run(function)
+    assert search.manager.status.evaluations == 12 and not search.manager.hopeless
+
+
+def test_people_read_the_metric_and_which_way_is_better() -> None:
+    found = status(best=Evaluation(Job(3, ()), DONE, -0.2925))  # type: ignore[arg-type]
+    assert "lowest mae 0.2925 (job 3)" in describe(found, None, Goal("mae", minimized=True))
+    assert Goal("mae", minimized=True).value(0.0) == 0.0
+    assert "-" not in str(Goal("mae", minimized=True).value(0.0))
+
+
+def test_progress_comes_before_the_first_evaluation_ends() -> None:
+    said = threading.Event()
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            said.set()
+            return super().write(text)
+
+    with patience(Terminal(), "loading", silent=0.01):
+        assert said.wait(60)
+    quick = io.StringIO()
+    with patience(quick, "loading", silent=3600):
+        pass
+    assert quick.getvalue() == ""

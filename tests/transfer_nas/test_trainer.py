@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import cpp_store
@@ -380,11 +383,52 @@ def test_what_plain_keras_opens_is_the_model(
     assert accuracy == pytest.approx(evaluation.objective, abs=1e-6)
 
 
-def test_less_is_better_where_the_application_says_so() -> None:
-    job, metric = Job(0, PARENT, None, seed=1), "sparse_categorical_crossentropy"
-    more = trainer(metric=metric, mode="max").evaluate(job).objective
-    less = trainer(metric=metric, mode="min").evaluate(job).objective
-    assert less == -more < 0
+@pytest.mark.parametrize("engine", ENGINES)
+def test_less_of_an_error_is_better(engine: str) -> None:
+    trains = trainer(metric="sparse_categorical_crossentropy", engine=engine)
+    objective = trains.evaluate(Job(0, PARENT, None, seed=1)).objective
+    assert objective < 0 < trains.application.natural(objective)
+
+
+LABELS = {
+    "float": lambda y: y.astype(np.float32),
+    "a column": lambda y: y.reshape(-1, 1),
+    "a list": lambda y: y.tolist(),
+    "objects": lambda y: y.astype(object),
+    "a series": lambda y: pd.Series(y, index=range(7, 7 + len(y))),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_labels_of_any_dtype_mean_the_same_to_all_engines(engine: str) -> None:
+    def load(relabelled: Callable[[Any], Any]) -> Data:
+        data = clusters()
+        frame = pd.DataFrame(data.x_train.astype(np.float64))
+        return Data(frame, relabelled(data.y_train), data.x_valid, relabelled(data.y_valid))
+
+    job = Job(0, PARENT, None, seed=1)
+    expected = trainer(engine=engine, epochs=1).evaluate(job)
+    for name, relabelled in LABELS.items():
+        load_them = functools.partial(load, relabelled)
+        for metric in ("accuracy", "acc"):
+            found = trainer(engine=engine, epochs=1, load=load_them, metric=metric).evaluate(job)
+            assert found.objective == pytest.approx(expected.objective), (name, metric)
+            assert found.measures["engine"] == expected.measures["engine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "NumPy trains, which is faster"),
+        ({"engine": "keras"}, "Keras trains, as was asked for"),
+        ({"optimizer": "Lion"}, "Keras trains, as the NumPy engine does not know the optimizer"),
+        ({"metric": "accuracy", "optimizer": "SGD"}, "NumPy trains"),
+        ({"epochs": 10**9}, "Keras trains, as a network of this space takes longer in NumPy"),
+    ],
+)
+def test_says_which_engine_trains_and_why(options: dict[str, Any], said: str) -> None:
+    line = trainer(**options).describe()
+    assert line.startswith(said) and "\n" not in line
 
 
 def test_several_inputs(tmp_path: Path) -> None:

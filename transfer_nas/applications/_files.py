@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from graph_meta import extras
+from cpp_store import extras
 from transfer_nas.errors import ApplicationError
 
 Matrix = npt.NDArray[np.float32]

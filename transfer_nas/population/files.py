@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from transfer_nas.errors import InputError
+from transfer_nas.search.journal import write_new
 from transfer_nas.spaces import Space
 
 DESCRIPTION = "population.json"
@@ -34,6 +36,9 @@ _ROW_GROUP = 8192
 # than generation does.
 _COMPRESSION = {"table": "lz4"}
 _TEMPORARY = ".part"
+
+MEMBERS = re.compile(r"members-\d{5,}-of-\d{5,}\.parquet(\.part)?")
+"""What files of a population are called."""
 
 _SCHEMA = pa.schema(
     [
@@ -191,9 +196,12 @@ def identity(description: Mapping[str, Any]) -> str:
 def write_description(directory: Path, description: Mapping[str, Any]) -> None:
     """Write ``population.json``, whole or not at all; from here on there is a population."""
     path = directory / DESCRIPTION
-    temporary = path.with_name(path.name + _TEMPORARY)
-    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        write_new(path, json.dumps(description, indent=2) + "\n")
+    except FileExistsError as cause:
+        raise PopulationError(
+            f"{path} was written by another run in the meantime; choose another directory"
+        ) from cause
 
 
 class Population:
@@ -362,7 +370,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
         raise PopulationError(
             f"{directory} holds no population: there is no {DESCRIPTION} in it"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise _damaged(path, error) from error
     version = description.get("format") if isinstance(description, dict) else None
     if version != FORMAT:

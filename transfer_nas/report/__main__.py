@@ -34,7 +34,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     content = page.content(found, against, given.labels, given.space)
     text = page.render(content)
     try:
-        output.write_text(text, encoding="utf-8")
+        # Names of directories may be any bytes.
+        output.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as cause:
         raise InputError(f"cannot write {output}: {cause.strerror}") from cause
     everything = [*found, *against]

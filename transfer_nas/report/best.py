@@ -80,9 +80,7 @@ def view(run: Run, architectures: Architectures) -> View:
     """Return the table of a run's best models and their architectures."""
     if run.best is None:
         return View("best", "Best models", missing="No evaluation has worked yet.")
-    good = np.flatnonzero(run.done)
-    # The best first, then the others; of equally good ones, the one that was there first.
-    ranked = good[np.lexsort((good != run.best, -run.objective[good]))].tolist()
+    ranked = run.ranking[:_ROWS].tolist()
     pictures = [
         (f"{place + 1}. {title}", svg)
         for place, row in enumerate(ranked[:_PICTURES])
@@ -93,7 +91,7 @@ def view(run: Run, architectures: Architectures) -> View:
     return View(
         "best",
         "Best models",
-        tables=[_table(run, ranked[:_ROWS])],
+        tables=[_table(run, ranked)],
         pictures=pictures,
         notes=() if architectures.space is not None else notes,
     )

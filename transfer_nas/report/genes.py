@@ -80,7 +80,7 @@ def view(run: Run, more: Sequence[Figure] = ()) -> View:
 
 
 def _chart(run: Run, good: charts.Integers, columns: list[int]) -> charts.Chart:
-    ranked = good[np.argsort(-run.objective[good], kind="stable")]
+    ranked = run.ranking
     best, others = ranked[: _LINES // 3], ranked[_LINES // 3 :]
     chosen = np.concatenate([best, others[charts.thinned(len(others), _LINES - len(best))]])
     chosen = chosen[::-1]  # the best are drawn last, in front

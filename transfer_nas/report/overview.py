@@ -11,7 +11,7 @@ import numpy as np
 
 from transfer_nas.report import charts, judged
 from transfer_nas.report.charts import Table, View
-from transfer_nas.report.progress import Group, layer_share
+from transfer_nas.report.progress import Group, share_transferred
 from transfer_nas.report.scale import Scale
 from transfer_nas.report.storage import whole_copies
 from transfer_nas.runs import FINISHED, IN_PROGRESS, Run
@@ -73,9 +73,9 @@ def _figures(group: Group) -> Iterator[tuple[str, str, str]]:
         yield best_figure(run, name if len(runs) > 1 else "")
     failed = f"{failures:,} failed" if failures else "none failed"
     yield "evaluations", f"{evaluations:,}", failed
-    shares = np.concatenate([layer_share(run) for run in runs]) if runs else np.empty(0)
-    if np.isfinite(shares).any():
-        yield "transferred", f"{np.nanmean(shares):.0%}", "of the children's layers"
+    share = share_transferred(runs)
+    if np.isfinite(share):
+        yield "transferred", f"{share:.0%}", "of the children's layers"
     stored = sum(float(np.nansum(run.measure("bytes_stored"))) for run in runs)
     whole = sum(float(np.nansum(whole_copies(run))) for run in runs)
     if stored:
@@ -132,7 +132,7 @@ def facts(groups: Sequence[Group]) -> View:
     for group in groups:
         for run, name in zip(group.runs, group.names, strict=True):
             scale = Scale.of(run)
-            share = layer_share(run)
+            share = share_transferred([run])
             rows.append(
                 [
                     *([group.name] if several else []),
@@ -143,7 +143,7 @@ def facts(groups: Sequence[Group]) -> View:
                     f"{len(run):,}",
                     f"{int((~run.done).sum()):,}",
                     "–" if run.best is None else scale.text(run.objective[run.best]),
-                    f"{np.nanmean(share):.0%}" if np.isfinite(share).any() else "–",
+                    f"{share:.0%}" if np.isfinite(share) else "–",
                 ]
             )
     columns = [

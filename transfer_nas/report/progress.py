@@ -98,14 +98,14 @@ def transfer(groups: Sequence[Group]) -> View:
     def share(run: Run) -> Floats:
         return charts.moving_mean(layer_share(run), _width(run))
 
-    shares = [float(np.nanmean(s)) for run in runs for s in [layer_share(run)] if _any(s)]
-    if not shares:
+    share_of_all = share_transferred(runs)
+    if not np.isfinite(share_of_all):
         return View(
             "transfer",
             "Transfer over time",
             missing="No child has been evaluated yet, or the runs measure no transfer.",
         )
-    label = f"{np.mean(shares):.0%} of the layers of children are transferred, on average."
+    label = f"{share_of_all:.0%} of all layers of children were transferred."
     if len(runs) == 1:
         run = runs[0]
         series = _share_lines(run, unit)
@@ -133,6 +133,16 @@ def transfer(groups: Sequence[Group]) -> View:
         "Transfer over time",
         figures=[Figure("transfer-share", "Share transferred", label, {"share": chart}, caption)],
     )
+
+
+def share_transferred(runs: Sequence[Run]) -> float:
+    """Return the share of all layers of children that were transferred; NaN if there are none.
+
+    As the summary of a search says it: large children count for more.
+    """
+    taken = sum(float(np.nansum(r.measure("layers_transferred")[r.parent >= 0])) for r in runs)
+    layers = sum(float(np.nansum(r.measure("layers")[r.parent >= 0])) for r in runs)
+    return taken / layers if layers else np.nan
 
 
 def layer_share(run: Run) -> Floats:

@@ -182,9 +182,8 @@ def _add_texts(packing: _Packing, name: str, texts: NDArray[np.object_], **about
 
 def _add_curves(packing: _Packing, run: Run) -> None:
     """Append what the ranks logged of each epoch, of the best evaluations and of failures."""
-    good, bad = np.flatnonzero(run.done), np.flatnonzero(~run.done)
-    ranked = good[np.argsort(-run.objective[good], kind="stable")]
-    shown = np.concatenate([ranked[: _CURVES[0]], bad[: _CURVES[1]]])
+    bad = np.flatnonzero(~run.done)
+    shown = np.concatenate([run.ranking[: _CURVES[0]], bad[: _CURVES[1]]])
     wanted = set(run.job[shown].tolist())
     try:
         curves = logs.epochs(run.path, wanted)

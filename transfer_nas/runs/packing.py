@@ -117,7 +117,7 @@ def read_packed(file: Path) -> Run:
     try:
         description: dict[str, Any] = json.loads(metadata[b"run.json"])
         summary: dict[str, Any] = json.loads(contents.get("summary.json", b"{}"))
-    except ValueError as cause:
+    except (RecursionError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: damaged ({cause})") from cause
     asked = contents.get("checkpoint", b"").count(b"\n")
     return Run(file, description, summary, FINISHED, asked, _untyped(table))

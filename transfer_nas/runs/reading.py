@@ -293,7 +293,7 @@ def _description(path: Path) -> dict[str, Any]:
         found = description["format"]
     except OSError as cause:
         raise RunDirectoryError(f"cannot read {file}: {cause.strerror}") from cause
-    except (KeyError, TypeError, ValueError) as cause:
+    except (KeyError, RecursionError, TypeError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: not a run's description ({cause})") from cause
     if found != FORMAT:
         raise wrong_format(file, found)
@@ -315,7 +315,7 @@ def _description(path: Path) -> dict[str, Any]:
 def _summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a run that is killed has none, or half of one
+    except (OSError, RecursionError, ValueError):  # a run that is killed has none, or half of one
         return {}
     return summary if isinstance(summary, dict) else {}
 

@@ -72,7 +72,10 @@ class Finalists:
 
 
 def retrain(
-    finalists: Sequence[Evaluation], trainer: TransferTrainer, directory: Path
+    finalists: Sequence[Evaluation],
+    trainer: TransferTrainer,
+    directory: Path,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Train models for their application's epochs, from the weights that they have.
 
@@ -86,6 +89,8 @@ def retrain(
         Of the search.
     directory
         Where ``retrained-JOB.keras`` and ``retrained.json`` are written.
+    say
+        Takes a line about each.
 
     Returns
     -------
@@ -96,8 +101,9 @@ def retrain(
         Policy("finetune", child_epochs=trainer.application.epochs), trainer.application.epochs
     )
     results = []
-    for before in finalists:
+    for number, before in enumerate(finalists, 1):
         found = before.job
+        say(f"retraining job {found.id} for {fully.epochs} epochs ({number} of {len(finalists)})")
         after = fully.evaluate(Job(found.id + _RETRAINED, found.genome, found.id, found.seed))
         result: dict[str, Any] = {
             "job": before.job.id,

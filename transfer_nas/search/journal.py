@@ -137,7 +137,7 @@ def read_lines(content: bytes, name: str, parse: Callable[[str], T]) -> Found[T]
         try:
             found.entries.append(parse(line.decode()))
             kept.append(line + b"\n")
-        except (KeyError, TypeError, ValueError, OverflowError) as cause:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as cause:
             found.damage.append(f"{name}, line {number}: {cause}; it is left out")
     found.kept = b"".join(kept)
     return found

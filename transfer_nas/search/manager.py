@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ class Status:
         Seconds since this process began to search.
     fresh
         Number of evaluations since then.
+    first_failure
+        The first evaluation that failed; None while there is none.
     """
 
     evaluations: int
@@ -62,6 +65,7 @@ class Status:
     seconds: float
     here: float
     fresh: int
+    first_failure: Evaluation | None = None
 
     @property
     def evaluations_per_second(self) -> float:
@@ -72,6 +76,16 @@ class Status:
     def share_transferred(self) -> float:
         """Share of the children's layers that were transferred, in [0, 1]."""
         return self.layers_transferred / self.layers if self.layers else 0.0
+
+
+def explain(failure: Evaluation) -> str:
+    """Return why an evaluation failed, for people."""
+    return str(failure.measures.get("error") or failure.status)
+
+
+def _reason(failure: Evaluation) -> tuple[str, str]:
+    """Return what failures for one reason have in common: numbers differ from job to job."""
+    return failure.status, re.sub(r"\d+", "#", str(failure.measures.get("error", "")))
 
 
 class Manager:
@@ -101,6 +115,14 @@ class Manager:
         Called with a line about what the user should know at once.
     observe
         Called with each evaluation once it is written down.
+    give_up_after
+        If so many evaluations fail before one works, all for the same reason, the search ends;
+        None: it does not.
+
+    Attributes
+    ----------
+    hopeless
+        Whether it ended so.
     """
 
     def __init__(
@@ -113,6 +135,7 @@ class Manager:
         report: Callable[[Status], None],
         warn: Callable[[str], None],
         observe: Callable[[Evaluation], None] | None = None,
+        give_up_after: int | None = None,
     ) -> None:
         self._algorithm = algorithm
         self._directory = directory
@@ -121,6 +144,11 @@ class Manager:
         self._report = report
         self._warn = warn
         self._observe = observe
+        self._give_up_after = give_up_after
+        self._first_failure: Evaluation | None = None
+        self._alike = True  # nothing has worked, and all failures have one reason
+        self._explained = False
+        self.hopeless = False
         self._unobserved: list[Evaluation] = []
         self._warned = False
         self._stopped = False
@@ -188,6 +216,7 @@ class Manager:
             seconds=float(self._directory.clock(self._last_result)),
             here=time.monotonic() - self._begun,
             fresh=self._evaluations - self._found,
+            first_failure=self._first_failure,
         )
 
     def stop(self) -> None:
@@ -242,6 +271,8 @@ class Manager:
         best = self._count(evaluation)
         if evaluation.objective > best_then or not evaluation.done:
             self._undecided.append((evaluation, best))
+        if not evaluation.done:
+            self._despair(evaluation)
         if "transfer_error" in measures and not self._warned:
             self._warned = True  # once is enough: results.csv has them all
             error = measures["transfer_error"]
@@ -286,12 +317,24 @@ class Manager:
             self._sums[name] += int(measures.get(name, 0))
         if not evaluation.done:
             self._failures += 1
+            self._first_failure = self._first_failure or evaluation
+            self._alike = self._alike and _reason(evaluation) == _reason(self._first_failure)
             return False
+        self._alike = False
         self._sums["bytes_whole_copy"] += int(measures.get("bytes_whole_copy", 0))
         if evaluation.objective <= self.best_objective:
             return False
         self._best = evaluation
         return True
+
+    def _despair(self, failure: Evaluation) -> None:
+        """Say why the first evaluation fails; end the search if all fail for one reason."""
+        if not self._explained:
+            self._explained = True  # once is enough: results.csv has them all
+            self._warn(f"job {failure.job.id} failed: {explain(failure)}")
+        if self._alike and self._failures >= (self._give_up_after or math.inf):
+            self.hopeless = True
+            self.stop()
 
     def _keep_model(self, evaluation: Evaluation, *, best: bool) -> None:
         candidate = candidate_path(self._directory.path, evaluation.job)

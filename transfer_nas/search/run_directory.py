@@ -403,7 +403,7 @@ def load_description(path: Path) -> dict[str, Any]:
         ) from cause
     except RunDirectoryError:
         raise
-    except (KeyError, TypeError, ValueError) as cause:
+    except (KeyError, RecursionError, TypeError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: not a run's description ({cause})") from cause
     assert isinstance(description, dict)
     return description

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -112,18 +112,16 @@ class Space(ABC):
 
     def __init__(
         self,
-        input_shapes: Sequence[Sequence[int]],
+        input_shapes: Sequence[Sequence[int]] | Sequence[int] | int,
         output_units: int,
         output_activation: str | None = None,
     ) -> None:
-        self.input_shapes = tuple(tuple(int(axis) for axis in shape) for shape in input_shapes)
+        try:
+            self.input_shapes = shapes_of(input_shapes)
+        except SpaceError as wrong:
+            raise SpaceError(f"space {self.name}: {wrong}") from wrong
         self.output_units = int(output_units)
         self.output_activation = output_activation
-        if not self.input_shapes or any(axis < 1 for shape in self.input_shapes for axis in shape):
-            raise SpaceError(
-                f"space {self.name}: expected the shapes of one input or more, each without the "
-                f"batch axis, found {list(self.input_shapes)}"
-            )
         if self.output_units < 1:
             raise SpaceError(
                 f"space {self.name}: output_units must be positive, not {output_units}"
@@ -235,3 +233,37 @@ class Space(ABC):
         """Add the output layer and return the finished graph."""
         head = layers.dense(self.output_units, activation=self.output_activation or "linear")
         return builder.build(builder.add(head, edge))
+
+
+def shapes_of(given: Any) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of inputs, each without the batch axis, from what a user writes.
+
+    A number, or one number in a list, is one input of that width.
+
+    Raises
+    ------
+    SpaceError
+        It is something else, or may mean two things.
+    """
+    whole = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if len(whole) == 1 and _is_axis(whole[0]):
+        whole = (whole,)
+    if len(whole) > 1 and all(map(_is_axis, whole)):
+        axes = ", ".join(map(str, whole))
+        raise SpaceError(
+            f"input_shapes={given!r} may mean one input or several: write [({axes})] for one of "
+            f"these axes, or [{', '.join(f'({axis},)' for axis in whole)}] for {len(whole)} inputs"
+        )
+    shapes = [tuple(shape) if isinstance(shape, Iterable) else None for shape in whole]
+    if not shapes or not all(
+        shape is not None and all(_is_axis(axis) and axis > 0 for axis in shape) for shape in shapes
+    ):
+        raise SpaceError(
+            "expected the shapes of one input or more, each without the batch axis, such as "
+            f"[(8, 8)], found {given!r}"
+        )
+    return tuple(tuple(map(int, shape)) for shape in shapes if shape is not None)
+
+
+def _is_axis(value: object) -> bool:
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool | np.ndarray)

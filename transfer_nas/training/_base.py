@@ -103,8 +103,8 @@ class Engine(ABC):
     is_slow_to_build: ClassVar[bool] = False
 
     @abstractmethod
-    def supports(self, graph: LayerGraph) -> bool:
-        """Whether this engine can train that network as Keras would."""
+    def obstacle(self, graph: LayerGraph) -> str | None:
+        """Return why this engine cannot train that network as Keras would; None: it can."""
 
     @abstractmethod
     def candidate(self, graph: LayerGraph, seed: int) -> Candidate:

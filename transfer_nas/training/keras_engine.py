@@ -51,9 +51,8 @@ class KerasEngine(Engine):
         self._batch_size = batch_size
         self._cache_bytes = cache_bytes
 
-    def supports(self, graph: LayerGraph) -> bool:
-        """Whatever Keras can build."""
-        return True
+    def obstacle(self, graph: LayerGraph) -> None:
+        """See `Engine`: there is none, as Keras has built it."""
 
     def candidate(self, graph: LayerGraph, seed: int) -> KerasCandidate:
         """See `Engine`."""
@@ -168,12 +167,13 @@ def compile_model(model: keras.Model, application: Application) -> None:
     """Compile a model as the application says; its optimizer is new."""
     import keras
 
-    optimizer = keras.optimizers.get(application.optimizer)
+    terms = application.terms
+    optimizer = keras.optimizers.get(terms.optimizer)
     optimizer.learning_rate = application.learning_rate
     model.compile(
         optimizer=optimizer,
-        loss=application.loss,
-        metrics=[application.metric],
+        loss=terms.loss,
+        metrics=[terms.metric],
         jit_compile=keras.backend.backend() == "jax",  # it has no other way to run fast
     )
 

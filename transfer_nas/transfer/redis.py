@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 import cpp_store
-from graph_meta import LayerGraph, extras
+from cpp_store import extras
+from graph_meta import LayerGraph
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
 from transfer_nas.transfer._copies import describe, graph_of, table_of, version_of, whole_copy

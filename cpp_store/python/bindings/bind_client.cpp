@@ -13,6 +13,7 @@
 #include "cpp_store/keys.hpp"
 #include "cpp_store/libfabric.hpp"
 #include "cpp_store/server.hpp"
+#include "forks.hpp"
 
 namespace py = pybind11;
 
@@ -26,16 +27,16 @@ void check_signals() {
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, std::string key,
-                              bool same_host, bool encrypt, std::size_t replicas) {
+Ours<Cluster> open(std::vector<std::string> servers, double timeout, std::string key,
+                   bool same_host, bool encrypt, std::size_t replicas) {
     if (!(timeout > 0) || timeout > 1e9) {
         throw Error(Errc::invalid_argument, "a time-out of " + std::to_string(timeout) +
                                                 " s; it is a positive number of seconds");
     }
     const py::gil_scoped_release release;
-    return std::make_unique<Cluster>(Cluster::Options{
+    return Ours<Cluster>(new Cluster(Cluster::Options{
         std::move(servers), std::chrono::milliseconds(std::llround(std::ceil(timeout * 1000))),
-        std::move(key), &check_signals, same_host, encrypt, replicas});
+        std::move(key), &check_signals, same_host, encrypt, replicas}));
 }
 
 std::uint64_t put(Cluster& cluster, std::string model, const py::dict& tensors,
@@ -205,8 +206,8 @@ py::list stats(Cluster& cluster) {
     return out;
 }
 
-std::unique_ptr<Server> serve(std::string address, const std::shared_ptr<Store>& store,
-                              unsigned threads, std::string key, bool insecure, bool encrypt) {
+Ours<Server> serve(std::string address, const std::shared_ptr<Store>& store, unsigned threads,
+                   std::string key, bool insecure, bool encrypt) {
     Server::Options options;
     options.address = std::move(address);
     options.threads = threads;
@@ -215,12 +216,13 @@ std::unique_ptr<Server> serve(std::string address, const std::shared_ptr<Store>&
     options.encrypt = encrypt;
     options.log_level = LogLevel::warning;  // it shares its process's standard error
     const py::gil_scoped_release release;
-    return std::make_unique<Server>(store, std::move(options));
+    return Ours<Server>(new Server(store, std::move(options)));
 }
 
 void bind_cluster(py::module_& m) {
     using Unlocked = py::call_guard<py::gil_scoped_release>;
-    py::class_<Cluster> type(m, "RemoteStore", "The client of servers: cpp_store.connect().");
+    py::class_<Cluster, Ours<Cluster>> type(m, "RemoteStore",
+                                            "The client of servers: cpp_store.connect().");
     type.def(py::init(&open), py::arg("servers"), py::arg("timeout"), py::arg("key"),
              py::arg("same_host"), py::arg("encrypt"), py::arg("replicas"));
     type.def("put", &put, py::arg("model"), py::arg("tensors"), py::arg("table"),
@@ -260,7 +262,8 @@ void bind_cluster(py::module_& m) {
 
 void bind_client(py::module_& m) {
     bind_cluster(m);
-    py::class_<Server> server(m, "Server", "A store behind an address: cpp_store.serve().");
+    py::class_<Server, Ours<Server>> server(m, "Server",
+                                            "A store behind an address: cpp_store.serve().");
     server.def(py::init(&serve), py::arg("address"), py::arg("store"), py::arg("threads"),
                py::arg("key"), py::arg("insecure"), py::arg("encrypt"));
     server.def_property_readonly("address", &Server::address);

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpp_store import _core, _disk_commands, _files, command_line
+from cpp_store import _core, _disk_commands, _files, command_line, ranges
 from cpp_store._core import ModelInfo, NotFound
 from cpp_store._server import connect
 from cpp_store._store import Store
@@ -41,7 +42,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _on_servers(given: argparse.Namespace) -> int:
-    key = "" if given.key_file is None else _core.read_key_file(given.key_file)
+    key = "" if given.key_file is None else _core.read_key_file(os.fsencode(given.key_file))
     with connect(given.address, timeout=given.timeout, key=key) as store:
         code: int = given.command(store, given)
     return code
@@ -49,7 +50,7 @@ def _on_servers(given: argparse.Namespace) -> int:
 
 def keygen(given: argparse.Namespace) -> int:
     """Write a new key to a new file that only its owner can read."""
-    _core.make_key_file(given.file)
+    _core.make_key_file(os.fsencode(given.file))
     return OK
 
 
@@ -225,7 +226,7 @@ def _add_connection(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=ranges.SECONDS,
         default=10.0,
         metavar="SECONDS",
         help="for each call, besides the time for its bytes (default: 10)",
@@ -268,7 +269,7 @@ def _parser() -> Parser:
     each.add_argument("file", metavar="FILE", help="of cpp-store get, or of any other program")
     each.add_argument("--model", metavar="ID", help="default: the file's, or its name")
     each.add_argument("--namespace", help="default: the file's, or the empty one")
-    each.add_argument("--score", type=float, help="default: the file's, or 0")
+    each.add_argument("--score", type=ranges.FINITE, help="default: the file's, or 0")
 
     each = add("rm", remove, "Retire models: their memory is free once no other inherits it.")
     each.add_argument("models", metavar="MODEL", nargs="+", help="ids")

@@ -3,7 +3,8 @@
 A command is a function that returns an exit code. `run` calls it, and makes one line, or silence,
 of whatever is wrong with what it was given and with where its output goes:
 
-* bad input (`InputError`), an error of the store, a named file that cannot be used: a line, 2;
+* bad input (`InputError`), an error of the store, a named file that cannot be used, a package of an
+  extra that is not installed: a line, 2;
 * standard output that cannot be written, for instance for want of room: a line, 1;
 * a reader of standard output that has gone (``| head``): silence, 141;
 * Ctrl-C: silence, 130.
@@ -28,6 +29,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TextIO
+
+from cpp_store import extras
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -106,6 +109,8 @@ def explained(error: BaseException) -> tuple[int, str] | None:
         if error.filename is None:
             return FAILED, why
         return BAD_INPUT, f"{os.fsdecode(error.filename)}: {why}"
+    if isinstance(error, ModuleNotFoundError) and (line := extras.missing(error)) is not None:
+        return BAD_INPUT, line
     return None
 
 
@@ -136,6 +141,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint instead of ending the process."""
+        if ": must be " in message:  # of `ranges.Range`: "argument --port: must be at most …"
+            raise self.complaint(message.removeprefix("argument ").replace(": must", " must", 1))
         raise self.complaint(f"{message} ({self.prog} --help lists the flags)")
 
     def print_help(self, file: Any = None) -> None:
@@ -173,12 +180,6 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 flags.update(*(parser._flags() for parser in action.choices.values()))
         return flags
-
-
-def at_least(flag: str, value: float, least: float) -> None:
-    """Raise InputError, naming the flag, if its value is too small, or not a number."""
-    if not value >= least:
-        raise InputError(f"--{flag} must be at least {least:g}, not {value:g}")
 
 
 def print_json(value: object) -> None:

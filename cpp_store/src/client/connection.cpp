@@ -167,7 +167,6 @@ Connection::~Connection() {
         static_cast<void>(knock_.release());
         return;
     }
-    if (local_) local_->close();
     if (endpoint_ && broken_.empty()) {
         send_locked(wire::Operation::bye, ++last_call_, {});
         // Messages this small leave at once, unless the server does not read: then it is no loss.

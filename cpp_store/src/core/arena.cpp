@@ -40,18 +40,19 @@ constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t unit) noexce
 }
 
 // A memory file, mapped. Everything before `touched` has been allocated or pre-faulted at least
-// once and is resident; what lies behind it is fresh and nobody's.
+// once; what lies behind it is fresh and nobody's.
 struct Region {
     int fd = -1;
     std::byte* base = nullptr;
     std::uint64_t size = 0;
     std::uint64_t touched = 0;
     std::map<std::uint64_t, std::uint64_t> free;  // offset -> size, before `touched`, coalesced
+    std::vector<bool> resident;                   // by page: the kernel has given it
     bool closing = false;                         // being given back to the kernel
 
     using Block = std::map<std::uint64_t, std::uint64_t>::iterator;
 
-    explicit Region(std::uint64_t bytes) : size(bytes) {
+    explicit Region(std::uint64_t bytes) : size(bytes), resident(bytes / page) {
         fd = ::memfd_create("cpp_store", MFD_CLOEXEC);
         if (fd < 0) throw std::system_error(errno, std::generic_category(), "memfd_create");
         if (::ftruncate(fd, static_cast<off_t>(size)) != 0) fail("ftruncate");
@@ -69,6 +70,22 @@ struct Region {
         ASAN_UNPOISON_MEMORY_REGION(base, size);
         ::munmap(base, size);
         ::close(fd);
+    }
+
+    struct Pages {  // [first, last), and how many of them are not resident
+        std::uint64_t first = 0;
+        std::uint64_t last = 0;
+        std::uint64_t missing = 0;
+    };
+    // Those of [from, to), without any that are resident at either end.
+    [[nodiscard]] Pages missing(std::uint64_t from, std::uint64_t to) const {
+        Pages pages;
+        for (std::uint64_t i = from / page; i < round_up(to, page) / page; ++i) {
+            if (resident[i]) continue;
+            if (pages.missing++ == 0) pages.first = i;
+            pages.last = i + 1;
+        }
+        return pages;
     }
 
     // Makes the pages that hold [from, to) resident. Returns false if the kernel has no memory.
@@ -131,7 +148,9 @@ struct Arena::Impl {
     std::uint64_t used = 0;
     std::uint64_t high_water = 0;
     std::uint64_t mapped = 0;
-    std::uint64_t warm_free = 0;  // sum of all free blocks
+    // Bytes of pages that the kernel has given us, or is about to. What is free in pieces that do
+    // not suit is given back before there is more than the limit of it.
+    std::uint64_t resident = 0;
     // The least that was free within the current window of `linger`: what nobody needed in it.
     std::uint64_t least_free = 0;
     bool window_open = false;
@@ -179,7 +198,12 @@ struct Arena::Impl {
         const auto index = static_cast<std::size_t>(id);
         return id >= 0 && index < regions.size() ? regions[index].get() : nullptr;
     }
-    Extent take(int id, std::uint64_t offset, std::uint64_t size) noexcept;
+    struct Taken {
+        Extent extent;
+        Region::Pages pages;  // that it lacks, counted as resident already
+    };
+    Taken find(std::uint64_t size);
+    Taken take(int id, std::uint64_t offset, std::uint64_t size) noexcept;
     template <typename Condition>
     int find_region(Condition suits) const;  // -1 if none does
     int add_region(std::uint64_t size);
@@ -188,7 +212,14 @@ struct Arena::Impl {
                      std::uint64_t size) noexcept;
     void erase_free(int id, Region::Block block) noexcept;
     void leave_limbo() noexcept;
-    std::uint64_t touched() const noexcept;
+    [[nodiscard]] std::uint64_t warm_free() const noexcept {
+        return resident - std::min(resident, used);
+    }
+    void set_resident(Region& region, std::uint64_t from, std::uint64_t to, bool is) noexcept;
+    void punch_free(std::uint64_t bytes) noexcept;
+    [[nodiscard]] std::uint64_t most_resident() const noexcept {
+        return options.limit + std::max(options.limit / 10, huge_page);
+    }
     [[noreturn]] void fail(std::uint64_t need, const std::string& why) const;
 
     // The background thread.
@@ -217,7 +248,32 @@ Extent Arena::Impl::allocate(std::uint64_t bytes) {
     if (size > options.limit || used > options.limit - size) fail(size, "");
     leave_limbo();
 
-    // Warm memory first: best fit, the lowest region and offset among equals.
+    // What is free first: best fit, the lowest region and offset among equals.
+    const auto [extent, pages] = find(size);
+    if (pages.missing == 0) return extent;
+    Region& region = *regions[static_cast<std::size_t>(extent.region)];
+    if (resident > options.limit) punch_free(resident - options.limit);
+    const bool is_too_much = resident > most_resident();
+    lock.unlock();
+    // The extent is ours already, so the region stays.
+    const bool is_populated =
+        !is_too_much && region.populate(pages.first * page, pages.last * page);
+    lock.lock();
+    resident -= pages.missing * page;
+    if (is_populated) {
+        // Others may have done the same with the first page, or the last.
+        set_resident(region, extent.offset, extent.offset + size, true);
+        return extent;
+    }
+    lock.unlock();
+    release(extent);
+    lock.lock();
+    fail(size, is_too_much ? "; what is free is in pieces smaller than a page"
+                           : "; the machine has no memory left");
+}
+
+// Expects the mutex to be held.
+Arena::Impl::Taken Arena::Impl::find(std::uint64_t size) {
     if (const auto fit = by_size.lower_bound({size, -1, 0}); fit != by_size.end()) {
         const auto [length, id, offset] = *fit;
         return take(id, offset, size);
@@ -226,22 +282,45 @@ Extent Arena::Impl::allocate(std::uint64_t bytes) {
     if (id < 0) id = add_region(size);
     Region& region = *regions[static_cast<std::size_t>(id)];
     const std::uint64_t offset = region.tail();
-    const std::uint64_t fresh = region.touched;
-    insert_free(id, fresh, offset + size - fresh);
+    insert_free(id, region.touched, offset + size - region.touched);
     region.touched = offset + size;
-    const Extent extent = take(id, offset, size);
-    lock.unlock();
-    // The extent is ours already, so the region stays.
-    if (!region.populate(fresh, offset + size)) {
-        release(extent);
-        lock.lock();
-        fail(size, "; the machine has no memory left");
+    return take(id, offset, size);
+}
+
+// Of whole pages in [from, to) that become what they were not.
+void Arena::Impl::set_resident(Region& region, std::uint64_t from, std::uint64_t to,
+                               bool is) noexcept {
+    const std::uint64_t last = is ? round_up(to, page) : round_down(to, page);
+    for (std::uint64_t i = (is ? from : round_up(from, page)) / page; i < last / page; ++i) {
+        if (region.resident[i] == is) continue;
+        region.resident[i] = is;
+        resident = is ? resident + page : resident - page;
     }
-    return extent;
+}
+
+// Gives back so much, and a little more, of the pages that are free, of the largest pieces first.
+void Arena::Impl::punch_free(std::uint64_t bytes) noexcept {
+    bytes += options.limit / 64;  // so that the next allocations need not look for more
+    const std::uint64_t least = resident - std::min(resident, bytes);
+    for (auto block = by_size.rbegin(); block != by_size.rend() && resident > least; ++block) {
+        const auto [size, id, offset] = *block;
+        Region& region = *regions[static_cast<std::size_t>(id)];
+        const std::uint64_t end = round_down(offset + size, page);
+        for (std::uint64_t at = round_up(offset, page); at < end && resident > least; at += page) {
+            if (!region.resident[at / page]) continue;
+            const std::uint64_t from = at;
+            while (at < end && region.resident[at / page] && at - from < resident - least) {
+                at += page;
+            }
+            region.punch(from, at);
+            set_resident(region, from, at, false);
+        }
+        if (size < page) return;
+    }
 }
 
 // Cuts an extent from the start of the free block that lies at `offset`.
-Extent Arena::Impl::take(int id, std::uint64_t offset, std::uint64_t size) noexcept {
+Arena::Impl::Taken Arena::Impl::take(int id, std::uint64_t offset, std::uint64_t size) noexcept {
     Region& region = *regions[static_cast<std::size_t>(id)];
     const auto block = region.free.find(offset);
     const std::uint64_t length = block->second;
@@ -250,13 +329,15 @@ Extent Arena::Impl::take(int id, std::uint64_t offset, std::uint64_t size) noexc
     } else {
         erase_free(id, block);
     }
-    least_free = std::min(least_free, warm_free);
+    const Region::Pages pages = region.missing(offset, offset + size);
+    resident += pages.missing * page;
     used += size;
+    least_free = std::min(least_free, warm_free());
     ++allocations;
     high_water = std::max(high_water, used);
     if (wants_prefault() && (!awaits_quiet || is_short())) wake->notify_one();
     ASAN_UNPOISON_MEMORY_REGION(region.base + offset, size);
-    return {region.base + offset, size, id, offset};
+    return {{region.base + offset, size, id, offset}, pages};
 }
 
 template <typename Condition>
@@ -305,7 +386,6 @@ void Arena::Impl::insert_free(int id, std::uint64_t offset, std::uint64_t size) 
             region.free.erase(block);
             throw;
         }
-        warm_free += size;
     }
 }
 
@@ -314,7 +394,6 @@ void Arena::Impl::insert_free(int id, std::uint64_t offset, std::uint64_t size) 
 void Arena::Impl::change_free(int id, Region::Block block, std::uint64_t offset,
                               std::uint64_t size) noexcept {
     Region& region = *regions[static_cast<std::size_t>(id)];
-    warm_free += size - block->second;
     auto sized = by_size.extract({block->second, id, block->first});
     sized.value() = {size, id, offset};
     by_size.insert(std::move(sized));
@@ -329,7 +408,6 @@ void Arena::Impl::change_free(int id, Region::Block block, std::uint64_t offset,
 }
 
 void Arena::Impl::erase_free(int id, Region::Block block) noexcept {
-    warm_free -= block->second;
     by_size.erase({block->second, id, block->first});
     regions[static_cast<std::size_t>(id)]->free.erase(block);
 }
@@ -347,7 +425,7 @@ void Arena::Impl::release(const Extent& extent) noexcept {
         limbo = ::new (static_cast<void*>(extent.data)) Limbo{extent, limbo};
         return;
     }
-    if (!window_open && warm_free > options.ahead) wake->notify_one();
+    if (!window_open && warm_free() > options.ahead) wake->notify_one();
 }
 
 void Arena::Impl::leave_limbo() noexcept {
@@ -363,14 +441,6 @@ void Arena::Impl::leave_limbo() noexcept {
     }
 }
 
-std::uint64_t Arena::Impl::touched() const noexcept {
-    std::uint64_t sum = 0;
-    for (const auto& region : regions) {
-        if (region) sum += round_up(region->touched, page);
-    }
-    return sum;
-}
-
 void Arena::Impl::fail(std::uint64_t need, const std::string& why) const {
     throw Error(Errc::out_of_memory, "need " + std::to_string(need) + " bytes, limit " +
                                          std::to_string(options.limit) + ", used " +
@@ -378,11 +448,11 @@ void Arena::Impl::fail(std::uint64_t need, const std::string& why) const {
 }
 
 bool Arena::Impl::wants_prefault() const noexcept {
-    return warm_free < options.ahead && used + warm_free < options.limit && !kernel_full;
+    return warm_free() < options.ahead && resident < options.limit && !kernel_full;
 }
 
 bool Arena::Impl::is_short() const noexcept {
-    return warm_free < options.ahead / 4;
+    return warm_free() < options.ahead / 4;
 }
 
 // Whether nobody allocates for a moment. Touching pages takes a processor, and the kernel's time
@@ -402,17 +472,17 @@ void Arena::Impl::keep() {
     while (!stop) {
         if (wants_prefault()) {
             if (is_short() || is_quiet(lock)) prefault(lock);
-        } else if (warm_free > options.ahead || kernel_full) {
+        } else if (warm_free() > options.ahead || kernel_full) {
             // Nothing to do now, but perhaps after a while without need for the surplus.
             window_open = true;
-            least_free = warm_free;
+            least_free = warm_free();
             wake->wait_for(lock, options.linger, [this] { return stop || wants_prefault(); });
             window_open = false;
             kernel_full = false;
             if (!stop && least_free > options.ahead) trim(lock);
         } else {
             wake->wait(lock,
-                       [this] { return stop || wants_prefault() || warm_free > options.ahead; });
+                       [this] { return stop || wants_prefault() || warm_free() > options.ahead; });
         }
     }
 }
@@ -429,17 +499,18 @@ void Arena::Impl::prefault(std::unique_lock<std::mutex>& lock) {
     Region& region = *regions[static_cast<std::size_t>(id)];
     const std::uint64_t from = region.touched;
     const std::uint64_t want =
-        std::min({prefault_chunk, options.ahead - warm_free, options.limit - used - warm_free});
+        std::min({prefault_chunk, options.ahead - warm_free(), options.limit - resident});
     const std::uint64_t to = std::min(round_up(from + want, page), region.size);
     lock.unlock();
-    const bool resident = region.populate(from, to);
+    const bool is_populated = region.populate(from, to);
     lock.lock();
-    kernel_full = !resident;
+    kernel_full = !is_populated;
     // In the second case, allocate() went past us meanwhile and touched them itself.
-    if (!resident || region.touched >= to) return;
+    if (!is_populated || region.touched >= to) return;
     try {
         insert_free(id, region.touched, to - region.touched);
         region.touched = to;
+        set_resident(region, from, to, true);
     } catch (const std::bad_alloc&) {
         kernel_full = true;
     }
@@ -451,9 +522,9 @@ void Arena::Impl::trim(std::unique_lock<std::mutex>& lock) {
     std::uint64_t surplus = least_free - options.ahead;
     for (std::size_t id = regions.size(); id-- > 0 && surplus > 0 && !stop;) {
         if (!regions[id]) continue;
-        const std::uint64_t before = warm_free;
+        const std::uint64_t before = warm_free();
         trim_tail(static_cast<int>(id), surplus, lock);
-        const std::uint64_t given = before > warm_free ? before - warm_free : 0;
+        const std::uint64_t given = before > warm_free() ? before - warm_free() : 0;
         surplus -= std::min(surplus, given);
     }
 }
@@ -474,10 +545,12 @@ void Arena::Impl::trim_tail(int id, std::uint64_t surplus, std::unique_lock<std:
     } else {
         erase_free(id, region.free.find(start));
     }
+    set_resident(region, cut, end, false);
     lock.unlock();
     region.punch(cut, end);
     lock.lock();
     if (whole) {
+        set_resident(region, 0, round_up(end, page), false);
         mapped -= region.size;
         regions[static_cast<std::size_t>(id)].reset();
     } else if (region.touched == end) {
@@ -519,7 +592,7 @@ int Arena::region_fd(int region) const {
 
 Arena::Stats Arena::stats() const {
     const std::lock_guard lock(impl_->mutex);
-    return {impl_->options.limit, impl_->used, impl_->high_water, impl_->mapped, impl_->touched()};
+    return {impl_->options.limit, impl_->used, impl_->high_water, impl_->mapped, impl_->resident};
 }
 
 }  // namespace cpp_store

@@ -36,6 +36,8 @@ void Store::acquire(std::string_view owner, std::span<const LayerKey> keys,
     }
     lock.unlock();
     for (const durable::Wait& wait : waits) wait.get();
+    // A model elsewhere is about to count on it, and its server may live longer than this one.
+    if (!impl_->journal->is_sync()) impl_->journal->flush();
 }
 
 void Store::Impl::log_release(const std::string& holder,

@@ -66,7 +66,18 @@ std::filesystem::path without_links_above(const std::filesystem::path& path) {
 
 }  // namespace
 
-Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
+Catalogue::Catalogue(const std::filesystem::path& path, bool may_make) : path_(path) {
+    const auto check_is_there = [&](bool is_there) {
+        if (is_there || may_make) return;
+        throw Error(Errc::storage,
+                    path.string() +
+                        " is missing or empty, though the data directory has segments or a log: "
+                        "expected the catalogue and its -wal; put them back, or cpp-store check "
+                        "--repair moves the rest to aside/ and begins anew");
+    };
+    std::error_code missing;
+    const std::uintmax_t size = std::filesystem::file_size(path, missing);
+    check_is_there(!missing && size > 0);  // else SQLite would remove its log
     route_sqlite_calls();
     // Only ever used by one thread at a time.
     const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX |
@@ -93,6 +104,8 @@ Catalogue::Catalogue(const std::filesystem::path& path) : path_(path) {
             if ((sqlite3_errcode(database_) & 0xff) != SQLITE_NOTADB) throw;
             throw Error(Errc::invalid_argument, path.string() + " is no catalogue of a store");
         }
+        is_new_ = tables == 0;
+        check_is_there(!is_new_);
         const std::uint64_t version = number("PRAGMA user_version");
         if (tables > 0 && number("PRAGMA application_id") != application) {
             throw Error(Errc::invalid_argument, path.string() + " is no catalogue of a store");

@@ -29,11 +29,14 @@ class Catalogue {
     static constexpr int format = 3;
 
     // Opens or makes it; one of an older format becomes one of this format. Throws
-    // Errc::invalid_argument for a file that is no catalogue, or is one of a newer format.
-    explicit Catalogue(const std::filesystem::path& path);
+    // Errc::invalid_argument for a file that is no catalogue, or is one of a newer format, and
+    // Errc::storage for one that is not there or is empty, if it may not be made.
+    explicit Catalogue(const std::filesystem::path& path, bool may_make = true);
     ~Catalogue();
     Catalogue(const Catalogue&) = delete;
     Catalogue& operator=(const Catalogue&) = delete;
+
+    [[nodiscard]] bool is_new() const noexcept { return is_new_; }  // just made
 
     // What changes between begin() and commit() becomes durable at once, or not at all.
     void begin();
@@ -104,6 +107,7 @@ class Catalogue {
 
     std::filesystem::path path_;
     sqlite3* database_ = nullptr;
+    bool is_new_ = false;
     std::map<std::string_view, std::unique_ptr<Statement>> statements_;  // by their SQL
     std::optional<std::uint64_t> retirements_;                           // noted; null: not counted
 };

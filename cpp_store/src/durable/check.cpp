@@ -28,7 +28,7 @@ class Checker {
         : directory_(directory),
           segments_path_(directory / "segments"),
           lock_(lock_directory(directory)),
-          catalogue_(directory / "catalogue.sqlite"),
+          catalogue_(prepare(repair), repair || !has_data(directory)),
           repair_(repair) {}
 
     CheckReport run() {
@@ -45,13 +45,42 @@ class Checker {
         if (repair_) repair();
         catalogue_.commit();
         if (repair_) {
-            for (const std::string& name : unknown_) remove_file(segments_path_ / name);
+            for (const std::string& name : unknown_) move_aside(directory_, segments_path_ / name);
         }
         return std::move(report_);
     }
 
   private:
+    // The catalogue's path; of what opening it would lose there is a copy before.
+    std::filesystem::path prepare(bool repair) {
+        const std::filesystem::path path = directory_ / "catalogue.sqlite";
+        const std::filesystem::path log = directory_ / "catalogue.sqlite-wal";
+        std::error_code error;
+        const std::uintmax_t size = std::filesystem::file_size(path, error);
+        bool is_lost = (error || size == 0) && std::filesystem::exists(log, error);
+        try {
+            (void)catalogue_of(directory_);
+        } catch (const Error& damage) {
+            if (!repair) throw;
+            report_.damage.emplace_back(damage.what());
+            is_lost = true;
+        }
+        if (repair && is_lost) {
+            const std::filesystem::path copy = directory_ / "catalogue.sqlite-wal.damaged";
+            std::filesystem::copy_file(log, copy,
+                                       std::filesystem::copy_options::overwrite_existing);
+            move_aside(directory_, copy);
+        }
+        return path;
+    }
+
     void check_catalogue() {
+        if (catalogue_.is_new() && has_data(directory_)) {
+            report_.damage.emplace_back(
+                "there was no catalogue: segments of models that the log does not hold are moved "
+                "to aside/, where any reader of safetensors finds tensors by model and layer; "
+                "they do not hold the models' graphs, so nothing is put together from them");
+        }
         const std::string found = catalogue_.integrity();
         if (found.empty()) return;
         std::string& damage = report_.damage.emplace_back("the catalogue itself: " + found);
@@ -234,9 +263,9 @@ class Checker {
     const std::filesystem::path directory_;
     const std::filesystem::path segments_path_;
     const File lock_;
+    CheckReport report_;
     Catalogue catalogue_;
     bool repair_;
-    CheckReport report_;
     std::map<std::uint64_t, ModelRecord> models_;  // by serial
     std::map<std::uint64_t, std::vector<LayerRecord>> by_segment_;
     std::set<LayerPlace> bad_;
@@ -252,7 +281,8 @@ namespace cpp_store {
 
 CheckReport check_directory(const std::filesystem::path& directory, bool repair) {
     std::error_code error;
-    if (!std::filesystem::exists(directory / "catalogue.sqlite", error)) {
+    if (!std::filesystem::exists(directory / "catalogue.sqlite", error) &&
+        !std::filesystem::exists(directory / "segments", error)) {
         throw Error(Errc::invalid_argument,
                     directory.string() + " is no data directory: it has no catalogue.sqlite");
     }

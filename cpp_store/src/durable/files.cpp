@@ -307,6 +307,26 @@ bool remove_file(const std::filesystem::path& path) noexcept {
     return true;
 }
 
+void move_aside(const std::filesystem::path& directory, const std::filesystem::path& file) {
+    const std::filesystem::path aside = directory / "aside";
+    make_directory(aside);
+    const std::string name = file.filename().string();
+    for (unsigned number = 0;; ++number) {
+        const std::string suffix = number == 0 ? "" : "." + std::to_string(number);
+        const int moved = guarded("file.move", [&] {
+            return ::renameat2(AT_FDCWD, file.c_str(), AT_FDCWD, (aside / (name + suffix)).c_str(),
+                               RENAME_NOREPLACE);
+        });
+        if (moved == 0) break;
+        if (errno == ENOENT) return;
+        if (errno == EEXIST) continue;
+        throw Error(Errc::storage, "cannot move " + file.string() + " to " + aside.string() + ": " +
+                                       text_of(errno));
+    }
+    sync_directory(aside);
+    sync_directory(file.parent_path());
+}
+
 std::vector<std::string> list_directory(const std::filesystem::path& path) {
     std::error_code error;
     std::vector<std::string> names;

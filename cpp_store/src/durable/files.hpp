@@ -81,6 +81,10 @@ void sync_directory(const std::filesystem::path& path);
 [[nodiscard]] std::uint64_t free_space(const std::filesystem::path& path) noexcept;
 // False if there is no such file, or it cannot be removed.
 bool remove_file(const std::filesystem::path& path) noexcept;
+// Into the folder `aside` of a data directory, under a name that nothing has there: what nobody
+// here knows the meaning of is not ours to remove. Nothing if there is no such file. Throws
+// Errc::storage.
+void move_aside(const std::filesystem::path& directory, const std::filesystem::path& file);
 [[nodiscard]] std::vector<std::string> list_directory(const std::filesystem::path& path);
 
 // Sends the system calls of SQLite through failpoints named `catalogue.*`, where there are any.

@@ -9,6 +9,7 @@
 #include "durable/batch.hpp"
 #include "durable/replay.hpp"
 #include "durable/segment.hpp"
+#include "durable/wal.hpp"
 
 namespace cpp_store::durable {
 namespace {
@@ -36,7 +37,8 @@ File lock_directory(const std::filesystem::path& directory) {
     std::error_code error;
     if (!std::filesystem::exists(catalogue, error)) {
         for (const std::string& name : list_directory(directory)) {
-            if (name == "lock" || name == "segments" || name.starts_with("catalogue.sqlite")) {
+            if (name == "lock" || name == "segments" || name == "aside" ||
+                name.starts_with("log.") || name.starts_with("catalogue.sqlite")) {
                 continue;
             }
             throw Error(Errc::invalid_argument,
@@ -54,15 +56,32 @@ File lock_directory(const std::filesystem::path& directory) {
     return lock;
 }
 
+std::filesystem::path catalogue_of(const std::filesystem::path& directory) {
+    const std::filesystem::path log = directory / "catalogue.sqlite-wal";
+    if (hides_transactions(log)) {
+        throw Error(Errc::storage,
+                    log.string() +
+                        " is damaged: transactions that were acknowledged follow a frame that is "
+                        "not right; cpp-store check --repair goes on without them, and leaves a "
+                        "copy in aside/");
+    }
+    return directory / "catalogue.sqlite";
+}
+
+bool has_data(const std::filesystem::path& directory) {
+    return has_log(directory) || !list_directory(segments_of(directory)).empty();
+}
+
 Journal::Journal(Options options)
     : options_(std::move(options)),
       segments_path_(segments_of(options_.directory)),
       lock_(lock_directory(options_.directory)),
-      catalogue_(std::in_place, options_.directory / "catalogue.sqlite") {
+      catalogue_(std::in_place, catalogue_of(options_.directory), !has_data(options_.directory)) {
     recover();
 }
 
-// Segments that the catalogue does not know belong to changes that did not happen. References that
+// Segments that the catalogue does not know belong to changes that did not happen, or a part of it
+// is lost: they are moved aside. References that
 // nobody has any more (leases end with the store) go, and with them what they kept.
 void Journal::recover() {
     applied_ = in_catalogue_ =
@@ -80,14 +99,16 @@ void Journal::recover() {
     std::vector<std::uint64_t> emptied;
     drop_empty(uses_, emptied);
     catalogue_->commit();
+    for (const std::uint64_t serial : emptied) remove_file(path_of(serial));
 
     std::set<std::uint64_t> found;
+    std::vector<std::string> unknown;
     for (const std::string& name : list_directory(segments_path_)) {
         const std::uint64_t serial = segment_serial(name);
         if (serial != 0 && name == segment_name(serial) && uses_.contains(serial)) {
             found.insert(serial);
         } else {
-            remove_file(segments_path_ / name);
+            unknown.push_back(name);
         }
         last_serial_ = std::max(last_serial_.load(), serial);
     }
@@ -97,6 +118,17 @@ void Journal::recover() {
                                        " is damaged: " + path_of(serial).string() +
                                        " is missing; cpp-store check --repair drops the models "
                                        "that need it");
+    }
+    for (const std::string& name : unknown) {
+        move_aside(options_.directory, segments_path_ / name);
+    }
+    if (!unknown.empty()) {
+        options_.warn("data directory " + options_.directory.string() + ": " +
+                      std::to_string(unknown.size()) +
+                      " files that the catalogue does not know are moved from segments/ to aside/ "
+                      "(" +
+                      unknown.front() + (unknown.size() > 1 ? ", ...)" : ")") +
+                      "; remove them there if you miss no models");
     }
     last_serial_ = std::max(last_serial_.load(), catalogue_->last_serial());
     packet_bytes_ = catalogue_->packet_bytes();

@@ -223,5 +223,10 @@ class Wait {
 
 // Opens the catalogue of a directory only after it has been made and locked.
 [[nodiscard]] File lock_directory(const std::filesystem::path& directory);
+// Its path, for it to be opened. Throws Errc::storage, without having touched it, if its WAL is
+// damaged so that SQLite would lose what is in it.
+[[nodiscard]] std::filesystem::path catalogue_of(const std::filesystem::path& directory);
+// Whether there is something that only a catalogue can tell the meaning of.
+[[nodiscard]] bool has_data(const std::filesystem::path& directory);
 
 }  // namespace cpp_store::durable

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "core/checksum.hpp"
@@ -32,21 +33,37 @@ struct Entry {
     std::span<const std::byte> content;
 };
 
-// Those from the beginning of a file: what stands behind them was written before, or not to its
-// end.
-std::vector<Entry> entries_in(std::span<const std::byte> bytes) {
+// The one that begins these bytes, if a whole one does and its number is above `last`, by less than
+// a file has room for entries.
+std::optional<Entry> entry_at(std::span<const std::byte> bytes, std::uint64_t last) {
+    Header header;
+    if (bytes.size() < sizeof header) return std::nullopt;
+    std::memcpy(&header, bytes.data(), sizeof header);
+    if (header.number <= last || header.size > bytes.size() - sizeof header) return std::nullopt;
+    const auto content = bytes.subspan(sizeof header, header.size);
+    const Header expected = header_of(header.number, content);
+    if (header.high != expected.high || header.low != expected.low) return std::nullopt;
+    return Entry{header.number, content};
+}
+
+// Those from the beginning of a file. What stands behind them was written before, or not to its
+// end; but if a whole entry of a later number does, it comes with them, and with it the gap.
+std::vector<Entry> entries_in(std::span<const std::byte> bytes, std::uint64_t applied) {
     std::vector<Entry> found;
-    while (bytes.size() >= RedoLog::header_size) {
-        Header header;
-        std::memcpy(&header, bytes.data(), sizeof header);
-        bytes = bytes.subspan(sizeof header);
-        if (header.size > bytes.size()) break;
-        const auto content = bytes.first(header.size);
-        const Header expected = header_of(header.number, content);
-        if (header.number == 0 || header.high != expected.high || header.low != expected.low) break;
-        if (!found.empty() && header.number != found.back().number + 1) break;
-        found.push_back({header.number, content});
-        bytes = bytes.subspan(header.size);
+    while (auto entry = entry_at(bytes, 0)) {
+        if (!found.empty() && entry->number != found.back().number + 1) break;
+        found.push_back(*entry);
+        bytes = bytes.subspan(sizeof(Header) + entry->content.size());
+    }
+    const std::uint64_t last = std::max(applied, found.empty() ? 0 : found.back().number);
+    for (std::size_t at = 0; at + sizeof(Header) <= bytes.size(); ++at) {
+        std::uint64_t number = 0;
+        std::memcpy(&number, bytes.data() + at, sizeof number);
+        if (number <= last || number - last > part_size) continue;
+        if (const auto later = entry_at(bytes.subspan(at), last)) {
+            found.push_back(*later);
+            break;
+        }
     }
     return found;
 }
@@ -91,7 +108,7 @@ std::uint64_t read_log(
         }
         const File file(directory / name, File::Mode::read);
         const std::vector<std::byte>& bytes = contents.emplace_back(file.read(0, file.size()));
-        for (const Entry& entry : entries_in(bytes)) {
+        for (const Entry& entry : entries_in(bytes, applied)) {
             if (entry.number > applied) entries.push_back(entry);
         }
     }
@@ -109,6 +126,22 @@ std::uint64_t read_log(
         last = entry.number;
     }
     return last;
+}
+
+bool has_log(const std::filesystem::path& directory) {
+    std::error_code none;
+    return std::ranges::any_of(names, [&](const char* const name) {
+        return std::filesystem::exists(directory / name, none);
+    });
+}
+
+void move_log_aside(const std::filesystem::path& directory) {
+    std::error_code none;
+    for (const char* const name : names) {
+        if (std::filesystem::exists(directory / name, none)) {
+            move_aside(directory, directory / name);
+        }
+    }
 }
 
 void remove_log(const std::filesystem::path& directory) noexcept {

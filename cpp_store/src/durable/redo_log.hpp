@@ -44,13 +44,16 @@ class RedoLog {
 };
 
 // Calls `each` with the content of every entry that the catalogue lacks, in their order. Returns
-// the last one's number. Throws Errc::storage if there is a gap, after those before it, or the
-// files cannot be read.
+// the last one's number. Throws Errc::storage if there is a gap (also where an entry is damaged:
+// whole ones of later numbers follow it), after those before it, or if the files cannot be read.
 std::uint64_t read_log(
     const std::filesystem::path& directory, std::uint64_t applied,
     const std::function<void(std::uint64_t number, std::span<const std::byte>)>& each);
 
+[[nodiscard]] bool has_log(const std::filesystem::path& directory);
 // Once the catalogue has all of it.
 void remove_log(const std::filesystem::path& directory) noexcept;
+// Where it has not. Throws Errc::storage.
+void move_log_aside(const std::filesystem::path& directory);
 
 }  // namespace cpp_store::durable

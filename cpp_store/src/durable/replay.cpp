@@ -21,6 +21,7 @@ std::uint64_t replay_log(const std::filesystem::path& directory, Catalogue& cata
                          std::uint64_t most_retirements, std::string* damage) {
     const std::uint64_t before = catalogue.applied();
     std::uint64_t last = before;
+    bool is_damaged = false;
     catalogue.begin();
     try {
         try {
@@ -36,6 +37,7 @@ std::uint64_t replay_log(const std::filesystem::path& directory, Catalogue& cata
         } catch (const Error& error) {
             if (!damage) throw;
             *damage = error.what();
+            is_damaged = true;
         }
         if (last > before) catalogue.set_applied(last);
         catalogue.commit();
@@ -43,7 +45,11 @@ std::uint64_t replay_log(const std::filesystem::path& directory, Catalogue& cata
         catalogue.rollback();
         throw;
     }
-    remove_log(directory);
+    if (is_damaged) {
+        move_log_aside(directory);
+    } else {
+        remove_log(directory);
+    }
     return last;
 }
 

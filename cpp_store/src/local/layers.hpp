@@ -22,7 +22,8 @@ struct Layer {
 void encode(wire::Writer& out, const Layer& layer);
 [[nodiscard]] Layer decode_layer(wire::Reader& in);
 
-// What hello gives, beside wire::Welcome: which server this is.
+// What the welcome gives besides: which server this is. After it comes a number for the client, by
+// which its further connections say, as their address, whose they are.
 struct Instance {
     std::uint64_t high = 0;
     std::uint64_t low = 0;

@@ -48,7 +48,6 @@ struct Link::Mapping {
 
 struct Link::Pin {
     std::shared_ptr<Link> link;
-    std::shared_ptr<Channel> channel;
     std::uint64_t id = 0;
     std::uint64_t bytes = 0;
     std::vector<std::shared_ptr<Mapping>> regions;
@@ -56,7 +55,7 @@ struct Link::Pin {
     Pin() = default;
     Pin(const Pin&) = delete;
     Pin& operator=(const Pin&) = delete;
-    ~Pin() { link->unpin(channel, id, bytes); }
+    ~Pin() { link->unpin(id, bytes); }
 };
 
 // ------------------------------------------------------------------------------------ Link
@@ -66,43 +65,44 @@ std::shared_ptr<Link> Link::open(Options options) {
     const std::shared_ptr<Link> link(new Link(std::move(options)));
     for (const std::string& name : names) {
         link->name_ = name;
-        if (auto channel = link->connect()) {
-            link->channels_.push_back(channel);
-            link->give_back(*channel);
-            return link;
-        }
+        link->first_ = link->connect();
+        if (link->first_) return link;
     }
     return nullptr;
 }
 
-std::shared_ptr<Channel> Link::connect() {
+std::optional<Socket> Link::connect() {
     std::optional<Socket> socket = Socket::connect(name_, options_.patience);
-    if (!socket || socket->peer_user() != ::geteuid()) return nullptr;
-    auto channel = std::make_shared<Channel>(std::move(*socket));
-    security::Request request(options_.request);
-    const std::vector<std::byte> challenge = ask(*channel, wire::Operation::hello, request.hello());
+    if (!socket || socket->peer_user() != ::geteuid()) return std::nullopt;
+    security::Request::Options options = options_.request;
+    options.name = number_;
+    security::Request request(std::move(options));
+    const std::vector<std::byte> challenge =
+        ask(*socket, wire::Operation::hello, 1, request.hello());
     const std::vector<std::byte> answer =
-        ask(*channel, wire::Operation::join, request.join(challenge));
+        ask(*socket, wire::Operation::join, 2, request.join(challenge));
     wire::Reader in(answer);
     request.check(wire::decode_welcome(in));
     Instance instance;
     instance.high = in.u64();
     instance.low = in.u64();
+    wire::Writer number;
+    number.u64(in.u64());
     in.end();
+    if (number_.empty()) number_ = number.take();
     if (instance_ == Instance{}) instance_ = instance;
     if (instance_ != instance) throw Error(Errc::connection, "the server was restarted");
-    channel->socket.set_patience(std::min(look_interval, options_.patience), options_.patience);
-    return channel;
+    socket->set_patience(std::min(look_interval, options_.patience), options_.patience);
+    return socket;
 }
 
 // What begins a connection, and its answer.
-std::vector<std::byte> Link::ask(Channel& channel, wire::Operation operation,
+std::vector<std::byte> Link::ask(Socket& socket, wire::Operation operation, std::uint64_t call,
                                  std::span<const std::byte> body) {
-    const wire::Frame frame{.kind = wire::Kind::request,
-                            .code = static_cast<std::uint16_t>(operation),
-                            .call = ++channel.last_call};
+    const wire::Frame frame{
+        .kind = wire::Kind::request, .code = static_cast<std::uint16_t>(operation), .call = call};
     std::optional<Message> answer;
-    if (channel.socket.send_body(frame, body)) answer = channel.socket.receive();
+    if (socket.send_body(frame, body)) answer = socket.receive();
     if (!answer) throw Error(Errc::connection, "the server of this host says nothing");
     if (answer->frame.kind != wire::Kind::response || answer->frame.total != answer->part.size()) {
         throw Error(Errc::protocol, "malformed message: no answer to hello");
@@ -122,8 +122,9 @@ std::shared_ptr<Channel> Link::acquire() {
             if (!channel->busy.exchange(true)) return channel;
         }
     }
-    auto channel = connect();
-    if (!channel) throw Error(Errc::connection, "the server is gone");
+    std::optional<Socket> socket = connect();
+    if (!socket) throw Error(Errc::connection, "the server is gone");
+    const auto channel = std::make_shared<Channel>(*std::move(socket));
     const std::scoped_lock lock(mutex_);
     channels_.push_back(channel);
     return channel;
@@ -137,7 +138,10 @@ std::unique_ptr<Call> Link::start(wire::Operation operation, std::span<const std
         // From here on it gives the channel back, or ends it.
         auto call =
             std::make_unique<Call>(shared_from_this(), channel, std::move(tensors), deadline);
-        if (has_unpinned_.exchange(false)) flush_all(*channel);
+        {
+            const std::scoped_lock lock(unpinned_mutex_);
+            if (!unpinned_.empty()) tell_unpinned(channel->socket);
+        }
         const wire::Frame frame{.kind = wire::Kind::request,
                                 .code = static_cast<std::uint16_t>(operation),
                                 .call = ++channel->last_call};
@@ -151,28 +155,9 @@ std::unique_ptr<Call> Link::start(wire::Operation operation, std::span<const std
     }
 }
 
-// Whoever has the channel is done with it. What was unpinned meanwhile had to wait.
-void Link::give_back(Channel& channel) noexcept {
-    while (true) {
-        channel.busy = false;
-        if (!channel.has_many_unpinned() || channel.busy.exchange(true)) return;
-        if (!flush(channel)) {
-            channel.busy = false;
-            return;
-        }
-    }
-}
-
-void Link::close() {
-    std::vector<std::shared_ptr<Channel>> dropped;
-    const std::scoped_lock lock(mutex_);
-    closed_ = true;
-    dropped.swap(channels_);
-}
-
 bool Link::is_alive() noexcept {
     try {
-        return connect() != nullptr;
+        return connect().has_value();
     } catch (const std::exception&) {
         return false;
     }
@@ -191,62 +176,34 @@ void Link::learn_region(Message message) {
 }
 
 // Called from wherever the last view of a layer goes, the garbage collector for one.
-void Link::unpin(const std::shared_ptr<Channel>& channel, std::uint64_t pin,
-                 std::uint64_t bytes) noexcept {
-    if (birthplace_.is_elsewhere() || channel->broken) return;
-    {
-        const std::scoped_lock lock(channel->mutex);
-        channel->unpinned.push_back(pin);
-        channel->unpinned_bytes += bytes;
-    }
-    has_unpinned_ = true;
-    if (!channel->has_many_unpinned() || channel->busy.exchange(true)) return;
-    flush(*channel);
-    give_back(*channel);
-}
-
-// Tells the server what is not pinned any more, and returns whether it listened.
-bool Link::flush(Channel& channel) noexcept {
-    const std::scoped_lock lock(channel.mutex);
+void Link::unpin(std::uint64_t pin, std::uint64_t bytes) noexcept {
+    if (birthplace_.is_elsewhere()) return;
+    const std::scoped_lock lock(unpinned_mutex_);
     try {
-        while (!channel.unpinned.empty()) {
-            const std::size_t count = std::min(channel.unpinned.size(), unpins_in_a_frame);
-            const std::size_t first = channel.unpinned.size() - count;
-            wire::Writer out;
-            out.count(count);
-            for (std::size_t i = first; i < first + count; ++i) out.u64(channel.unpinned[i]);
-            const wire::Frame frame{.kind = wire::Kind::unpin,
-                                    .total = static_cast<std::uint32_t>(out.data().size())};
-            if (!channel.socket.try_send(frame, out.data())) return false;
-            channel.unpinned.resize(first);
+        unpinned_.push_back(pin);
+        unpinned_bytes_ += bytes;
+        if (unpinned_.size() >= many_unpinned || unpinned_bytes_ >= much_unpinned) {
+            tell_unpinned(*first_);
         }
-    } catch (const Error&) {
-        channel.broken = true;  // nothing is pinned there any more
-        return false;
-    }
-    channel.unpinned_bytes = 0;
-    return true;
-}
-
-// That of `mine`, which the caller has, and of those that nobody has.
-void Link::flush_all(Channel& mine) noexcept {
-    flush(mine);
-    std::vector<std::shared_ptr<Channel>> idle;
-    {
-        const std::scoped_lock lock(mutex_);
-        for (const auto& channel : channels_) {
-            if (!channel->broken && !channel->busy.exchange(true)) idle.push_back(channel);
-        }
-    }
-    for (const auto& channel : idle) {
-        flush(*channel);
-        give_back(*channel);
+    } catch (const std::exception&) {
+        // No memory, or no server any more: it learns of it when this link goes.
     }
 }
 
-bool Channel::has_many_unpinned() {
-    const std::scoped_lock lock(mutex);
-    return unpinned.size() >= many_unpinned || unpinned_bytes >= much_unpinned;
+// As far as the server listens; the rest is for later.
+void Link::tell_unpinned(Socket& socket) {
+    while (!unpinned_.empty()) {
+        const std::size_t count = std::min(unpinned_.size(), unpins_in_a_frame);
+        const std::size_t first = unpinned_.size() - count;
+        wire::Writer out;
+        out.count(count);
+        for (std::size_t i = first; i < first + count; ++i) out.u64(unpinned_[i]);
+        const wire::Frame frame{.kind = wire::Kind::unpin,
+                                .total = static_cast<std::uint32_t>(out.data().size())};
+        if (!socket.try_send(frame, out.data())) return;
+        unpinned_.resize(first);
+    }
+    unpinned_bytes_ = 0;
 }
 
 // ------------------------------------------------------------------------------------ Call
@@ -260,7 +217,7 @@ Call::Call(std::shared_ptr<Link> link, std::shared_ptr<Channel> channel,
 
 Call::~Call() {
     if (done_) {
-        link_->give_back(*channel_);
+        channel_->busy = false;
     } else {
         channel_->broken = true;
         channel_->socket.shut_down(SHUT_RDWR);
@@ -349,7 +306,6 @@ SharedLayer Call::decode_layer(wire::Reader& in) {
     if (!shared.description.here) return shared;
     auto pin = std::make_shared<Link::Pin>();
     pin->link = link_;
-    pin->channel = channel_;
     pin->id = layer.pin;
     for (std::size_t i = 0; i < layer.places.size(); ++i) {
         const auto [region, offset] = layer.places[i];

@@ -36,7 +36,6 @@ class Link;
 // One connection, which one call at a time has to itself.
 struct Channel {
     explicit Channel(Socket connected) : socket(std::move(connected)) {}
-    [[nodiscard]] bool has_many_unpinned();
 
     Socket socket;
     std::atomic<bool> busy = true;
@@ -46,10 +45,6 @@ struct Channel {
     std::uint64_t last_call = 0;
     net::Assembler responses;
     std::unique_ptr<Staging> staging;
-
-    std::mutex mutex;                     // guards the rest
-    std::vector<std::uint64_t> unpinned;  // that the server does not know of yet
-    std::uint64_t unpinned_bytes = 0;
 };
 
 // A call under way. The thread that started it waits for it, and destroys it.
@@ -79,7 +74,9 @@ class Call {
     bool done_ = false;
 };
 
-// Thread-safe. Every call has a connection of its own, which is kept for the next one.
+// Thread-safe. Every call has a connection of its own, which is kept for the next one. The first
+// connection has no calls: what is pinned here is pinned as long as it is open, which is as long as
+// there is this link, whatever becomes of a call.
 class Link : public std::enable_shared_from_this<Link> {
   public:
     struct Options {
@@ -104,8 +101,6 @@ class Link : public std::enable_shared_from_this<Link> {
     [[nodiscard]] bool is_usable() const noexcept {
         return !broken_ && !birthplace_.is_elsewhere();
     }
-    // Calls come no more; connections stay as long as something of them is pinned.
-    void close();
 
   private:
     friend class Call;
@@ -114,27 +109,28 @@ class Link : public std::enable_shared_from_this<Link> {
 
     explicit Link(Options options) : options_(std::move(options)) {}
 
-    [[nodiscard]] std::shared_ptr<Channel> connect();  // null if nobody listens
-    [[nodiscard]] std::vector<std::byte> ask(Channel& channel, wire::Operation operation,
-                                             std::span<const std::byte> body);
+    [[nodiscard]] std::optional<Socket> connect();  // none if nobody listens
+    [[nodiscard]] std::vector<std::byte> ask(Socket& socket, wire::Operation operation,
+                                             std::uint64_t call, std::span<const std::byte> body);
     [[nodiscard]] std::shared_ptr<Channel> acquire();
-    void give_back(Channel& channel) noexcept;
     [[nodiscard]] bool is_alive() noexcept;  // whether the server answers a new client
     void learn_region(Message message);
-    void unpin(const std::shared_ptr<Channel>& channel, std::uint64_t pin,
-               std::uint64_t bytes) noexcept;
-    static bool flush(Channel& channel) noexcept;
-    void flush_all(Channel& mine) noexcept;
+    void unpin(std::uint64_t pin, std::uint64_t bytes) noexcept;
+    void tell_unpinned(Socket& socket);  // with the mutex of what is unpinned held
 
     const Options options_;
     const Birthplace birthplace_;
     std::string name_;  // of the socket
     Instance instance_;
+    std::vector<std::byte> number_;  // that the server gave us
     std::atomic<bool> broken_ = false;
-    std::atomic<bool> has_unpinned_ = false;  // some channel does
+
+    std::mutex unpinned_mutex_;            // guards these
+    std::optional<Socket> first_;          // to which nothing is sent but what is unpinned
+    std::vector<std::uint64_t> unpinned_;  // that the server does not know of yet
+    std::uint64_t unpinned_bytes_ = 0;
 
     std::mutex mutex_;  // guards the rest
-    bool closed_ = false;
     std::vector<std::shared_ptr<Channel>> channels_;
     std::unordered_map<std::uint32_t, std::shared_ptr<Mapping>> regions_;
 };

@@ -10,10 +10,13 @@
 #include <cstddef>
 #include <cstring>
 
+#include "core/random.hpp"
 #include "local/session.hpp"
 
 namespace cpp_store::local {
 namespace {
+
+constexpr std::size_t max_pins = std::size_t{1} << 22;
 
 Descriptor listen_at(const std::string& name) {
     sockaddr_un address{};
@@ -40,8 +43,70 @@ Instance random_instance() {
 
 }  // namespace
 
-Listener::Listener(Host& host, const std::string& name)
-    : host_(host), instance_(random_instance()), socket_(listen_at(name)) {
+// ------------------------------------------------------------------------------------ clients
+
+Client::Client(std::uint64_t number, std::shared_ptr<server::Session> described)
+    : id(number), session(std::move(described)) {}
+
+bool Client::may_request() {
+    const std::scoped_lock lock(mutex_);
+    return session->requests_rate.take(std::chrono::steady_clock::now());
+}
+
+std::uint64_t Client::pin(const StoredLayerPtr& layer) {
+    const std::scoped_lock lock(mutex_);
+    if (is_gone_) throw Error(Errc::connection, "it is gone");
+    if (pins_.size() >= max_pins) {
+        throw Error(Errc::invalid_argument, "this client has views of " +
+                                                std::to_string(pins_.size()) +
+                                                " layers; it must let go of some");
+    }
+    pins_.emplace(last_pin_ + 1, layer);
+    return ++last_pin_;
+}
+
+void Client::unpin(std::span<const std::uint64_t> pins) noexcept {
+    const std::scoped_lock lock(mutex_);
+    for (const std::uint64_t pin : pins) pins_.erase(pin);
+}
+
+bool Client::has_pins() {
+    const std::scoped_lock lock(mutex_);
+    return !pins_.empty();
+}
+
+void Client::end() noexcept {
+    const std::scoped_lock lock(mutex_);
+    is_gone_ = true;
+    pins_.clear();
+}
+
+Clients::Clients() : instance(random_instance()) {}
+
+std::shared_ptr<Client> Clients::enter(const std::string& name, double rate) {
+    auto session = std::make_shared<server::Session>(0, FI_ADDR_UNSPEC, name);
+    if (rate > 0) session->requests_rate = {rate, rate};
+    auto client = std::make_shared<Client>(random_number(), std::move(session));
+    const std::scoped_lock lock(mutex_);
+    std::erase_if(clients_, [](const auto& entry) { return entry.second.expired(); });
+    clients_[client->id] = client;
+    return client;
+}
+
+std::shared_ptr<Client> Clients::find(std::span<const std::byte> number) {
+    wire::Reader in(number);
+    const std::uint64_t id = in.u64();
+    in.end();
+    const std::scoped_lock lock(mutex_);
+    const auto found = clients_.find(id);
+    std::shared_ptr<Client> client = found == clients_.end() ? nullptr : found->second.lock();
+    if (!client) throw Error(Errc::connection, "a connection of a client that is gone");
+    return client;
+}
+
+// ------------------------------------------------------------------------------------ Listener
+
+Listener::Listener(Host& host, const std::string& name) : host_(host), socket_(listen_at(name)) {
     thread_ = std::thread([this] { run(); });
 }
 
@@ -100,7 +165,7 @@ void Listener::serve(Descriptor connection) {
                               out.data());
         return;
     }
-    auto session = std::make_shared<Session>(host_, instance_, std::move(socket));
+    auto session = std::make_shared<Session>(host_, clients_, std::move(socket));
     Thread& one = sessions_.emplace_back(Thread{session, {}});
     try {
         one.thread = std::thread([session] { session->run(); });

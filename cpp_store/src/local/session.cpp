@@ -15,9 +15,9 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::seconds silence{30};
 // Until a client has joined.
 constexpr std::chrono::seconds stranger_patience{5};
+constexpr std::chrono::milliseconds farewell{250};
 // For the next request of a client that has just had an answer.
 constexpr std::chrono::microseconds request_look{50};
-constexpr std::size_t max_pins = std::size_t{1} << 22;
 
 // A second descriptor of a memory file, which can only be read by.
 Descriptor read_only(int fd) {
@@ -29,8 +29,20 @@ Descriptor read_only(int fd) {
 
 }  // namespace
 
-Session::Session(local::Host& host, const Instance& instance, Socket socket)
-    : host_(host), instance_(instance), socket_(std::move(socket)) {
+void Request::answer(Answer given) noexcept {
+    const std::scoped_lock lock(mutex_);
+    if (!answer_) answer_ = std::move(given);
+    answered_.notify_one();
+}
+
+Request::Answer Request::wait() {
+    std::unique_lock lock(mutex_);
+    answered_.wait(lock, [this] { return answer_.has_value(); });
+    return *std::move(answer_);
+}
+
+Session::Session(local::Host& host, Clients& clients, Socket socket)
+    : host_(host), clients_(clients), socket_(std::move(socket)) {
     socket_.set_patience(stranger_patience, stranger_patience);
 }
 
@@ -38,7 +50,7 @@ bool Session::end() noexcept {
     ended_ = true;  // a put that waits for its bytes sees it
     socket_.shut_down(SHUT_WR);
     const std::scoped_lock lock(mutex_);
-    if (!pins_.empty()) return false;
+    if (keeps_pins()) return false;
     socket_.shut_down(SHUT_RDWR);
     return true;
 }
@@ -51,13 +63,15 @@ void Session::run() {
     }
     {
         const std::scoped_lock lock(mutex_);
-        pins_.clear();
+        if (!ended_) drop_unconfirmed();  // else nobody knows whether they came
         staging_.reset();
-        if (client_ && !ended_) {
-            for (const std::uint64_t lease : client_->take_leases()) {
-                host_.store().drop_lease(lease);
+        if (is_first_) {
+            client_->end();
+            for (const std::uint64_t lease : client_->session->take_leases()) {
+                if (!ended_) host_.store().drop_lease(lease);
             }
         }
+        client_.reset();
     }
     socket_.shut_down(SHUT_RDWR);
     over_ = true;
@@ -65,7 +79,7 @@ void Session::run() {
 
 void Session::report(const std::exception& error) noexcept {
     try {
-        const std::string client = client_ ? client_->client : "a client of this host";
+        const std::string client = client_ ? client_->session->client : "a client of this host";
         const auto* const known = dynamic_cast<const Error*>(&error);
         if (!known) {
             log(LogLevel::error, client + " is dropped: " + error.what());
@@ -95,19 +109,20 @@ void Session::serve() {
         if (!client_ && Clock::now() - begun_ >= stranger_patience) {
             throw Error(Errc::protocol, "it said no hello, or did not join after it");
         }
-        if (ended_ && !has_pins()) return;
+        const std::scoped_lock lock(mutex_);
+        if (ended_ && !keeps_pins()) return;
     }
 }
 
-bool Session::has_pins() {
-    const std::scoped_lock lock(mutex_);
-    return !pins_.empty();
+bool Session::keeps_pins() {
+    return is_first_ && client_ && client_->has_pins();
 }
 
 void Session::handle(const Message& message) {
     const std::scoped_lock lock(mutex_);
     const wire::Frame& frame = message.frame;
-    if (frame.kind == wire::Kind::unpin && frame.total == message.part.size()) {
+    unconfirmed_.clear();
+    if (frame.kind == wire::Kind::unpin && client_ && frame.total == message.part.size()) {
         unpin(message.part);
         return;
     }
@@ -122,23 +137,19 @@ void Session::handle(const Message& message) {
         if (body) request(static_cast<wire::Operation>(frame.code), frame.call, std::move(*body));
     } catch (const std::bad_alloc&) {
         if (!body && frame.total != message.part.size()) throw;  // more of it is to come
-        refuse(frame.call, server::Refusal::of(false));
+        drop_unconfirmed();
+        const server::Refusal refusal = server::Refusal::of(false);
+        send(frame.call, refusal.code, refusal.body);
     }
 }
 
-void Session::refuse(std::uint64_t call, const server::Refusal& refusal) {
-    if (!socket_.send_body({.kind = wire::Kind::response, .code = refusal.code, .call = call},
-                           refusal.body)) {
-        throw Error(Errc::connection, "it reads no answers");
-    }
+void Session::respond(server::CallPtr call, std::uint16_t code, std::vector<std::byte> body) {
+    static_cast<Request&>(*call).answer({.code = code, .body = std::move(body), .refusal = {}});
 }
 
 void Session::refuse(server::CallPtr call) noexcept {
-    try {
-        refuse(call->id(), server::Refusal::of(call->has_changed()));
-    } catch (const std::exception&) {
-        socket_.shut_down(SHUT_RDWR);
-    }
+    static_cast<Request&>(*call).answer(
+        {.code = 0, .body = {}, .refusal = server::Refusal::of(call->has_changed())});
 }
 
 void Session::request(wire::Operation operation, std::uint64_t id, std::vector<std::byte> body) {
@@ -152,60 +163,67 @@ void Session::request(wire::Operation operation, std::uint64_t id, std::vector<s
         stopping_ = true;
         return;
     }
-    const auto call =
-        std::make_shared<server::Call>(*this, client_, operation, id, std::move(body));
+    const auto call = std::make_shared<Request>(*this, client_ ? client_->session : nullptr,
+                                                operation, id, std::move(body));
     try {
-        if (client_ && !client_->requests_rate.take(Clock::now())) {
-            throw Error(Errc::busy, "more requests a second than a client may make; try again");
-        }
-        switch (operation) {
-            case Operation::hello:
-                hello(*call);
-                break;
-            case Operation::join:
-                join(*call);
-                break;
-            case Operation::ping:
-                call->reply();
-                break;
-            case Operation::put:
-                put(*call);
-                break;
-            case Operation::read:
-                read(*call);
-                break;
-            case Operation::fetch:
-                fetch(*call);
-                break;
-            default:
-                server::handler_of(operation)(*call);
-        }
+        dispatch(*call);
     } catch (const Error& error) {
         if (error.code() == Errc::connection) throw;  // nobody to tell
         call->fail(error);
     } catch (const std::exception& error) {
         call->fail(error);
     }
+    send(*call, call->wait());
 }
 
-void Session::respond(server::CallPtr call, std::uint16_t code, std::vector<std::byte> body) {
-    if (!socket_.send_body({.kind = wire::Kind::response, .code = code, .call = call->id()},
-                           body)) {
-        throw Error(Errc::connection, "it reads no answers");
+void Session::dispatch(server::Call& call) {
+    using wire::Operation;
+    if (client_ && !client_->may_request()) {
+        throw Error(Errc::busy, "more requests a second than a client may make; try again");
     }
-    if (code != static_cast<std::uint16_t>(Errc::protocol) &&
-        code != static_cast<std::uint16_t>(Errc::internal)) {
-        return;
+    switch (call.operation()) {
+        case Operation::hello:
+            return hello(call);
+        case Operation::join:
+            return join(call);
+        case Operation::ping:
+            return call.reply();
+        case Operation::put:
+            return put(call);
+        case Operation::read:
+            return read(call);
+        case Operation::fetch:
+            return fetch(call);
+        default:
+            return server::handler_of(call.operation())(call);
     }
+}
+
+void Session::send(const Request& call, const Request::Answer& answer) {
+    const std::uint16_t code = answer.refusal ? answer.refusal->code : answer.code;
+    if (code != 0) drop_unconfirmed();
+    send(call.id(), code,
+         answer.refusal ? answer.refusal->body : std::span<const std::byte>(answer.body));
+    const bool is_malformed = code == static_cast<std::uint16_t>(Errc::protocol);
+    if (!is_malformed && code != static_cast<std::uint16_t>(Errc::internal)) return;
     try {
-        const std::string operation(wire::operation_name(call->operation()));
-        if (code == static_cast<std::uint16_t>(Errc::protocol)) {
-            throw Error(Errc::protocol, operation + ": malformed request");
-        }
-        host_.log(LogLevel::error, operation + ": " + wire::Reader(body).string());
+        const std::string operation(wire::operation_name(call.operation()));
+        if (is_malformed) throw Error(Errc::protocol, operation + ": malformed request");
+        host_.log(LogLevel::error, operation + ": " + wire::Reader(answer.body).string());
     } catch (const std::bad_alloc&) {
         stopping_ = true;  // it is answered: nobody shall answer it again
     }
+}
+
+void Session::send(std::uint64_t call, std::uint16_t code, std::span<const std::byte> body) {
+    if (!socket_.send_body({.kind = wire::Kind::response, .code = code, .call = call}, body)) {
+        throw Error(Errc::connection, "it reads no answers");
+    }
+}
+
+void Session::drop_unconfirmed() noexcept {
+    if (client_) client_->unpin(unconfirmed_);
+    unconfirmed_.clear();
 }
 
 void Session::start_transfer(server::CallPtr, server::Transfer::Direction,
@@ -239,9 +257,19 @@ void Session::hello(server::Call& call) {
 void Session::join(server::Call& call) {
     stopping_ = true;  // unless all is well
     const std::string client = reception_->hello().client;
+    const std::vector<std::byte>& number = reception_->hello().address;
+    std::shared_ptr<Client> joining;
     std::string refusal;
     try {
-        refusal = host_.refuse(reception_->join(call.bytes()));
+        const std::vector<std::string> servers = reception_->join(call.bytes());
+        joining = number.empty() ? clients_.enter(client, host_.limits().requests_per_second)
+                                 : clients_.find(number);
+        // Of a client that has just gone, the threads may not know yet.
+        const auto patience = Clock::now() + farewell;
+        while (!(refusal = host_.refuse(servers, *joining->session)).empty() && !ended_ &&
+               Clock::now() < patience) {
+            std::this_thread::sleep_for(farewell / 50);
+        }
     } catch (const Error& error) {
         if (error.code() != Errc::permission) throw;
         host_.complain(client + " is refused: " + error.what());
@@ -253,17 +281,16 @@ void Session::join(server::Call& call) {
     }
     stopping_ = false;
     socket_.set_patience(std::chrono::milliseconds(0), silence);
-    client_ = std::make_shared<server::Session>(0, FI_ADDR_UNSPEC, client);
-    if (const double rate = host_.limits().requests_per_second; rate > 0) {
-        client_->requests_rate = {rate, rate};
-    }
-    host_.log(LogLevel::debug, client + " connected from this host");
+    is_first_ = number.empty();
+    client_ = std::move(joining);
+    if (is_first_) host_.log(LogLevel::debug, client + " connected from this host");
     wire::Writer out;
     wire::encode(out, wire::Welcome{.proof = reception_->proof(),
                                     .memory_limit = store().arena().stats().limit});
     reception_.reset();
-    out.u64(instance_.high);
-    out.u64(instance_.low);
+    out.u64(clients_.instance.high);
+    out.u64(clients_.instance.low);
+    out.u64(client_->id);
     call.reply(std::move(out));
 }
 
@@ -349,26 +376,10 @@ void Session::fetch(server::Call& call) {
 
 void Session::reply(server::Call& call, const std::vector<wire::Layer>& layers,
                     const std::vector<StoredLayerPtr>& stored) {
-    if (pins_.size() + layers.size() > max_pins) {
-        throw Error(Errc::invalid_argument, "this client has views of " +
-                                                std::to_string(pins_.size()) +
-                                                " layers; it must let go of some");
-    }
-    const std::uint64_t last_pin = last_pin_;
-    try {
-        wire::Writer out;
-        out.count(layers.size());
-        for (std::size_t i = 0; i < layers.size(); ++i) encode(out, pin(layers[i], stored[i]));
-        call.reply(std::move(out));
-    } catch (const std::bad_alloc&) {
-        unpin_since(last_pin);
-        throw;
-    }
-}
-
-// Of an answer that the client does not get.
-void Session::unpin_since(std::uint64_t last_pin) noexcept {
-    while (last_pin_ > last_pin) pins_.erase(last_pin_--);
+    wire::Writer out;
+    out.count(layers.size());
+    for (std::size_t i = 0; i < layers.size(); ++i) encode(out, pin(layers[i], stored[i]));
+    call.reply(std::move(out));
 }
 
 Layer Session::pin(wire::Layer description, const StoredLayerPtr& stored) {
@@ -385,8 +396,8 @@ Layer Session::pin(wire::Layer description, const StoredLayerPtr& stored) {
         }
         layer.places.push_back(place);
     }
-    layer.pin = ++last_pin_;
-    pins_.emplace(layer.pin, stored);
+    unconfirmed_.push_back(0);
+    layer.pin = unconfirmed_.back() = client_->pin(stored);
     return layer;
 }
 
@@ -413,7 +424,10 @@ void Session::hand_over(int region) {
 
 void Session::unpin(std::span<const std::byte> body) {
     wire::Reader in(body);
-    for (std::uint32_t left = in.count(8); left > 0; --left) pins_.erase(in.u64());
+    for (std::uint32_t left = in.count(8); left > 0; --left) {
+        const std::uint64_t pin = in.u64();
+        client_->unpin({&pin, 1});
+    }
     in.end();
 }
 

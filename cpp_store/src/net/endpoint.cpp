@@ -30,7 +30,10 @@ constexpr std::size_t rxm_message = 16
 constexpr std::size_t server_receives = 128;
 constexpr std::size_t client_receives = 16;
 constexpr std::size_t queue_depth = 4096;
-constexpr std::chrono::microseconds retry_interval{1'000};  // of what could not be posted
+// Between two tries to post what could not be: more from one to the next, as a peer that cannot be
+// connected to costs a system call or two each time.
+constexpr std::chrono::microseconds shortest_wait{1'000};
+constexpr std::chrono::microseconds longest_wait{256'000};
 // Between two looks at a provider that cannot wake us.
 constexpr std::chrono::microseconds shortest_nap{50};
 constexpr std::chrono::microseconds longest_nap{10'000};
@@ -259,11 +262,37 @@ void Endpoint::learn_name(const Address& asked) {
     }
 }
 
+// Whether a stranger's words may be an address at all, as far as one can see from our own.
+// Providers look at little of it, and some take no address any more once they have failed to take
+// one.
+bool Endpoint::may_be_peer(std::span<const std::byte> name) const {
+    if (name.size() > 4096) return false;
+    if (info_->addr_format == FI_ADDR_STR) return true;
+    const bool is_ip = info_->addr_format == FI_SOCKADDR_IN ||
+                       info_->addr_format == FI_SOCKADDR_IN6 || info_->addr_format == FI_SOCKADDR;
+    if (!is_ip) return name.size() >= name_.size();  // as many bytes as they read
+    if (name.size() != name_.size() ||
+        std::memcmp(name.data(), name_.data(), sizeof(sa_family_t)) != 0) {
+        return false;
+    }
+    sa_family_t family = AF_UNSPEC;
+    std::memcpy(&family, name.data(), sizeof family);
+    if (family == AF_INET && name.size() >= sizeof(sockaddr_in)) {
+        sockaddr_in in{};
+        std::memcpy(&in, name.data(), sizeof in);
+        return in.sin_port != 0 && in.sin_addr.s_addr != htonl(INADDR_ANY);
+    }
+    if (family == AF_INET6 && name.size() >= sizeof(sockaddr_in6)) {
+        sockaddr_in6 in{};
+        std::memcpy(&in, name.data(), sizeof in);
+        return in.sin6_port != 0 && !IN6_IS_ADDR_UNSPECIFIED(&in.sin6_addr);
+    }
+    return true;
+}
+
 Peer Endpoint::insert(std::span<const std::byte> name) {
     Peer peer = FI_ADDR_UNSPEC;
-    // Providers read as many bytes as their addresses have, which is what our own name has.
-    if (name.size() > 4096 || (name.size() < name_.size() && info_->addr_format != FI_ADDR_STR) ||
-        fi_av_insert(av_.get(), name.data(), 1, &peer, 0, nullptr) != 1) {
+    if (!may_be_peer(name) || fi_av_insert(av_.get(), name.data(), 1, &peer, 0, nullptr) != 1) {
         throw Error(Errc::protocol, "peer's address of " + std::to_string(name.size()) +
                                         " bytes is none of provider " + provider_);
     }
@@ -363,7 +392,8 @@ void Endpoint::post(Operation& operation, Peer peer) {
     }
     const ssize_t error = try_post(operation);
     if (error == -FI_EAGAIN) {
-        queued_[peer] = {{&operation}, std::chrono::steady_clock::now()};
+        const auto now = std::chrono::steady_clock::now();
+        queued_[peer] = {{&operation}, now, now + shortest_wait, shortest_wait};
     } else if (error != 0) {
         failures_.push_back({&operation, static_cast<int>(-error)});
     }
@@ -427,6 +457,7 @@ std::size_t Endpoint::report_error() {
 void Endpoint::finish(Operation& operation, std::size_t bytes, int error) {
     switch (operation.kind) {
         case Operation::Kind::rma:
+            try_again(static_cast<Rma&>(operation).peer);
             static_cast<Rma&>(operation).completed(error);
             return;
         case Operation::Kind::receive: {
@@ -439,10 +470,16 @@ void Endpoint::finish(Operation& operation, std::size_t bytes, int error) {
             auto& buffer = static_cast<MessageBuffer&>(operation);
             const Peer peer = buffer.peer;
             free_.push_back(&buffer);
+            try_again(peer);
             if (error != 0) listener_.send_failed(peer, error);
             return;
         }
     }
+}
+
+// There is room for another one, perhaps.
+void Endpoint::try_again(Peer peer) {
+    if (const auto queued = queued_.find(peer); queued != queued_.end()) queued->second.next = {};
 }
 
 std::size_t Endpoint::post_queued() {
@@ -450,13 +487,19 @@ std::size_t Endpoint::post_queued() {
     std::size_t posted = 0;
     const auto now = std::chrono::steady_clock::now();
     for (auto queued = queued_.begin(); queued != queued_.end();) {
-        auto& [operations, moved] = queued->second;
-        while (!operations.empty()) {
+        auto& [operations, moved, next, wait] = queued->second;
+        while (!operations.empty() && now >= next) {
             Operation* operation = operations.front();
             ssize_t error = try_post(*operation);
             if (error == -FI_EAGAIN) {
                 // A provider may try to connect for ever.
-                if (now - moved < patience_ || operation->kind == Operation::Kind::receive) break;
+                const bool is_receive = operation->kind == Operation::Kind::receive;
+                if (now - moved < patience_ || is_receive) {
+                    wait = is_receive ? shortest_wait
+                                      : std::clamp(2 * wait, shortest_wait, longest_wait);
+                    next = now + wait;
+                    break;
+                }
                 error = -FI_ETIMEDOUT;
             }
             operations.pop_front();
@@ -465,6 +508,7 @@ std::size_t Endpoint::post_queued() {
                 failures_.push_back({operation, static_cast<int>(-error)});
             } else {
                 moved = now;
+                wait = {};
             }
         }
         queued = operations.empty() ? queued_.erase(queued) : std::next(queued);
@@ -494,7 +538,11 @@ std::chrono::microseconds Endpoint::may_sleep() {
     }
     fid* waited = &cq_->fid;
     if (fi_trywait(fabric_.get(), &waited, 1) != 0) return 0us;
-    return queued_.empty() ? forever : retry_interval;
+    if (queued_.empty()) return forever;
+    const auto first = std::ranges::min_element(
+        queued_, {}, [](const auto& queued) { return queued.second.next; });
+    return std::max(0us, std::chrono::ceil<std::chrono::microseconds>(
+                             first->second.next - std::chrono::steady_clock::now()));
 }
 
 void Endpoint::interrupt() noexcept {

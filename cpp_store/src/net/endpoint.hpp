@@ -170,7 +170,9 @@ class Endpoint {
     [[nodiscard]] MemoryRegion register_memory(std::span<const std::byte> memory,
                                                std::uint64_t access);
     void finish(Operation& operation, std::size_t bytes, int error);
+    void try_again(Peer peer);
     std::size_t post_queued();
+    [[nodiscard]] bool may_be_peer(std::span<const std::byte> name) const;
     std::size_t handle(const Completions& entries, ssize_t count);
     std::size_t report_failures();
     std::size_t report_error();
@@ -201,7 +203,9 @@ class Endpoint {
     // What could not be posted yet. A peer that is slow to connect holds up no other.
     struct Queue {
         std::deque<Operation*> operations;
-        std::chrono::steady_clock::time_point moved;  // when one was last added first or posted
+        std::chrono::steady_clock::time_point moved;   // when one was last added first or posted
+        std::chrono::steady_clock::time_point next{};  // when to try again
+        std::chrono::microseconds wait{0};             // since the last try
     };
     std::map<Peer, Queue> queued_;
     std::vector<Failure> failures_;

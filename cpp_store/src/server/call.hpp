@@ -44,9 +44,10 @@ struct Session {
     Clock::time_point heard = Clock::now();  // its last message
     Clock::time_point moved{};               // the last step of a transfer of it
     Clock::time_point probed{};
-    unsigned probes = 0;  // sent since it was heard
-    bool is_cut = false;  // to be dropped
-    std::string origin;   // origin_of() its address
+    unsigned probes = 0;                                      // sent since it was heard
+    bool is_cut = false;                                      // to be dropped
+    std::string origin;                                       // origin_of() its address
+    std::shared_ptr<const std::vector<std::string>> servers;  // Engine::servers, as it joined
     Rate requests_rate;
     std::uint64_t bytes_in_flight = 0;
     std::deque<std::function<void()>> waiting;  // transfers, until less is in flight

@@ -27,10 +27,13 @@ void Engine::hello(std::span<const std::byte> message) {
         part.size() != frame.total || part.size() > wire::max_hello) {
         throw Error(Errc::protocol, "malformed message: no hello");
     }
+    const auto now = Clock::now();
+    if (!lobby.hears(now)) throw Error(Errc::busy, "more hellos a second than are answered");
     wire::Reader in(part);
     const std::vector<std::byte> name = wire::decode_hello(in).address;
     const std::string origin = origin_of(name);
-    const auto now = Clock::now();
+    // There is room for all that may go, so that each of them can.
+    gone.reserve(gone.size() + sessions.size() + lobby.size() + 2);
     std::optional<Error> refusal;
     try {
         if (sessions.size() >= options.limits.clients) {
@@ -40,13 +43,10 @@ void Engine::hello(std::span<const std::byte> message) {
             count != clients_of_host.end() && count->second >= options.limits.clients_of_host) {
             throw Error(Errc::busy, "too many clients of one host; try again later");
         }
-        lobby.admit(origin, now);
+        if (const auto left = lobby.admit(origin, now)) gone.push_back(left->session->peer);
     } catch (const Error& error) {
-        if (!lobby.answers(now)) throw;
         refusal.emplace(error.code(), address + ": " + error.what());
     }
-    // There is room for all that may go, so that each of them can.
-    gone.reserve(gone.size() + sessions.size() + lobby.size() + 2);
     const net::Peer peer = endpoint->insert(name);
     if (!refusal) {
         try {
@@ -102,7 +102,7 @@ void Engine::join(Lobby::Guest guest, std::span<std::byte> message) {
     }
     wire::Frame answer{.kind = wire::Kind::response, .session = session.id, .call = guest.call};
     wire::Writer out;
-    if (const std::string refusal = refuse(std::move(list)); !refusal.empty()) {
+    if (const std::string refusal = refuse(std::move(list), session); !refusal.empty()) {
         answer.code = static_cast<std::uint16_t>(Errc::invalid_argument);
         out.string(refusal);
         complain(session.client + " is refused: " + refusal);
@@ -137,23 +137,27 @@ void Engine::turn_away(net::Peer peer, std::uint64_t session, std::uint64_t call
 
 void Engine::refuse_old(const OldHello& old) {
     complain("a client of version 1 of the wire format is refused");
-    if (!lobby.answers(Clock::now())) return;
+    if (!lobby.hears(Clock::now())) return;
     const net::Peer peer = endpoint->insert(old.address);
     endpoint->send(peer, encode_old_refusal(old, address), {});
     gone.push_back(peer);
 }
 
-std::string Engine::refuse(std::vector<std::string> list) {
+std::string Engine::refuse(std::vector<std::string> list, Session& client) {
     if (list.empty()) return {};
     std::sort(list.begin(), list.end());
     const std::scoped_lock lock(servers_mutex);
-    if (servers == list) return {};
-    if (!servers.empty() && store_->stats().models != 0) {
-        return address + " holds models of clients of the servers '" + join_words(servers) +
-               "', this client has '" + join_words(list) + "'; give all clients the same list";
+    if (!servers || *servers != list) {
+        const bool has_models = servers && store_->stats().models != 0;
+        if (has_models || servers.use_count() > 1) {
+            return address + (has_models ? " holds models of" : " has") +
+                   " clients of the servers '" + join_words(*servers) + "', this client has '" +
+                   join_words(list) + "'; give all clients the same list";
+        }
+        if (std::string refusal = replicate(list); !refusal.empty()) return refusal;
+        servers = std::make_shared<const std::vector<std::string>>(std::move(list));
     }
-    if (std::string refusal = replicate(list); !refusal.empty()) return refusal;
-    servers = std::move(list);
+    if (!client.servers) client.servers = servers;
     return {};
 }
 

@@ -103,8 +103,9 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
     // Takes the seal off a message, if there has to be one; false if it is not right.
     static bool open(const Session& session, std::span<std::byte>& message);
 
-    // Why a client that knows of this list of servers is refused; empty if it is not.
-    std::string refuse(std::vector<std::string> list) override;
+    // Why a client that knows of this list of servers is refused; empty if it is not. The list is
+    // that of whoever joined first until the last client is gone and there is no model.
+    std::string refuse(std::vector<std::string> list, Session& client) override;
     // Takes its part among servers that keep replicas, if the list says that these do. Calls under
     // way may still use the part that it had; so it stays.
     std::string replicate(std::vector<std::string> list);
@@ -216,8 +217,9 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
     Clock::time_point last_complaint{};
     unsigned complaints_held_back = 0;
 
-    std::mutex servers_mutex;          // guards these two
-    std::vector<std::string> servers;  // the sorted list of the clients whose models are here
+    std::mutex servers_mutex;  // guards these two
+    // The sorted list of the clients that are here, who share it, or whose models are.
+    std::shared_ptr<const std::vector<std::string>> servers;
     std::vector<std::unique_ptr<Replication>> replications;  // the last one is in force
     std::atomic<replication::Replica*> replica_now = nullptr;
 

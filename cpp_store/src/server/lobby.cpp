@@ -23,15 +23,23 @@ std::string origin_of(std::span<const std::byte> address) {
     return part(0, address.size());
 }
 
-void Lobby::admit(const std::string& origin, Clock::time_point now) {
+std::optional<Lobby::Guest> Lobby::admit(const std::string& origin, Clock::time_point now) {
     if (const auto tried = wrong_keys_.find(origin);
         tried != wrong_keys_.end() && tried->second.is_exhausted(now)) {
         throw Error(Errc::busy, "too many wrong keys came from there; try again in a second");
     }
     const auto count = counts_.find(origin);
-    if (guests_.size() >= most || (count != counts_.end() && count->second >= most_of_an_origin)) {
+    const bool is_crowd = count != counts_.end() && count->second >= most_of_an_origin;
+    if (!is_crowd && guests_.size() < most) return std::nullopt;
+    const Guest* first = nullptr;
+    for (const auto& [id, guest] : guests_) {
+        if (is_crowd && guest.origin != origin) continue;
+        if (!first || guest.since < first->since) first = &guest;
+    }
+    if (now - first->since < least_stay) {
         throw Error(Errc::busy, "too many clients connect at once; try again in a second");
     }
+    return leave(first->session->id);
 }
 
 void Lobby::enter(Guest guest) {

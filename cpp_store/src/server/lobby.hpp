@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -39,10 +40,12 @@ class Lobby {
     explicit Lobby(std::chrono::milliseconds patience)
         : patience_(std::min<std::chrono::milliseconds>(patience, std::chrono::seconds(5))) {}
 
-    // Throws Errc::busy if too many are here, or come from where too many wrong keys came from.
-    void admit(const std::string& origin, Clock::time_point now);
-    // Whether one that is not admitted is told so. Of a flood most are not.
-    [[nodiscard]] bool answers(Clock::time_point now) { return answers_.take(now); }
+    // Whether a hello is heard at all. Of a flood most are not, so that it takes little work.
+    [[nodiscard]] bool hears(Clock::time_point now) { return hellos_.take(now); }
+    // Makes room for one more: of too many, in all or of one origin, the one goes that came first,
+    // if it has had a second to join, which is a hundred times what it takes. Throws Errc::busy if
+    // it has not, or too many wrong keys came from there.
+    [[nodiscard]] std::optional<Guest> admit(const std::string& origin, Clock::time_point now);
     void enter(Guest guest);
     [[nodiscard]] std::size_t size() const noexcept { return guests_.size(); }
     [[nodiscard]] bool contains(std::uint64_t session) const { return guests_.contains(session); }
@@ -54,7 +57,9 @@ class Lobby {
   private:
     static constexpr std::size_t most = 1024;
     static constexpr std::size_t most_of_an_origin = 256;
-    static constexpr double answers_a_second = 1000;
+    static constexpr double hellos_a_second = 1000;
+    static constexpr double hellos_at_once = 4096;
+    static constexpr std::chrono::seconds least_stay{1};
     static constexpr double wrong_keys_a_second = 1;
     static constexpr double wrong_keys_at_once = 8;
 
@@ -62,7 +67,7 @@ class Lobby {
     std::unordered_map<std::uint64_t, Guest> guests_;      // by session
     std::unordered_map<std::string, std::size_t> counts_;  // of guests, by origin
     std::unordered_map<std::string, Rate> wrong_keys_;     // by origin
-    Rate answers_{answers_a_second, answers_a_second};
+    Rate hellos_{hellos_a_second, hellos_at_once};
 };
 
 }  // namespace cpp_store::server

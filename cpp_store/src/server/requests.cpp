@@ -16,6 +16,15 @@ constexpr std::array<Handler, wire::operation_count> handlers = {
     shutdown,    contains,       nullptr,     of_replicas, of_replicas, of_replicas,
     of_replicas, of_replicas,    of_replicas, of_replicas, of_replicas};
 
+// Whatever is kept on a disk or at other servers, too.
+constexpr bool asks_memory_only(wire::Operation operation) {
+    using wire::Operation;
+    return operation == Operation::best_matches || operation == Operation::lookup ||
+           operation == Operation::contains || operation == Operation::alive ||
+           operation == Operation::holders || operation == Operation::end_lease ||
+           operation == Operation::stats;
+}
+
 }  // namespace
 
 Handler handler_of(wire::Operation operation) {
@@ -127,6 +136,8 @@ void Engine::request(const std::shared_ptr<Session>& session, const wire::Frame&
 }
 
 bool Engine::is_brief(const wire::Frame& frame, wire::Operation operation) {
+    // Who hears everybody waits neither for a disk nor for other servers.
+    if ((store_->has_data_dir() || replica_now) && !asks_memory_only(operation)) return false;
     return std::exchange(may_work, false) && operation != wire::Operation::verify &&
            operation != wire::Operation::list && operation != wire::Operation::shutdown &&
            frame.total <= endpoint->max_message() && costs[frame.code] <= brief;

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <random>
 #include <thread>
@@ -17,6 +18,7 @@
 namespace cpp_store {
 namespace {
 
+using namespace std::chrono_literals;
 using testing::HasSubstr;
 
 constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
@@ -182,6 +184,58 @@ TEST(Arena, GivesSurplusBackToTheKernel) {
     std::memset(again.data, 1, again.size);
     arena.release(again);
     arena.release(kept);
+}
+
+std::uint64_t shared_resident() {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);) {
+        if (line.starts_with("RssShmem:")) return std::stoull(line.substr(9)) << 10;
+    }
+    return 0;
+}
+
+TEST(Arena, PiecesThatNothingFitsIntoAreGivenBack) {
+    constexpr std::uint64_t limit = 64 << 20;
+    const std::uint64_t before = shared_resident();
+    Arena arena({.limit = limit, .region_size = 16 << 20, .ahead = 0, .linger = 1h});
+    std::vector<Extent> kept;
+    for (const std::uint64_t size : {64u << 10, 128u << 10, 256u << 10, 512u << 10, 2u << 20}) {
+        std::vector<Extent> large;
+        while (arena.stats().used + size + 128 <= limit) {
+            kept.push_back(arena.allocate(64));
+            std::memset(kept.back().data, static_cast<int>(kept.size() % 251), 64);
+            large.push_back(arena.allocate(size));
+            std::memset(large.back().data, 255, size);
+            ASSERT_LE(arena.stats().touched, limit + limit / 16);
+            ASSERT_LE(shared_resident() - before, limit + limit / 16);
+        }
+        for (const Extent& each : large) arena.release(each);
+    }
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+        for (std::size_t at = 0; at < 64; ++at) {
+            ASSERT_EQ(kept[i].data[at], static_cast<std::byte>((i + 1) % 251));
+        }
+    }
+}
+
+// One small piece a page: nothing can be given back, and there is an end to it.
+TEST(Arena, PiecesSmallerThanAPageDoNotGrowWithoutEnd) {
+    constexpr std::uint64_t limit = 16 << 20;
+    Arena arena({.limit = limit, .region_size = 16 << 20, .ahead = 0, .linger = 1h});
+    std::vector<Extent> holes;
+    try {
+        while (true) {
+            (void)arena.allocate(64);
+            holes.push_back(arena.allocate(4096 - 64));
+            if (holes.size() % 64 == 0) {
+                for (const Extent& hole : holes) arena.release(hole);
+                holes.clear();
+            }
+        }
+    } catch (const Error& error) {
+        EXPECT_EQ(error.code(), Errc::out_of_memory);
+    }
+    EXPECT_LE(arena.stats().touched, limit + std::max<std::uint64_t>(limit / 16, 2 << 20));
 }
 
 TEST(Arena, AnotherMappingSeesTheSameBytes) {

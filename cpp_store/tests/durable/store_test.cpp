@@ -398,7 +398,9 @@ TEST_P(DurableStore, NoticesADamagedCatalogue) {
     EXPECT_EQ(code_of([&] { (void)check_directory(root / "data", true); }), Errc::storage);
 
     std::ofstream(catalogue, std::ios::binary) << whole;
-    Store store(options());
+    Store::Options older = options();
+    older.warn = [](std::string_view) {};  // of what came since into a segment
+    Store store(older);
     expect_intact(store, "m");
 }
 

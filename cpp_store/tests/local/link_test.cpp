@@ -8,14 +8,17 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <csignal>
 #include <cstring>
+#include <filesystem>
 #include <random>
 #include <thread>
 
 #include "cpp_store/client.hpp"
 #include "cpp_store/server.hpp"
+#include "local/link.hpp"
 #include "local/names.hpp"
 #include "local/socket.hpp"
 #include "local/staging.hpp"
@@ -30,8 +33,11 @@ using testing::HasSubstr;
 
 // A server in this process, as one of another process of this host is to its clients.
 struct Running {
-    explicit Running(std::string key = {}, std::uint64_t limit = std::uint64_t{1} << 28) {
+    explicit Running(std::string key = {}, std::uint64_t limit = std::uint64_t{1} << 28,
+                     const std::filesystem::path& synced = {}) {
         Store::Options options;
+        options.data_dir = synced;
+        options.durability = Durability::sync;
         options.memory.limit = limit;
         options.memory.region_size = 16 << 20;
         options.memory.ahead = 0;
@@ -47,6 +53,18 @@ struct Running {
     }
     [[nodiscard]] Cluster connect(std::chrono::milliseconds timeout = 30s) const {
         return Cluster({.servers = {server->address()}, .timeout = timeout, .key = {}});
+    }
+    // One whose calls can be given up at any moment.
+    [[nodiscard]] std::shared_ptr<local::Link> link() const {
+        const net::Address address = net::Address::parse(server->address());
+        return local::Link::open({.address = address,
+                                  .request = {.address = server->address(),
+                                              .name = {},
+                                              .client = "link",
+                                              .servers = {server->address()},
+                                              .shared = {},
+                                              .way = security::Way::one_host},
+                                  .check_signals = {}});
     }
     [[nodiscard]] local::Socket knock() const {
         const auto names = local::client_names(net::Address::parse(server->address()));
@@ -121,14 +139,43 @@ Errc code_of(const std::function<void()>& action, std::string* message = nullptr
 
 TEST(SameHost, IsFoundFromTheAddress) {
     Running running;
-    Cluster cluster = running.connect();
-    EXPECT_THAT(cluster.transports(), testing::ElementsAre("shm"));
-    Cluster other(
-        {.servers = {running.server->address()}, .timeout = 30s, .key = {}, .same_host = false});
-    EXPECT_THAT(other.transports(), testing::Not(testing::Contains("shm")));
+    {
+        Cluster cluster = running.connect();
+        EXPECT_THAT(cluster.transports(), testing::ElementsAre("shm"));
+    }
     const std::string port = running.server->address().substr(running.server->address().rfind(':'));
-    Cluster named({.servers = {"ofi+tcp://localhost" + port}, .timeout = 30s, .key = {}});
+    const std::vector<std::string> list{"ofi+tcp://localhost" + port};
+    Cluster named({.servers = list, .timeout = 30s, .key = {}});  // nobody has the other any more
     EXPECT_THAT(named.transports(), testing::ElementsAre("shm"));
+    Cluster other({.servers = list, .timeout = 30s, .key = {}, .same_host = false});
+    EXPECT_THAT(other.transports(), testing::Not(testing::Contains("shm")));
+}
+
+TEST(SameHost, AListOfServersIsTheFirstClientsWhileThereIsOne) {
+    Running running;
+    const std::vector<std::string> alone{running.server->address()};
+    const std::vector<std::string> two{running.server->address(), "ofi+tcp://127.0.0.1:1"};
+    const auto connect = [](const std::vector<std::string>& list, bool same_host) {
+        return std::make_unique<Cluster>(
+            Cluster::Options{.servers = list, .timeout = 30s, .key = {}, .same_host = same_host});
+    };
+    for (const bool same_host : {true, false}) {
+        auto first = connect(alone, same_host);
+        for (const bool other : {true, false}) {
+            std::string message;
+            EXPECT_EQ(code_of([&] { (void)connect(two, other); }, &message),
+                      Errc::invalid_argument);
+            EXPECT_THAT(message, HasSubstr("same list"));
+        }
+        auto second = connect(alone, !same_host);
+        first.reset();
+        EXPECT_EQ(code_of([&] { (void)connect(two, true); }), Errc::invalid_argument);
+        model_of("m", {8}).put(*second);
+        second.reset();
+        EXPECT_EQ(code_of([&] { (void)connect(two, true); }), Errc::invalid_argument);
+        second = connect(alone, same_host);
+        second->retire("m");
+    }
 }
 
 TEST(SameHost, IsFoundWhereTheServerListensAtAllAddresses) {
@@ -253,6 +300,110 @@ TEST(SameHost, ViewsStayAsTheyAreWhenTheStoreGoesOnWithoutItsServer) {
     EXPECT_TRUE(running.has_used(0));
 }
 
+std::unique_ptr<local::Call> start(local::Link& link, wire::Operation operation,
+                                   const wire::Writer& body = {}) {
+    return link.start(operation, body.data(), {}, local::Clock::now() + 30s);
+}
+
+wire::Writer read_request(const std::string& model) {
+    wire::Writer out;
+    wire::encode(out, wire::Read{model, {}});
+    return out;
+}
+
+std::vector<local::SharedLayer> read_through(local::Link& link, const std::string& model) {
+    const auto call = start(link, wire::Operation::read, read_request(model));
+    std::vector<std::byte> body;
+    EXPECT_EQ(call->wait(body), 0);
+    wire::Reader in(body);
+    std::vector<local::SharedLayer> layers(in.count(1));
+    for (local::SharedLayer& layer : layers) layer = call->decode_layer(in);
+    return layers;
+}
+
+TEST(SameHost, ACallThatIsGivenUpTakesNoPinOfAnotherAlong) {
+    Running running;
+    Cluster other = running.connect();
+    const Model model = model_of("m", {100'000});
+    model.put(other);
+    const auto link = running.link();
+    auto layers = read_through(*link, "m");
+    for (const auto operation :
+         {wire::Operation::ping, wire::Operation::verify, wire::Operation::stats}) {
+        (void)start(*link, operation);  // over the connection that the answer came by, at first
+    }
+    other.retire("m");
+    // Once these have come and gone, the connections that were given up have ended, too.
+    for (int i = 0; i < 20; ++i) {
+        (void)start(*link, wire::Operation::ping);
+        model_of("n" + std::to_string(i), {100'000}, 7).put(other);
+    }
+    EXPECT_TRUE(same(layers.at(0).description.data.at(0), model.tensors[0]));
+    EXPECT_EQ(running.store->stats().memory.used, 21 * 100'032u);
+    layers.clear();
+    std::vector<std::byte> body;
+    EXPECT_EQ(start(*link, wire::Operation::ping)->wait(body), 0);
+    EXPECT_TRUE(running.has_used(20 * 100'032u));
+}
+
+TEST(SameHost, AnAnswerThatNobodyTookPinsNothing) {
+    Running running;
+    Cluster other = running.connect();
+    model_of("m", {100'000}).put(other);
+    const auto link = running.link();
+    for (int i = 0; i < 50; ++i) (void)start(*link, wire::Operation::read, read_request("m"));
+    other.retire("m");
+    EXPECT_TRUE(running.has_used(0));
+}
+
+TEST(SameHost, ACallThatIsGivenUpEndsNoLease) {
+    Running running;
+    Cluster other = running.connect();
+    const Model model = model_of("m", {100'000});
+    model.put(other);
+    {
+        const auto link = running.link();
+        wire::Writer query;
+        Query asked;
+        asked.ns = model.request.ns;
+        wire::encode(query, *model.request.table, asked, 600'000);
+        std::vector<std::byte> body;
+        ASSERT_EQ(start(*link, wire::Operation::best_matches, query)->wait(body), 0);
+        ASSERT_EQ(wire::Reader(body).count(1), 1u);
+        (void)start(*link, wire::Operation::ping);
+        other.retire("m");
+        for (int i = 0; i < 20; ++i) {
+            (void)start(*link, wire::Operation::ping);
+            other.ping(0);
+        }
+        EXPECT_EQ(running.store->stats().leases, 1u);
+        EXPECT_EQ(running.store->stats().memory.used, 100'032u);
+    }
+    EXPECT_TRUE(running.has_used(0));  // the client is gone
+}
+
+TEST(SameHost, OnlyAClientThatIsThereGetsAnotherConnection) {
+    Running running;
+    local::Socket socket = running.knock();
+    socket.set_patience(10s, 10s);
+    wire::Hello stray;
+    stray.client = "stray";
+    stray.servers = security::digest_of({});
+    stray.address.assign(8, std::byte{7});
+    wire::Writer out;
+    wire::encode(out, stray);
+    const auto ask = [&](wire::Operation operation, std::span<const std::byte> body) {
+        socket.send_body(
+            {.kind = wire::Kind::request, .code = static_cast<std::uint16_t>(operation), .call = 1},
+            body);
+        return socket.receive();
+    };
+    ASSERT_TRUE(ask(wire::Operation::hello, out.data()));
+    wire::Writer join;
+    wire::encode(join, wire::Join{});
+    EXPECT_EQ(code_of([&] { (void)ask(wire::Operation::join, join.data()); }), Errc::connection);
+}
+
 // What a client of another program could send.
 wire::Frame request(wire::Operation operation) {
     return {.kind = wire::Kind::request, .code = static_cast<std::uint16_t>(operation), .call = 1};
@@ -370,6 +521,71 @@ TEST(SameHost, AClientThatGoesDuringAPutLeavesNothing) {
     }
     EXPECT_TRUE(running.has_used(0));
     EXPECT_FALSE(running.store->contains("m"));
+}
+
+std::vector<std::byte> small_put_request(const std::string& model) {
+    wire::Put put;
+    put.request = model_of(model, {8}).request;
+    wire::Payload& payload = put.tensors.emplace_back();
+    payload.spec = {DType::uint8, {8}};
+    payload.nbytes = 8;
+    static constexpr std::array<std::byte, 8> bytes{};
+    payload.data = bytes;
+    wire::Writer out;
+    wire::encode(out, put);
+    return out.take();
+}
+
+struct Directory {
+    Directory() {
+        std::string name = std::filesystem::temp_directory_path() / "link_test_XXXXXX";
+        path = mkdtemp(name.data());
+    }
+    ~Directory() { std::filesystem::remove_all(path); }
+    std::filesystem::path path;
+};
+
+TEST(SameHost, ClientsThatAreKilledInSyncedPutsHarmNobody) {
+    const Directory directory;
+    Running running({}, std::uint64_t{1} << 28, directory.path / "data");
+    Cluster other = running.connect();
+    std::vector<std::thread> killed;
+    for (int t = 0; t < 4; ++t) {
+        killed.emplace_back([&running, t] {
+            for (int i = 0; i < 50; ++i) {
+                local::Socket socket = introduced(running);
+                const std::string model = "m" + std::to_string(t) + "_" + std::to_string(i);
+                socket.send_body(request(wire::Operation::put), small_put_request(model));
+                if (i % 2 == 1) (void)socket.receive();
+            }
+        });
+    }
+    for (int i = 0; i < 20; ++i) model_of("n" + std::to_string(i), {8}).put(other);
+    for (std::thread& thread : killed) thread.join();
+    model_of("last", {8}).put(other);
+    EXPECT_TRUE(running.store->contains("last"));
+    EXPECT_TRUE(running.store->contains("m0_1"));  // it was answered
+}
+
+TEST(SameHost, NobodyWaitsForAClientThatReadsNoAnswers) {
+    const Directory directory;
+    Running running({}, std::uint64_t{1} << 28, directory.path / "data");
+    local::Socket deaf = introduced(running);
+    wire::Frame frame = request(wire::Operation::put);
+    for (int i = 0; i < 20'000; ++i) {  // until the server has no room for another answer
+        const auto body = small_put_request("m" + std::to_string(i));
+        frame.total = static_cast<std::uint32_t>(body.size());
+        const auto give_up = std::chrono::steady_clock::now() + 2s;
+        bool is_sent = deaf.try_send(frame, body);
+        while (!is_sent && std::chrono::steady_clock::now() < give_up) {
+            std::this_thread::sleep_for(1ms);
+            is_sent = deaf.try_send(frame, body);
+        }
+        if (!is_sent) break;
+    }
+    Cluster other = running.connect(10s);  // less than the server waits for the deaf one
+    for (int i = 0; i < 10; ++i) model_of("n" + std::to_string(i), {8}).put(other);
+    EXPECT_TRUE(running.store->contains("n9"));
 }
 
 TEST(SameHost, AStagingFileCannotBeResized) {

@@ -1,8 +1,12 @@
 // Clients that lie, stop in the middle or vanish: the server drops them and serves the others.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <functional>
@@ -113,6 +117,72 @@ TEST_F(Hostile, MessagesThatAreNoFramesAreDropped) {
         raw.send(bad);
     }
     EXPECT_TRUE(logs("a message is dropped"));
+}
+
+TEST_F(Hostile, AHelloWithAnAddressThatIsNoneIsDroppedAndOthersConnect) {
+    RawClient stranger(server_->address(), {}, true);
+    const Bytes own = stranger.name();
+    std::vector<Bytes> names(6, own);
+    for (const std::uint16_t family : std::to_array<std::uint16_t>({0, 1, 10, 38, 0xffff})) {
+        std::memcpy(names.emplace_back(own).data(), &family, sizeof family);
+    }
+    names[0].resize(1);
+    names[1].resize(own.size() - 1);
+    names[2].resize(own.size() + 12);
+    names[3].resize(4000);
+    std::memset(names[4].data() + 2, 0, 2);  // port 0
+    std::memset(names[5].data() + 4, 0, 4);  // 0.0.0.0
+    for (const Bytes& name : names) {
+        stranger.send(wire::Operation::hello, stranger.request(name).hello());
+        RawClient fresh(server_->address());  // throws if it cannot connect
+        Cluster other({.servers = {server_->address()}, .key = {}, .same_host = false});
+        other.ping(0);
+    }
+}
+
+// Where a connection is neither made nor refused.
+struct BlackHole {
+    BlackHole() {
+        listener = ::socket(AF_INET, SOCK_STREAM, 0);
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        socklen_t length = sizeof address;
+        auto* const any = reinterpret_cast<sockaddr*>(&address);
+        EXPECT_EQ(::bind(listener, any, length), 0);
+        EXPECT_EQ(::listen(listener, 0), 0);
+        EXPECT_EQ(::getsockname(listener, any, &length), 0);
+        for (int& each : filling) {
+            each = ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+            (void)::connect(each, any, sizeof address);
+        }
+    }
+    ~BlackHole() {
+        for (const int each : filling) ::close(each);
+        ::close(listener);
+    }
+    int listener = -1;
+    std::array<int, 4> filling{};
+    sockaddr_in address{};
+};
+
+TEST_F(Hostile, AnAddressThatAnswersNothingIsTriedLessAndLess) {
+    const BlackHole hole;
+    struct Deaf : net::Endpoint::Listener {
+        void received(std::span<std::byte>) override {}
+        void send_failed(net::Peer, int) override {}
+    } deaf;
+    net::Endpoint endpoint(net::Address::parse("ofi+tcp://127.0.0.1:0"),
+                           net::Endpoint::Role::server, deaf, 60s);
+    const net::Peer peer =
+        endpoint.insert(std::as_bytes(std::span(&hole.address, 1)).first(endpoint.name().size()));
+    endpoint.send(peer, Bytes(8), {});
+    auto longest = 0us;
+    EXPECT_TRUE(wait_until([&] {
+        endpoint.progress();
+        const auto sleeps = endpoint.may_sleep();
+        if (sleeps < net::Endpoint::forever) longest = std::max(longest, sleeps);
+        return longest > 50ms;
+    }));
 }
 
 TEST_F(Hostile, AMalformedBodyDropsItsClient) {

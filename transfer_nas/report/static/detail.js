@@ -11,6 +11,7 @@ globalThis.detail = (() => {
     at = { part, data, row, order: order ?? Uint32Array.from({ length: data.count }, (_, i) => i) };
     fill();
     if (!dialog().open) dialog().showModal();
+    document.getElementById("detail-title").focus();
     draw();
   }
 

@@ -78,7 +78,12 @@
     if (wide && !hint) element.after(rows.element("p", { className: "sideways", textContent: "wider than the page: scroll sideways ↔" }));
     else if (!wide) hint?.remove();
   };
-  const widths = new ResizeObserver((entries) => { for (const { target } of entries) edges(target.closest(WIDE)); });
+  const widths = new ResizeObserver((entries) => { 
+    for (const { target } of entries) {
+      const element = target.closest(WIDE); // none of what has left the page
+      if (element) edges(element);
+    }
+  });
   document.addEventListener("scroll", (event) => {
     if (event.target.matches?.(WIDE)) edges(event.target);
   }, true);
@@ -101,11 +106,15 @@
   const views = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
       if (!isIntersecting) continue;
-      views.unobserve(target);
-      following.delete(target);
-      if (target.dataset.rows) rows.show(target); else draw(target);
+      begin(target);
     }
   }, { rootMargin: "200px 0px" });
+
+  function begin(element) {
+    views.unobserve(element);
+    following.delete(element);
+    if (element.dataset.rows) rows.show(element); else draw(element);
+  }
 
   function redrawAll() { for (const element of drawn.keys()) draw(element); }
 
@@ -182,7 +191,7 @@
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-job]");
-    if (button) detail.openJob(button.dataset.part, Number(button.dataset.job));
+    if (button) detail.openJob(button.dataset.in, Number(button.dataset.job));
   });
 
   document.addEventListener("click", async (event) => {
@@ -208,7 +217,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
   addEventListener("beforeprint", () => {
     document.documentElement.classList.add("printing");
-    for (const element of [...following]) if (element.offsetParent) { views.unobserve(element); following.delete(element); draw(element); }
+    for (const element of [...following]) if (element.offsetParent) begin(element);
     redrawAll();
   });
   addEventListener("afterprint", () => {
