@@ -234,10 +234,10 @@ class Application:
     def _synthetic(self, size: str) -> Application:
         if self.generate is None:
             raise ApplicationError(f"application {self.name}: there is no synthetic data for it")
-        if not (size.isascii() and size.isdigit() and int(size) >= 16):
+        if not (size.isascii() and size.isdigit() and len(size) < 8 and int(size) >= 16):
             raise ApplicationError(
-                f"--data synthetic:FEATURES: expected a number of features of 16 or more, "
-                f"found {size!r}"
+                f"--data synthetic:FEATURES: expected a number of features from 16 to 9999999, "
+                f"found {size[:20]!r}"
             )
         return self._on(self.name, functools.partial(self.generate, int(size)))
 
