@@ -14,9 +14,7 @@ are its sections, ``epoch/N`` are theirs:
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
 import math
 import os
@@ -34,6 +32,7 @@ from cpp_store.command_line import OK
 from cpp_store import command_line
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError, RunDirectoryError
+from transfer_nas.search.results import row_text
 
 if TYPE_CHECKING:
     import pandas
@@ -367,12 +366,8 @@ def _advice(logs: Mapping[int, Tree], missing: str) -> str:
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        writer.writerow(json.dumps(c) if isinstance(c, list) else c for c in row)
-    return text.getvalue()
+    texts = ([json.dumps(c) if isinstance(c, list) else c for c in row] for row in rows)
+    return "".join(map(row_text, (columns, *texts)))
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import transfer_nas
+from graph_meta import LayerGraph, layers
+from graph_meta.graph import GraphBuilder
 from transfer_nas.applications import resolve
 from transfer_nas.errors import InputError
+from transfer_nas.spaces import Choices
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +52,45 @@ def test_the_example_of_the_documentation_works(
         for name, value in results.loc[results["objective"].idxmax()].items()
         if name.startswith("p:")
     }
+
+
+def odd(choices: Choices) -> LayerGraph:
+    """Ask for what CSV, and what guesses types, makes something else of."""
+    builder = GraphBuilder()
+    edge = builder.add(layers.flatten(), builder.input(choices.input_shapes[0]))
+    for name, values in ODD.items():
+        width = 4 + values.index(choices.choose(name, values))
+        edge = builder.add(layers.dense(width, activation="relu"), edge)
+    head = layers.dense(choices.output_units, activation="softmax")
+    return builder.build(builder.add(head, edge))
+
+
+ODD: dict[str, list[Any]] = {
+    "units, first": ["8", "16", 16],
+    'the "text"': ["None", "NA", None, ""],
+    "line\nend": ["one\ntwo", "cr\rlf", "\u2028"],
+    "mixed": [True, 2, "True"],
+    "rate": [0.1, 1e-05],
+}
+
+
+def test_values_are_read_back_as_what_they_were(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"population_size": 4, "epochs": 1, "seed": 3, "progress": False}
+    with transfer_nas.Search(odd, "digits", output_dir=tmp_path / "run", **options) as search:
+        search.run(max_evals=6)
+        results = search.run(max_evals=6)
+        jobs = map(json.loads, (tmp_path / "run" / "checkpoint").read_text().splitlines())
+        chosen = [search.space.values(job["genome"]) for job in jobs]
+        assert len(results) == len(chosen) == 12
+        assert not list((tmp_path / "run").glob("*.damaged"))
+        for name, values in ODD.items():
+            found = results[f"p:{name}"].tolist()
+            assert found == [values[name] for values in chosen]
+            assert {type(value) for value in found} <= {type(value) for value in values}
+        best = int(results["objective"].idxmax())
+        assert search.best == chosen[best]
+        types = [type(value) for value in chosen[best].values()]
+        assert [type(value) for value in search.best.values()] == types
 
 
 def test_a_search_shows_how_far_it_is(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from transfer_nas.search.clock import Clock
 from transfer_nas.search.journal import claim
 from transfer_nas.search.results import MEASURES
 from transfer_nas.search.run_directory import RunDirectory
-from transfer_nas.spaces import Choices, FeedForward, Space, from_function
+from transfer_nas.spaces import Choices, FeedForward, Scalar, Space, from_function
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)
 SETTINGS = {"population_size": 4, "epochs": 3}
@@ -176,7 +176,7 @@ def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> N
     (tmp_path / "results.csv").unlink()
     (tmp_path / "checkpoint").unlink()
     with resume(tmp_path) as directory:
-        assert directory.jobs == directory.evaluations == []
+        assert directory.jobs == [] and directory.evaluations == []
     assert (tmp_path / "results.csv").read_text().startswith("p:layer_0,")
 
 
@@ -310,7 +310,8 @@ def odd(choices: Choices) -> LayerGraph:
     choices.choose('the "scale"', [0.1, 1e-05, 2.5])
     texts = ["None", "one\ntwo", 'say "so", she said', "16", " ü\u2028", "cr\rlf"]
     choices.choose("text", texts)
-    choices.choose("mixed", [True, 2, "no"])
+    mixed: list[Scalar] = [True, 2, "no"]
+    choices.choose("mixed", mixed)
     builder = GraphBuilder()
     edge = builder.add(layers.dense(units), builder.input((4,)))
     return builder.build(builder.add(layers.dense(2), edge))

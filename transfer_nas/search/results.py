@@ -104,8 +104,8 @@ def columns(genes: Iterable[str]) -> list[str]:
     ]
 
 
-def row_text(cells: Iterable[str]) -> str:
-    """Return a row as it stands in the file, with its end."""
+def row_text(cells: Iterable[object]) -> str:
+    """Return a row as it stands in the file, with its end; None is the empty cell."""
     text = io.StringIO()
     # With this end of a row the writer quotes both line ends, wherever they are.
     csv.writer(text, lineterminator="\r\n").writerow(cells)
