@@ -39,6 +39,39 @@ def ends_at_once(*arguments: str, **environment: str) -> str:
     return done.stderr
 
 
+def test_an_address_that_nobody_hears_ends_it() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [str(servers.PROGRAM), "ofi+tcp://127.0.0.1:0", "--memory=1MiB"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=20,
+            env=ALONE,
+        )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "cpp-store-server: cannot write to standard output: No space left on device"
+
+
+def test_closed_streams_are_none_of_its_files(tmp_path: Path) -> None:
+    address = tmp_path / "address"
+    closed = f"exec '{servers.PROGRAM}' nonsense --data_dir '{tmp_path}/data' >&- 2>&-"
+    assert subprocess.run(["sh", "-c", closed], timeout=20, env=ALONE).returncode == 2
+    program = f"exec '{servers.PROGRAM}' ofi+tcp://127.0.0.1:0 --data_dir '{tmp_path}/data'"
+    with address.open("w") as out:
+        command = ["sh", "-c", f"{program} --memory=1MiB 2>&-"]
+        process = subprocess.Popen(command, stdout=out, env=ALONE)
+    try:
+        descriptors = Path(f"/proc/{process.pid}/fd")
+        while not address.read_text().endswith("\n"):
+            assert process.poll() is None
+        assert (descriptors / "2").readlink() == Path("/dev/null")
+    finally:
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
 def test_without_a_key_it_serves_no_other_hosts(key_file: Path) -> None:
     for address in ("ofi+tcp://0.0.0.0:0", "ofi+tcp://[::]:0"):
         assert "cpp-store keygen" in ends_at_once(address)

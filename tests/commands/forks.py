@@ -44,6 +44,7 @@ MODULES = {
     "retrain": "transfer_nas.retrain",
     "runs": "transfer_nas.runs.__main__",
     "tracing": "transfer_nas.tracing",
+    "trained_model": "transfer_nas.trained_model",
 }
 
 

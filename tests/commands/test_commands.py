@@ -171,6 +171,7 @@ READING = [
     ["runs", "pack", "PATH", "OUT"],
     ["runs", "unpack", "PATH", "OUT"],
     ["tracing", "PATH"],
+    ["trained_model", "PATH"],
 ]
 # PATH is what they write.
 WRITING = [
