@@ -59,8 +59,9 @@ def state_of(operation: Any, where: str) -> dict[str, JSON]:
             mode = getattr(layer, "quantization_mode", None)
             if number and mode:
                 found["quantization"] = mode  # which not all layers write of those inside them
-            if getattr(layer, "lora_enabled", False) and layer.lora_alpha != layer.lora_rank:
-                found["lora_alpha"] = layer.lora_alpha  # which Keras writes, and does not read
+            alpha = getattr(layer, "lora_alpha", None)
+            if getattr(layer, "lora_enabled", False) and alpha not in (None, layer.lora_rank):
+                found["lora_alpha"] = alpha  # which Keras writes, and does not read
         except GraphError:
             raise
         except (OSError, *REFUSALS) as error:

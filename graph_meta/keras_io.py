@@ -168,6 +168,21 @@ def set_layer_weights(layer: keras.layers.Layer, weights: Sequence[NDArray[Any]]
     _keras_state.derive(layer)
 
 
+def frozen_inside(model: keras.Model) -> list[Any]:
+    """Return layers and weights inside the layers of a model that do not train though those do.
+
+    To set ``trainable`` of a layer sets it of all that is inside, so who does that for a whole
+    model sets it of these to False afterwards: they are frozen by what the layer is.
+    """
+    return [
+        each
+        for layer in model.layers
+        if layer.trainable
+        for each in (*layer._flatten_layers(include_self=False), *layer.weights)
+        if not each.trainable
+    ]
+
+
 def derive_state(model: keras.Model) -> None:
     """Let all layers compute anew what they derive from their weights.
 

@@ -42,6 +42,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     output = Path(given.output or folder / f"alone-{run.job[row]}.keras")
     if output.suffix != ".keras" or not output.parent.is_dir():
         raise InputError(f"--output {output}: expected a .keras file in a directory that is there")
+    if not os.access(output.parent, os.W_OK | os.X_OK):  # before the training, not after it
+        raise InputError(f"--output {output}: nothing can be written to {output.parent}")
     if output.exists():
         raise InputError(f"{output} is there already; remove it, or name another with --output")
     settings = _settings(run)

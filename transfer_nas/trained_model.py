@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 _GRAPH = "layer_graph"
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]+")
 _WORD = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])")  # where one begins in a class name
 
 
@@ -141,6 +142,12 @@ def finish(directory: Path, application: Application) -> Path:
     return path
 
 
+def plain_name(class_name: str) -> str:
+    """Return what Keras calls the first layer of a class; registered classes may be any text."""
+    words = _WORD.sub("_", class_name.rpartition(">")[2])
+    return _NOT_IN_A_NAME.sub("_", words).strip("_").lower() or "layer"
+
+
 def _rename_for_people(model: keras.Model, graph: LayerGraph) -> dict[str, str]:
     """Give the layers of `keras_io.to_keras` names as Keras makes them, in the graph's order.
 
@@ -152,8 +159,7 @@ def _rename_for_people(model: keras.Model, graph: LayerGraph) -> dict[str, str]:
     operations = {operation.name: operation for operation in model.operations}
     renamed: dict[str, str] = {}
     for stable_name, layer in zip(graph.names, graph.layers, strict=True):
-        kind = layer.spec.class_name.rpartition(">")[2]
-        stem = _WORD.sub("_", kind).lower()
+        stem = plain_name(layer.spec.class_name)
         name, count = stem, 0
         while name in renamed:
             count += 1

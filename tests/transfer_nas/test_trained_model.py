@@ -43,3 +43,19 @@ def test_another_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"m\.safetensors is no trained model"):
         trained_model.read(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("class_name", "expected"),
+    [
+        ("Dense", "dense"),
+        ("Conv2DTranspose", "conv2d_transpose"),
+        ("GlobalAveragePooling1D", "global_average_pooling1d"),
+        ("LSTM", "lstm"),
+        ("ops.numpy>Add", "add"),
+        ("mine>_Gate v2", "gate_v2"),
+        ("mine>門", "layer"),
+    ],
+)
+def test_layers_are_called_what_keras_calls_them(class_name: str, expected: str) -> None:
+    assert trained_model.plain_name(class_name) == expected

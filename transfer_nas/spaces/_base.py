@@ -66,9 +66,15 @@ def _plain(value: Any) -> Any:
     """Return a value of NumPy, or of a subclass such as an enumeration's, as Python's own."""
     if isinstance(value, np.generic):
         value = value.item()
-    for kind, convert in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
-        if isinstance(value, kind) and not isinstance(value, bool):
-            return convert(value)
+    match value:
+        case bool():
+            return value
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case str():
+            return str.__str__(value)
     return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError
@@ -65,8 +65,7 @@ class Choices:
         asked = self._asked.setdefault(name, offered)
         if not _same(asked, offered) or value not in offered:
             raise _disagreement(name, offered)
-        chosen: S = offered[offered.index(value)]
-        return chosen
+        return cast(S, offered[offered.index(value)])
 
     def integer(self, name: str, low: int, high: int, step: int = 1) -> int:
         """Return an integer from `low` to `high`, both included, in steps."""
