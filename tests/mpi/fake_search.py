@@ -150,7 +150,7 @@ def main() -> int:
             max_evals=options.get("max_evals"),
             retire=retire,
             report=report,
-            warn=print,
+            warn=sys.stderr.write,
         )
     ranks.share(None)
     fake = {
