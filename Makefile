@@ -9,7 +9,7 @@
 # Each says what it is about to download and compile, and how long that takes. Developers' tools come with what needs
 # them (`make test`, `make check`), into the same .venv.
 #
-# For developers: `make check` (formatting, lint, types), `make test-backends` (the trainer on JAX and Torch),
+# For developers: `make setup-dev` (all their tools), `make check` (formatting, lint, types), `make test-backends` (the trainer on JAX and Torch),
 # `make format`, `make release` (what is published, in dist/), `make walk` (the tutorial as a new user types it),
 # `make baseline` (benchmarks/baseline.json), `make clean`.
 

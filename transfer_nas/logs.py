@@ -19,6 +19,7 @@ import difflib
 import io
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -287,18 +288,20 @@ def _run(arguments: Sequence[str] | None) -> int:
     if given.output is None:
         sys.stdout.write(_csv(columns, rows))
         return OK
+    import pyarrow as pa
+    import pyarrow.parquet
+
     output = Path(given.output)
     try:
         if output.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet
-
             cells = [[row[i] for row in rows] for i in range(len(columns))]
-            pyarrow.parquet.write_table(pa.table(cells, names=columns), output)
+            with pa.OSFile(os.fsencode(output), "w") as file:  # its name need not be UTF-8
+                pyarrow.parquet.write_table(pa.table(cells, names=columns), file)
         else:
-            output.write_text(_csv(columns, rows), encoding="utf-8")
+            text = _csv(columns, rows)
+            output.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as cause:
-        raise InputError(f"cannot write {output}: {cause.strerror}") from cause
+        raise InputError(f"cannot write {output}: {cause.strerror or cause}") from cause
     except pa.ArrowInvalid as cause:
         raise InputError(f"{output}: a column holds values of several types; write CSV") from cause
     print(f"{output}: {len(rows):,} rows")

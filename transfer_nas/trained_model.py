@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes  # noqa: F401 - makes NumPy know bfloat16 and float8 by name
 import numpy as np
 import numpy.typing as npt
 
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 _GRAPH = "layer_graph"
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]+")
 _WORD = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])")  # where one begins in a class name
 
 
@@ -77,7 +79,7 @@ def read(path: Path) -> tuple[LayerGraph, dict[str, list[npt.NDArray[Any]]]]:
             graph = LayerGraph.from_json((file.metadata() or {})[_GRAPH])
             tensors = {
                 name: [
-                    file.get_tensor(f"{name}/{i}").view(weight.dtype)
+                    _restored(file.get_tensor(f"{name}/{i}"), weight.dtype)
                     for i, weight in enumerate(layer.spec.weights)
                 ]
                 for name, layer in zip(graph.names, graph.layers, strict=True)
@@ -90,7 +92,8 @@ def read(path: Path) -> tuple[LayerGraph, dict[str, list[npt.NDArray[Any]]]]:
 def write_keras(path: Path, graph: LayerGraph, tensors: Tensors, application: Application) -> None:
     """Write a model as a ``.keras`` file.
 
-    The file holds a compiled model, all layers trainable, its optimizer as at the start; plain
+    The file holds a compiled model, all layers trainable but those that its function has frozen,
+    its optimizer as at the start; plain
     Keras opens it (custom layers need their classes registered, as always). Layers have the names
     that Keras gives (``dense``, ``dense_1``); ``metadata.json`` in the file has the stable name of
     each under ``transfer_nas``. It is there whole or not at all.
@@ -139,6 +142,12 @@ def finish(directory: Path, application: Application) -> Path:
     return path
 
 
+def plain_name(class_name: str) -> str:
+    """Return what Keras calls the first layer of a class; registered classes may be any text."""
+    words = _WORD.sub("_", class_name.rpartition(">")[2])
+    return _NOT_IN_A_NAME.sub("_", words).strip("_").lower() or "layer"
+
+
 def _rename_for_people(model: keras.Model, graph: LayerGraph) -> dict[str, str]:
     """Give the layers of `keras_io.to_keras` names as Keras makes them, in the graph's order.
 
@@ -150,8 +159,7 @@ def _rename_for_people(model: keras.Model, graph: LayerGraph) -> dict[str, str]:
     operations = {operation.name: operation for operation in model.operations}
     renamed: dict[str, str] = {}
     for stable_name, layer in zip(graph.names, graph.layers, strict=True):
-        kind = layer.spec.class_name.rpartition(">")[2]
-        stem = _WORD.sub("_", kind).lower()
+        stem = plain_name(layer.spec.class_name)
         name, count = stem, 0
         while name in renamed:
             count += 1
@@ -178,8 +186,19 @@ def _note_in_metadata(path: Path, notes: dict[str, Any]) -> None:
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return bfloat16 and float8, which NumPy itself does not know, as integers of their size."""
-    return array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
+    """Return an array in a dtype that the format has: float8 and the like as integers of their
+    size, complex numbers as pairs.
+    """
+    if array.dtype.kind == "c":
+        part = array.real.dtype
+        return array.reshape(-1).view(part).reshape(*array.shape, 2)
+    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}")
+
+
+def _restored(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    if dtype.startswith("complex"):
+        return array.reshape(-1).view(dtype).reshape(array.shape[:-1])
+    return array.view(dtype)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -203,7 +222,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not best_path(directory).exists() and not (directory / "best.keras").exists():
         raise InputError(f"{directory} holds no model: expected best.safetensors of its search")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    application = applications.resolve(settings["application"], settings["data"])
+    application = applications.resolve(settings["application"], settings.get("data"))
     print(finish(directory, application))
     return command_line.OK
 
