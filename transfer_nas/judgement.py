@@ -54,7 +54,8 @@ def write(directory: Path, graph: LayerGraph, tensors: Tensors, application: App
     found: dict[str, Any] | None = None
     if len(targets) == 1:
         predicted = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
-        found = judge(targets[0][at], np.asarray(predicted), application)
+        loss, metric, _ = application.terms
+        found = judge(targets[0][at], np.asarray(predicted), loss, metric)
     path = directory / NAME
     if found is None:
         path.unlink(missing_ok=True)
@@ -66,7 +67,7 @@ def write(directory: Path, graph: LayerGraph, tensors: Tensors, application: App
 
 
 def judge(
-    true: npt.NDArray[Any], predicted: npt.NDArray[Any], application: Application
+    true: npt.NDArray[Any], predicted: npt.NDArray[Any], loss: object, metric: object
 ) -> dict[str, Any] | None:
     """Return the confusion matrix of classes, or pairs of values; None for anything else.
 
@@ -76,10 +77,9 @@ def judge(
         Targets as the loss expects them, shape (n, ...).
     predicted
         What the model gave, shape (n, outputs).
-    application
-        Its loss tells what the targets are.
+    loss, metric
+        By the names that engines know (`Application.terms`); the loss tells what the targets are.
     """
-    loss, name, _ = application.terms
     if isinstance(loss, str) and "crossentropy" in loss:
         classes = _classes(true, predicted, loss)
         return None if classes is None else _confusion(*classes)
@@ -96,9 +96,8 @@ def judge(
         "true": _rounded(numbers.ravel()[at]),
         "predicted": _rounded(guesses.ravel()[at]),
     }
-    metric = _METRICS.get(name) if isinstance(name, str) else None
-    if metric is not None and len(numbers) > 2:
-        found["interval"] = _rounded(np.array(bootstrap(numbers, guesses, metric)))
+    if isinstance(metric, str) and metric in _METRICS and len(numbers) > 2:
+        found["interval"] = _rounded(np.array(bootstrap(numbers, guesses, _METRICS[metric])))
     return found
 
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from transfer_nas import judgement, logs, runs
-from transfer_nas.applications import Application
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.report import explore, judged, page, rows, targets
 from transfer_nas.report.best import Architectures, retrain_command
@@ -206,29 +205,19 @@ def test_rank_correlation_is_scipys(seed: int) -> None:
     assert explore.rank_correlation(a, b) == pytest.approx(oracle)
 
 
-def application(**changes: Any) -> Application:
-    options = {"loss": "sparse_categorical_crossentropy", "metric": "sparse_categorical_accuracy"}
-    return Application(
-        name="test",
-        load=lambda: pytest.fail("no data is needed"),
-        input_shapes=[(1,)],
-        output_units=3,
-        **{**options, **changes},
-    )
-
-
 def test_classes_are_counted_true_by_predicted() -> None:
     outputs = np.eye(3)[[0, 1, 1, 2]]
-    found = judgement.judge(np.array([0, 1, 2, 2]), outputs, application())
+    sparse = "sparse_categorical_crossentropy"
+    found = judgement.judge(np.array([0, 1, 2, 2]), outputs, sparse, "accuracy")
     assert found == {"kind": "classes", "counts": [[1, 0, 0], [0, 1, 0], [0, 1, 1]]}
-    one_hot = application(loss="categorical_crossentropy")
-    assert judgement.judge(np.eye(3)[[0, 1, 2, 2]], outputs, one_hot) == found
-    binary = application(loss="binary_crossentropy")
-    found = judgement.judge(np.array([0, 1, 1]), np.array([[0.2], [0.9], [0.4]]), binary)
+    one_hot = np.eye(3)[[0, 1, 2, 2]]
+    assert judgement.judge(one_hot, outputs, "categorical_crossentropy", "accuracy") == found
+    answers = np.array([[0.2], [0.9], [0.4]])
+    found = judgement.judge(np.array([0, 1, 1]), answers, "binary_crossentropy", "accuracy")
     assert found == {"kind": "classes", "counts": [[1, 0], [1, 1]]}
     # Labels that the outputs do not have, and targets of another shape, are for others to judge.
-    assert judgement.judge(np.array([1, 2, 3, 3]), outputs, application()) is None
-    assert judgement.judge(np.zeros((4, 2)), outputs, application()) is None
+    assert judgement.judge(np.array([1, 2, 3, 3]), outputs, sparse, "accuracy") is None
+    assert judgement.judge(np.zeros((4, 2)), outputs, sparse, "accuracy") is None
 
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
@@ -236,7 +225,7 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
     for seed in range(100):
         rng = np.random.default_rng(seed)
         true, predicted = np.zeros((80, 1)), rng.normal(size=(80, 1))
-        low, high = judgement.bootstrap(true, predicted, judgement._METRICS["mae"])
+        low, high = judgement.bootstrap(true, predicted, judgement._METRICS["mean_absolute_error"])
         covered += low <= np.sqrt(2 / np.pi) <= high
     assert 88 <= covered <= 99
 
@@ -245,8 +234,7 @@ def test_residuals_are_kept_with_an_interval_of_the_metric() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(size=(3000, 2))
     predicted = true + rng.normal(scale=0.5, size=true.shape)
-    regression = application(loss="mean_squared_error", metric="r2_score")
-    found = judgement.judge(true, predicted, regression)
+    found = judgement.judge(true, predicted, "mean_squared_error", "r2_score")
     assert found is not None and len(found["true"]) == len(found["predicted"]) == 2000
     low, high = found["interval"]
     assert low < 0.75 < high and high - low < 0.05

@@ -118,6 +118,8 @@ def rows(run: Run, architectures: Architectures) -> Rows:
     first = {"job_id", "job_status", "objective", *_FIRST, *_leading_genes(run)}
     packing.add_numbers("job_id", run.numbers("job_id"), 0, label="job", format="integer")
     _add_texts(packing, "job_status", run.texts("job_status"), label="status")
+    if run.has("error"):
+        _add_measure(packing, run, "error")  # beside what it explains
     packing.add_numbers(
         "objective",
         scale.natural(run.objective),
@@ -132,7 +134,7 @@ def rows(run: Run, architectures: Architectures) -> Rows:
         if name == "m:ancestor":
             above = np.where(run.ancestor == -1, np.nan, run.ancestor).astype(np.float64)
             packing.add_numbers(name, above, 0, label="ancestor", format="job")
-        elif name.startswith("m:") and run.has(measure):
+        elif name.startswith("m:") and name != "m:error" and run.has(measure):
             _add_measure(packing, run, measure)
     for column, (gene, values) in enumerate(run.genes.items()):
         texts = [str(value) for value in values]

@@ -95,7 +95,7 @@ globalThis.detail = (() => {
     const range = span(data, "curve", row);
     if (!range) {
       const why = data.columns.has("curve:count")
-        ? "No epoch of it is here: the curves of the best 1,500 and of 500 failures come along."
+        ? "It logged no epoch, or its curve is not on this page: those of the best 1,500 and of 500 failures are."
         : "The run has no logs of epochs here.";
       return block("Learning curve", element("p", { className: "missing", textContent: why }));
     }
