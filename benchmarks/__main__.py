@@ -178,6 +178,8 @@ def _last_line(log: Path) -> str:
 def _load(file: str) -> dict[str, Any]:
     """Read a results file, or the one in a directory."""
     path = Path(file) / "results.json" if Path(file).is_dir() else Path(file)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
     try:
         document: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:

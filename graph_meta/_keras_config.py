@@ -27,7 +27,29 @@ REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedEr
 _ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
     "InputLayer": {"ragged": False, "optional": False},
     "BatchNormalization": {"renorm": False, "renorm_momentum": 0.99},
+    "ELU": {"alpha": 1.0},
+    "GroupedQueryAttention": {"use_gate": False},
+    "IndexLookup": {"oov_method": "floormod"},
     "MultiHeadAttention": {"use_gate": False},
+    "Resizing": {"antialias": False},
+    **{
+        name: {"data_format": "channels_last"}
+        for name in (
+            "AutoContrast",
+            "MixUp",
+            "RandAugment",
+            "RandomBrightness",
+            "RandomColorDegeneration",
+            "RandomColorJitter",
+            "RandomContrast",
+            "RandomGrayscale",
+            "RandomHue",
+            "RandomPosterization",
+            "RandomSaturation",
+            "RandomSharpness",
+            "Solarization",
+        )
+    },
 }
 
 _MODULE = re.compile(r"\w+(\.\w+)*")
@@ -157,13 +179,13 @@ class _Compactor:
         self, owner: Any, config: Mapping[str, Any], where: str, *, trainable: bool
     ) -> dict[str, Any]:
         """Return the configuration of an object of class `owner`, which itself is (not) trained."""
-        later = _ADDED_LATER.get(owner.__name__, {}) if _is_of_keras(owner) else {}
+        later = _added_later(owner)
         names = self._names(owner, config)
         compact = {}
         for key in sorted(config):
             value, here = config[key], f"{where}.{key}"
             if key in later and value == later[key]:
-                continue
+                continue  # and `_completed` puts it back
             if value is None and _is_none_by_default(owner, key):
                 continue
             if names and key == "layers":
@@ -384,6 +406,17 @@ def _is_none_by_default(owner: Any, key: str) -> bool:
 
 
 @functools.lru_cache(1024)
+def _added_later(owner: Any) -> Mapping[str, Any]:
+    """Return what a class, or the class of Keras that it derives from, left out at the time."""
+    return {
+        key: value
+        for base in getattr(owner, "__mro__", ())
+        if _is_of_keras(base)
+        for key, value in _ADDED_LATER.get(base.__name__, {}).items()
+    }
+
+
+@functools.lru_cache(1024)
 def _left_out(owner: Any) -> tuple[str, ...]:
     """Return the options that `_is_none_by_default` may have left out, if the class reads them.
 
@@ -446,9 +479,20 @@ def _registered_names(value: Any) -> Iterator[str]:
 
 
 def _completed(owner: Any, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a configuration with the Nones that were left out, as ``from_config`` expects it."""
+    """Return a configuration with what was left out of it, as ``from_config`` expects it."""
     config = {key: _completed_value(value, f"{where}.{key}") for key, value in config.items()}
-    return {**dict.fromkeys(_left_out(owner)), **config}
+    later = {key: value for key, value in _added_later(owner).items() if _takes(owner, key)}
+    return {**dict.fromkeys(_left_out(owner)), **later, **config}
+
+
+@functools.lru_cache(1024)
+def _takes(owner: Any, key: str) -> bool:
+    """Whether a constructor of the class, or of one that it derives from, knows an option."""
+    return any(
+        key in inspect.signature(base.__init__).parameters
+        for base in owner.__mro__
+        if "__init__" in vars(base)
+    )
 
 
 def _completed_value(value: Any, where: str) -> Any:

@@ -8,6 +8,7 @@ Nothing trains it, and it decides what the layer computes: so it is a part of wh
 from __future__ import annotations
 
 import base64
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ from typing import Any
 import numpy as np
 
 from graph_meta._keras_config import REFUSALS, one_line
+from graph_meta.graph import START
 from graph_meta.naming import JSON, GraphError, plain
+
+_START = "_transfer_start"  # attribute of layers that have one
 
 # Where Keras writes weights, in forms of its own (merged, packed), and nothing else.
 _WEIGHTS_ONLY = ("keras.src.layers.layer", "keras.src.layers.core.", "keras.src.layers.convolution")
@@ -55,14 +59,18 @@ def state_of(operation: Any, where: str) -> dict[str, JSON]:
             mode = getattr(layer, "quantization_mode", None)
             if number and mode:
                 found["quantization"] = mode  # which not all layers write of those inside them
-            if getattr(layer, "lora_enabled", False) and layer.lora_alpha != layer.lora_rank:
-                found["lora_alpha"] = layer.lora_alpha  # which Keras writes, and does not read
+            alpha = getattr(layer, "lora_alpha", None)
+            if getattr(layer, "lora_enabled", False) and alpha not in (None, layer.lora_rank):
+                found["lora_alpha"] = alpha  # which Keras writes, and does not read
         except GraphError:
             raise
         except (OSError, *REFUSALS) as error:
             raise GraphError(f"{where}: its state cannot be read: {one_line(error)}") from error
         if found:
             state[str(number)] = plain(found, f"{where}, state")
+    start = getattr(operation, _START, None)
+    if start is not None:
+        state[START] = json.loads(start)
     return state
 
 
@@ -70,6 +78,10 @@ def set_state(operation: Any, state: Mapping[str, Any], where: str) -> None:
     """Give a built layer the state that `state_of` found."""
     inside = _layers(operation)
     for number, entry in state.items():
+        if number == START:  # so that the layer has the same name when it is read again
+            setattr(operation, _START, json.dumps(entry))
+            operation.trainable = not entry.get("frozen")
+            continue
         try:
             _set(inside[int(number)], entry)
         except (OSError, *REFUSALS) as error:

@@ -39,6 +39,10 @@ FORMAT_VERSION = 2
 
 Shape = tuple[int | None, ...]
 
+#: Key of a layer's state: ``weights``, for each weight a digest of what it starts from, or null for
+#: its initializer's; ``frozen``, true for a layer that never trains.
+START = "start"
+
 _LAYERS_KEPT = 4096  # of one spec
 
 _ITEM_SIZES = {
@@ -99,7 +103,8 @@ class LayerSpec:
         In the order of the Keras layer's ``weights``; of a quantized layer, see docs/formats.md.
     state
         What the layer computes with beside configuration and weights, and nothing trains, as JSON
-        data: the vocabulary of a lookup. By the number of the layer inside it that has it.
+        data: the vocabulary of a lookup. By the number of the layer inside it that has it. Under
+        `START`, what it starts from beside its initializers, and whether it trains at all.
 
     Raises
     ------
@@ -159,6 +164,26 @@ class LayerSpec:
             raise GraphError(f"layer class {class_name}: its weights have over 2^63 bytes")
         self.identity = (self.key, label(class_name).encode(), self.nbytes)
         self._layers: dict[tuple[Edge, ...], Layer] = {}
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the layer never trains, whoever inherits from whom."""
+        return bool(self.state.get(START, {}).get("frozen"))
+
+    @property
+    def given(self) -> tuple[str | None, ...]:
+        """Digest of what each weight starts from, None for its initializer's; empty if all do."""
+        return tuple(self.state.get(START, {}).get("weights", ()))
+
+    def with_start(self, weights: Sequence[str | None], frozen: bool) -> LayerSpec:
+        """Return the spec of the same layer, with another start."""
+        start: dict[str, Any] = {}
+        if any(weight is not None for weight in weights):
+            start["weights"] = list(weights)
+        if frozen:
+            start["frozen"] = True
+        state = {**self.state, START: start} if start else self.state
+        return LayerSpec(self.class_name, self.config, self.weights, state)
 
     def layer(self, inputs: tuple[Edge, ...]) -> Layer:
         """Return the layer of this spec that is called once, on its inputs alone.

@@ -110,11 +110,16 @@ def layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
     The model is read as by `from_keras`, whatever its layers are called.
     """
+    return read(model)[1]
+
+
+def read(model: keras.Model) -> tuple[LayerGraph, dict[str, keras.layers.Layer]]:
+    """Return the layer graph of a model, as `from_keras` does, and its layers by stable name."""
     import keras
 
     reader = _Reader(model)
     graph = reader.graph()
-    return {
+    return graph, {
         name: operation
         for name, operation in zip(graph.names, reader.operations, strict=True)
         if isinstance(operation, keras.layers.Layer)
@@ -161,6 +166,21 @@ def set_layer_weights(layer: keras.layers.Layer, weights: Sequence[NDArray[Any]]
     for variable, array in zip(_keras_state.weights_of(layer), weights, strict=True):
         variable.assign(array)
     _keras_state.derive(layer)
+
+
+def frozen_inside(model: keras.Model) -> list[Any]:
+    """Return layers and weights inside the layers of a model that do not train though those do.
+
+    To set ``trainable`` of a layer sets it of all that is inside, so who does that for a whole
+    model sets it of these to False afterwards: they are frozen by what the layer is.
+    """
+    return [
+        each
+        for layer in model.layers
+        if layer.trainable
+        for each in (*layer._flatten_layers(include_self=False), *layer.weights)
+        if not each.trainable
+    ]
 
 
 def derive_state(model: keras.Model) -> None:

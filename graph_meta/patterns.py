@@ -11,6 +11,7 @@ Reads ``results.csv`` of a run directory or the Parquet files of a population, a
 from __future__ import annotations
 
 import csv
+import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -128,7 +129,10 @@ def read(run: Path) -> list[Model]:
         If it is neither, or a file is damaged.
     """
     if (run / "results.csv").exists():
-        return list(_read_results(run / "results.csv"))
+        try:
+            return list(_read_results(run / "results.csv"))
+        except csv.Error as error:
+            raise PatternsError(f"{run / 'results.csv'}: {error}") from error
     members = sorted(run.glob("*.parquet"))
     if members:
         return _read_population(members)
@@ -222,7 +226,8 @@ def _over_time(models: Sequence[Model]) -> list[Period]:
 
 
 def _read_results(path: Path) -> Iterable[Model]:
-    with path.open(encoding="utf-8", newline="") as file:
+    # A damaged cell that nobody asks for costs nothing.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
         missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
         if missing:
@@ -257,7 +262,8 @@ def _read_population(paths: Sequence[Path]) -> list[Model]:
     models = []
     for path in paths:
         try:
-            rows = pq.read_table(path, columns=columns, page_checksum_verification=True)
+            with pa.OSFile(os.fsencode(path)) as file:  # its name need not be UTF-8
+                rows = pq.read_table(file, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise PatternsError(f"{path}: the file cannot be read ({error})") from error
         models += [

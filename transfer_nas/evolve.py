@@ -89,7 +89,10 @@ def _resumed(given: dict[str, Any]) -> Settings:
     for limit in ("timeout", "max_wait"):  # of one job, not of the run
         if limit not in given:
             kept.pop(limit, None)
-    return Settings.checked({**kept, **given})
+    try:
+        return Settings.checked({**kept, **given})
+    except (AttributeError, TypeError) as cause:  # the file says anything
+        raise InputError(f"{path}/run.json: a setting is of another type ({cause})") from cause
 
 
 def _run(settings: Settings, ranks: Ranks) -> int:

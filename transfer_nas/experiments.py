@@ -6,6 +6,7 @@ seeds. A row a group, with means over its runs and their spread.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -56,10 +57,10 @@ def tabulate(some: Sequence[Run]) -> pa.Table:
         name for run in some for name in run.settings if name not in _NOT_KEYS | {"space"}
     )
     columns: dict[str, list[object]] = {
-        "run": [str(run.path) for run in some],
+        "run": [os.fsencode(run.path).decode(errors="backslashreplace") for run in some],
         "id": [run.id for run in some],
         "state": [run.state for run in some],
-        "space": [run.description["space"].get("name") for run in some],
+        "space": [_scalar(run.description["space"].get("name")) for run in some],
         **{name: [_scalar(run.settings.get(name)) for run in some] for name in names},
     }
     table = {name: _column(values) for name, values in columns.items()}
@@ -115,14 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    some = []
+    some, left_out = [], []
     for path in find(Path(path) for path in given.paths):
         try:
             some.append(runs.read(path))
         except RunDirectoryError as error:
-            print(f"experiments: left out: {error}", file=sys.stderr)
+            left_out.append(error)
     if not some:
-        raise InputError("there is no run that can be read")
+        raise InputError(f"there is no run that can be read: {left_out[0]}")
+    for reason in left_out:
+        print(f"experiments: left out: {reason}", file=sys.stderr)
     table = tabulate(some)
     if given.each:
         result = table
@@ -135,7 +138,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     output = Path(given.output)
     write = pyarrow.parquet.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv
     try:
-        write(result, output)
+        with pa.OSFile(os.fsencode(output), "w") as file:  # its name need not be UTF-8
+            write(result, file)
     except OSError as cause:
         raise InputError(f"cannot write {output}: {cause}") from cause
     print(f"{output}: {result.num_rows} rows of {len(some)} runs")
@@ -164,13 +168,15 @@ def _text(value: object) -> str:
 
 
 def _scalar(value: object) -> object:
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # as a file may say anything
+    return value if isinstance(value, bool | int | float | None) else str(value)
 
 
 def _column(values: Sequence[object]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types in several runs
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # of several types in several runs
         return pa.array([None if value is None else str(value) for value in values])
 
 

@@ -22,9 +22,10 @@ from transfer_nas.search import serial
 from transfer_nas.search.evaluation import InProcess
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.interruption import Interruption
-from transfer_nas.search.manager import Manager, Status
+from transfer_nas.search.manager import GIVE_UP_AFTER, Manager, Status
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
 from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.search.telling import goal_of
 from transfer_nas.trainer import TransferTrainer
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class Search:
                     retire=trainer.retire,
                     report=progress.update,
                     warn=progress.warn,
+                    give_up_after=GIVE_UP_AFTER,
                 )
                 self._trainer = trainer  # from here on there is a run to go on with
                 evaluate = InProcess(trainer, self.output_dir, _log.warning)
@@ -305,9 +307,10 @@ class Search:
     def _progress(self, timeout: float | None) -> Progress:
         if not self._shows_progress:
             return _Silence()
+        goal = goal_of(self.application)
         if sys.stdout.isatty():
-            return TerminalProgress(sys.stdout, timeout)
-        return PlainProgress(sys.stdout, timeout)
+            return TerminalProgress(sys.stdout, timeout, goal)
+        return PlainProgress(sys.stdout, timeout, goal)
 
 
 class _Silence(Progress):

@@ -19,10 +19,12 @@ import difflib
 import io
 import json
 import math
+import os
 import re
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -171,15 +173,17 @@ def read_run(run: Path) -> dict[int, Tree]:
     return {rank: read(files[rank]) for rank in sorted(files)}
 
 
-def epochs(run: Path, jobs: Collection[int]) -> dict[int, list[dict[str, float]]]:
+def epochs(
+    files: Iterable[Iterable[bytes]], jobs: Collection[int]
+) -> dict[int, list[dict[str, float]]]:
     """Read the epochs that the ranks of a run logged of some jobs, in their order.
 
     Looks into no other line, so that it is fast on the log of a long search.
 
     Parameters
     ----------
-    run
-        The run directory.
+    files
+        The lines of each rank's log, such as from `runs.open_files`.
     jobs
         Ids of the jobs.
 
@@ -190,30 +194,23 @@ def epochs(run: Path, jobs: Collection[int]) -> dict[int, list[dict[str, float]]
         not in it.
     """
     found: dict[int, dict[int, dict[str, float]]] = {}
-    for file in sorted((run / "logs").glob("rank-*.jsonl")):
-        with file.open("rb") as lines:
-            for text in lines:
-                match = _EPOCH.search(text)
-                if match is None or int(match[1]) not in jobs:
-                    continue
-                job, epoch = int(match[1]), match[2]
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue  # still being written, or its process was killed in it
-                if epoch is None:
-                    if isinstance(line, dict) and line.get("anew"):
-                        found.pop(job, None)
-                    continue
-                values = line.get("set", {}) if isinstance(line, dict) else None
-                if not isinstance(values, dict):
-                    continue
-                known = found.setdefault(job, {}).setdefault(int(epoch), {"epoch": int(epoch)})
-                known |= {
-                    key: float(value)
-                    for key, value in values.items()
-                    if isinstance(value, int | float)
-                }
+    for text in chain.from_iterable(files):
+        match = _EPOCH.search(text)
+        if match is None or int(match[1]) not in jobs:
+            continue
+        job, epoch = int(match[1]), match[2]
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # still being written, or its process was killed in it
+        if epoch is None:
+            if isinstance(line, dict) and line.get("anew"):
+                found.pop(job, None)
+            continue
+        values = line.get("set", {}) if isinstance(line, dict) else None
+        if isinstance(values, dict):
+            known = found.setdefault(job, {}).setdefault(int(epoch), {"epoch": int(epoch)})
+            known |= {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
     return {job: [of[epoch] for epoch in sorted(of)] for job, of in found.items()}
 
 
@@ -291,18 +288,20 @@ def _run(arguments: Sequence[str] | None) -> int:
     if given.output is None:
         sys.stdout.write(_csv(columns, rows))
         return OK
+    import pyarrow as pa
+    import pyarrow.parquet
+
     output = Path(given.output)
     try:
         if output.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet
-
             cells = [[row[i] for row in rows] for i in range(len(columns))]
-            pyarrow.parquet.write_table(pa.table(cells, names=columns), output)
+            with pa.OSFile(os.fsencode(output), "w") as file:  # its name need not be UTF-8
+                pyarrow.parquet.write_table(pa.table(cells, names=columns), file)
         else:
-            output.write_text(_csv(columns, rows), encoding="utf-8")
+            text = _csv(columns, rows)
+            output.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as cause:
-        raise InputError(f"cannot write {output}: {cause.strerror}") from cause
+        raise InputError(f"cannot write {output}: {cause.strerror or cause}") from cause
     except pa.ArrowInvalid as cause:
         raise InputError(f"{output}: a column holds values of several types; write CSV") from cause
     print(f"{output}: {len(rows):,} rows")

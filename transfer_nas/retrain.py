@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cpp_store.command_line import OK
 from cpp_store.ranges import Range
 
@@ -41,6 +42,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     output = Path(given.output or folder / f"alone-{run.job[row]}.keras")
     if output.suffix != ".keras" or not output.parent.is_dir():
         raise InputError(f"--output {output}: expected a .keras file in a directory that is there")
+    if not os.access(output.parent, os.W_OK | os.X_OK):  # before the training, not after it
+        raise InputError(f"--output {output}: nothing can be written to {output.parent}")
     if output.exists():
         raise InputError(f"{output} is there already; remove it, or name another with --output")
     settings = _settings(run)
@@ -58,12 +61,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         application,
         space,
         NoTransfer(),
-        epochs=given.epochs or application.epochs,
+        epochs=given.epochs or _fully(run, row, application.epochs),
         batch_size=settings.batch_size,
     )
     evaluation = trainer.evaluate(Job(int(run.job[row]), genome, None, given.seed))
     if not evaluation.done:
-        print(f"retrain: the training failed: {evaluation.status}", file=sys.stderr)
+        why = evaluation.measures.get("error", evaluation.status)
+        print(f"retrain: the training failed: {why}", file=sys.stderr)
         return FAILED
     trainer.save_model(output)
     result: dict[str, Any] = {
@@ -78,8 +82,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         command_line.print_json(result)
     else:
         print(
-            f"job {result['job']}: {result['objective']:.4f} after {trainer.epochs} epochs alone, "
-            f"{result['objective_in_search']:.4f} in the search; {output}"
+            f"job {result['job']}: {application.metric} "
+            f"{application.natural(evaluation.objective):.4f} after {trainer.epochs} epochs alone, "
+            f"{application.natural(result['objective_in_search']):.4f} in the search; {output}"
         )
     return OK
 
@@ -96,6 +101,12 @@ def _row(run: Run, job: int | None) -> int:
     return row
 
 
+def _fully(run: Run, row: int, epochs: int) -> int:
+    """Return the epochs of a full training: the application's, and no fewer than in the search."""
+    trained = run.measure("epochs")[row] if run.has("epochs") else 0
+    return max(epochs, run.settings.get("epochs") or 0, int(np.nan_to_num(trained)))
+
+
 def _settings(run: Run) -> Settings:
     known = {field.name for field in dataclasses.fields(Settings)}
     return Settings(**{name: value for name, value in run.settings.items() if name in known})
@@ -109,7 +120,12 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("run", metavar="RUN", help="run directory")
     add("--job", type=Range(0, 2**63 - 1), metavar="N", help="which model (default: the best)")
-    add("--epochs", type=ranges.EPOCHS, metavar="N", help="(default: the application's)")
+    add(
+        "--epochs",
+        type=ranges.EPOCHS,
+        metavar="N",
+        help="(default: the application's, or those of the search if they are more)",
+    )
     add(
         "--seed",
         type=ranges.SEED,

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes  # noqa: F401 - makes NumPy know bfloat16 and float8 by name
 import numpy as np
 import numpy.typing as npt
 
@@ -78,7 +79,7 @@ def read(path: Path) -> tuple[LayerGraph, dict[str, list[npt.NDArray[Any]]]]:
             graph = LayerGraph.from_json((file.metadata() or {})[_GRAPH])
             tensors = {
                 name: [
-                    file.get_tensor(f"{name}/{i}").view(weight.dtype)
+                    _restored(file.get_tensor(f"{name}/{i}"), weight.dtype)
                     for i, weight in enumerate(layer.spec.weights)
                 ]
                 for name, layer in zip(graph.names, graph.layers, strict=True)
@@ -91,7 +92,8 @@ def read(path: Path) -> tuple[LayerGraph, dict[str, list[npt.NDArray[Any]]]]:
 def write_keras(path: Path, graph: LayerGraph, tensors: Tensors, application: Application) -> None:
     """Write a model as a ``.keras`` file.
 
-    The file holds a compiled model, all layers trainable, its optimizer as at the start; plain
+    The file holds a compiled model, all layers trainable but those that its function has frozen,
+    its optimizer as at the start; plain
     Keras opens it (custom layers need their classes registered, as always). Layers have the names
     that Keras gives (``dense``, ``dense_1``); ``metadata.json`` in the file has the stable name of
     each under ``transfer_nas``. It is there whole or not at all.
@@ -184,8 +186,19 @@ def _note_in_metadata(path: Path, notes: dict[str, Any]) -> None:
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return bfloat16 and float8, which NumPy itself does not know, as integers of their size."""
-    return array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
+    """Return an array in a dtype that the format has: float8 and the like as integers of their
+    size, complex numbers as pairs.
+    """
+    if array.dtype.kind == "c":
+        part = array.real.dtype
+        return array.reshape(-1).view(part).reshape(*array.shape, 2)
+    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.itemsize}")
+
+
+def _restored(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    if dtype.startswith("complex"):
+        return array.reshape(-1).view(dtype).reshape(array.shape[:-1])
+    return array.view(dtype)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,7 +222,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not best_path(directory).exists() and not (directory / "best.keras").exists():
         raise InputError(f"{directory} holds no model: expected best.safetensors of its search")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    application = applications.resolve(settings["application"], settings["data"])
+    application = applications.resolve(settings["application"], settings.get("data"))
     print(finish(directory, application))
     return command_line.OK
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
+from graph_meta.graph import Layer
 from transfer_nas import tracing, trained_model, training
 from transfer_nas.applications import Application, as_tuple
 from transfer_nas.checkpoint import Checkpoint
@@ -222,12 +223,16 @@ class TransferTrainer:
             measures["transfer_error"] = self._unreported.popitem()[1]
         engine = next(each for each in self._engines if each.obstacle(graph) is None)
         measures["engine"] = engine.name
+        with _timed(measures, "build_seconds"):
+            # Before the candidate: it has the process to itself from its making on.
+            given = self.space.start(job.genome)
         resumption = self._resumption(job, engine)
         fetch = functools.partial(self._fetch, job, graph, resumption.task is None)
         with contextlib.ExitStack() as leases:
             fetched = self._started(fetch, leases, at_once=not engine.is_slow_to_build)
             with _timed(measures, "build_seconds"):
                 candidate = engine.candidate(graph, job.seed)
+                candidate.load(_completed(given, candidate))
             ancestry = fetched.result()
             measures |= ancestry.measures
             inheritance, loaded = ancestry.inheritance, ancestry.loaded
@@ -358,7 +363,8 @@ class TransferTrainer:
         starts = loaded | {name: arrays for name, arrays in grown.items() if name not in frozen}
         part = np.float32(self.policy.shrink_perturb)
         if part:
-            for name in starts.keys() - frozen:
+            own = {name for name, layer in _named(candidate.graph) if layer.spec.frozen}
+            for name in starts.keys() - frozen - own:
                 fresh: Sequence[npt.NDArray[Any]] = candidate.tensors([name])[name]
                 starts[name] = [  # biases and statistics stay as they are
                     old if old.ndim < 2 else (old + part * (new - old)).astype(old.dtype)
@@ -476,6 +482,23 @@ class _Ancestry:
     inheritance: Inheritance | None
     loaded: _Weights = field(default_factory=dict)
     parent: tuple[LayerGraph, Tensors] | None = None
+
+
+def _named(graph: LayerGraph) -> Iterable[tuple[str, Layer]]:
+    return zip(graph.names, graph.layers, strict=True)
+
+
+def _completed(
+    given: Mapping[str, Sequence[npt.NDArray[Any] | None]], candidate: Candidate
+) -> _Weights:
+    """Return all weights of the layers that start from given ones, some of them perhaps new."""
+    completed: _Weights = {}
+    for name, arrays in given.items():
+        new: Sequence[npt.NDArray[Any]] = candidate.tensors([name])[name]
+        completed[name] = [
+            old if array is None else array for array, old in zip(arrays, new, strict=True)
+        ]
+    return completed
 
 
 def _end_lease(fetched: Future[_Ancestry]) -> None:

@@ -455,6 +455,32 @@ def test_layers_that_are_called_as_if_they_were_named_are_not_believed() -> None
         set_weights(other, {dense.name: weights[from_keras(other).names[-1]]})
 
 
+@register
+class Shrink(K.Resizing):  # type: ignore[misc]
+    """A class of the user's own on top of Keras's."""
+
+
+def test_options_that_came_later_are_left_out_at_their_default() -> None:
+    for kind in (K.Resizing, Shrink):
+        plain, smooth = (
+            from_keras(after(kind(4, 4, antialias=flag), (8, 8, 1))).layers[-1].spec
+            for flag in (False, True)
+        )
+        assert "antialias" not in plain.config
+        assert smooth.config["antialias"] is True
+
+
+def test_what_is_left_out_at_its_default_is_built_so_under_other_settings() -> None:
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("one backend is enough")
+    graph = from_keras(after(K.RandomBrightness(0.1, data_format="channels_last"), (8, 8, 3)))
+    keras.config.set_image_data_format("channels_first")
+    try:
+        assert to_keras(graph).layers[-1].data_format == "channels_last"
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
 def test_what_is_trained_is_a_part_of_a_spec_and_not_of_its_name() -> None:
     specs = [LayerSpec("Custom", {}, [WeightSpec((2,), "float32", flag)]) for flag in (True, False)]
     assert specs[0] != specs[1]

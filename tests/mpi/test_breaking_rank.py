@@ -82,17 +82,27 @@ def test_a_signal_that_kills_one_rank_ends_all(
     assert running(path) == []
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("moment", "rank", "flags", "reason"),
+    [
+        ("evaluating", 0, LONG, "signal"),
+        ("evaluating", 1, LONG, "signal"),
+        ("best.keras", 0, SHORT, "max_evals"),
+    ],
+)
 def test_a_signal_that_asks_one_rank_to_end_ends_all_in_good_order(
-    mpiexec: Any, tmp_path: Path, rank: int
+    mpiexec: Any, tmp_path: Path, moment: str, rank: int, flags: tuple[str, ...], reason: str
 ) -> None:
     path = tmp_path / "run"
-    done = search(mpiexec, path, f"evaluating {rank} SIGTERM", *LONG)
+    done = search(mpiexec, path, f"{moment} {rank} SIGTERM", *flags)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "Traceback" not in done.stderr
-    assert json.loads((path / "summary.json").read_text())["ended_by"] == "signal"
+    assert json.loads((path / "summary.json").read_text())["ended_by"] == reason
     # Keras is not imported for `best.keras`: a batch system does not wait that long.
     assert not (path / "best.keras").exists()
+    kept = (path / "best.safetensors").exists()
+    assert (f"-m transfer_nas.trained_model {path}" in done.stderr) == kept
+    assert kept or moment == "evaluating"
     assert running(path) == []
 
 

@@ -1,10 +1,12 @@
 """Where a job's own store servers listen, and what is refused."""
 
 import ipaddress
+import os
 import signal
 import socket
 import subprocess
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from transfer_nas.errors import InputError
 from transfer_nas.ranks import Ranks
 from transfer_nas.search import addresses, worker
+from transfer_nas.settings import Settings
 
 
 @pytest.fixture
@@ -103,10 +106,24 @@ def test_several_nodes_never_get_an_address_of_one(address: str) -> None:
         worker._serve(two_nodes, "0" * 32, address)
 
 
-SEARCH = ["-m", "transfer_nas.evolve", "--application", "diabetes", "--epochs", "1"]
-SEARCH += ["--population_size", "4", "--max_evals", "4", "--seed", "1", "--json"]
+def test_a_server_that_a_node_does_not_reach_is_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "_CONNECT_TIMEOUT", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    one: Ranks = types.SimpleNamespace(rank=1)  # type: ignore[assignment]
+    nowhere = [f"ofi+tcp://127.0.0.1:{port}"]
+    with pytest.raises(InputError) as refused:
+        worker._connect(Settings(), one, nowhere, "0" * 32, own=True)
+    assert str(refused.value).startswith("rank 1 on node ")
+    assert nowhere[0] in str(refused.value) and "--store_host" in str(refused.value)
+
+
 BREAKING = Path(__file__).parents[1] / "mpi" / "breaking.py"
-TWO_NODES = {"MPIR_CVAR_ODD_EVEN_CLIQUES": "1", "MODEL_SERVERS": ""}
+SEARCH = ["-m", "transfer_nas.evolve", "--application", f"{BREAKING}:application"]
+SEARCH += ["--timeout", "600"]
+TWO_NODES = {"MPIR_CVAR_ODD_EVEN_CLIQUES": "1", "MODEL_SERVERS": "", "BREAK": "never 0 never"}
 """MPICH takes the ranks of this host for those of two nodes."""
 
 
@@ -115,11 +132,69 @@ def test_ranks_on_two_nodes_share_their_servers_whatever_the_hosts_name_is(
 ) -> None:
     if not addresses.of_this_host():
         pytest.skip("this host has no network")
-    search = ["-m", "transfer_nas.evolve", "--application", f"{BREAKING}:application"]
     env = {**TWO_NODES, "BREAK": "evaluating 1 SIGTERM", "RUN": str(tmp_path / "run")}
-    done = mpiexec(2, *search, "--timeout", "600", "--output_dir", tmp_path / "run", env=env)
+    done = mpiexec(2, *SEARCH, "--output_dir", tmp_path / "run", env=env)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "transfer store (2 servers)" in done.stderr
+
+
+INTO = """
+import os, sys
+name = sys.argv[1] + os.environ["PMI_RANK"]
+os.execvp("ip", ["ip", "netns", "exec", name, sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.fixture
+def two_networks() -> Iterator[str]:
+    """Two namespaces: one network that they share, and one that each has for itself."""
+    name = f"n{os.getpid()}-"
+    first, second = f"{name}0", f"{name}1"
+
+    def ip(command: str) -> None:
+        done = subprocess.run(["ip", *command.split()], capture_output=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"only an administrator may make networks: {done.stderr.decode()}")
+
+    try:
+        for namespace in (first, second):
+            ip(f"netns add {namespace}")
+            ip(f"-n {namespace} link set lo up")
+            ip(f"-n {namespace} link add own type veth peer name other")
+        ip(f"-n {first} link add shared type veth peer name shared netns {second}")
+        for number, namespace in enumerate((first, second), 1):
+            ip(f"-n {namespace} addr add 10.77.0.{number}/24 dev shared")
+            ip(f"-n {namespace} addr add fd77::{number}/64 dev shared nodad")
+            ip(f"-n {namespace} addr add 10.88.0.{number}/24 dev own")
+            for interface in ("shared", "own", "other"):
+                ip(f"-n {namespace} link set {interface} up")
+        yield name
+    finally:
+        for namespace in (first, second):
+            subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("where", ["shared", "fd77::/64", "10.77.0.2"])
+def test_two_nodes_reach_each_other(
+    mpiexec: Any, tmp_path: Path, two_networks: str, where: str
+) -> None:
+    search = [*SEARCH, "--output_dir", str(tmp_path / "run"), "--store_host", where]
+    env = {**TWO_NODES, "BREAK": "evaluating 1 SIGTERM", "RUN": str(tmp_path / "run")}
+    done = mpiexec(2, "-c", INTO, two_networks, *search, env=env)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    servers = "1 server" if where == "10.77.0.2" else "2 servers"
+    assert f"transfer store ({servers})" in done.stderr
+
+
+def test_nodes_that_do_not_reach_each_other_end_with_one_line(
+    mpiexec: Any, tmp_path: Path, two_networks: str
+) -> None:
+    where = ["--store_host", "10.88.0.0/24", "--output_dir", tmp_path / "run"]
+    done = mpiexec(2, "-c", INTO, two_networks, *SEARCH, *where, env=TWO_NODES)
+    assert done.returncode == 2, done.stderr
+    [line] = [each for each in done.stderr.splitlines() if "evolve: error" in each]
+    assert "rank 0 on node" in line and "10.88.0.2" in line and "--store_host" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_network_that_is_not_there_ends_both_with_one_line(mpiexec: Any, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graph_meta import GraphBuilder, LayerGraph, layers
 from transfer_nas import applications
 from transfer_nas.applications import Application, Data
 from transfer_nas.errors import ApplicationError
 from transfer_nas.job import Job
-from transfer_nas.spaces import DenseSkip, FeedForward
+from transfer_nas.spaces import Choices, DenseSkip, FeedForward
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.transfer import NoTransfer
 
@@ -434,6 +435,22 @@ def test_outputs_have_to_go_with_the_loss(
     wrong = application(output_units=units, output_activation=activation, loss=loss)
     with pytest.raises(ApplicationError, match=message):
         wrong.space("feed_forward")
+
+
+def of_its_own(choices: Choices) -> LayerGraph:
+    builder = GraphBuilder()
+    edge = builder.input((4,))
+    units = choices.choose("units", [5, 6])
+    return builder.build(builder.add(layers.dense(units, activation="softmax"), edge))
+
+
+def test_a_function_has_to_heed_inputs_and_outputs() -> None:
+    for changed, message in (
+        ({}, r"take inputs of shapes \[\(4,\)\], and input_shapes is \[\(3,\)\]"),
+        ({"input_shapes": 4}, "networks of space of_its_own have [56] outputs, and output_units"),
+    ):
+        with pytest.raises(ApplicationError, match=message):
+            application(**changed).space(of_its_own)
 
 
 def test_a_file_with_one_application_needs_no_name(tmp_path: Path) -> None:

@@ -206,7 +206,15 @@ def test_an_open_page_follows_the_run(run: GrowingRun, serve: Callable[[], Serve
         page.focus(chart)
         page.evaluate("element => { element.seenBefore = true; }", page.query_selector(chart))
         page.keyboard.press("+")
+        table = "[data-rows='run0']"
+        page.evaluate("element => { element.scrollIntoView(); }", page.query_selector(table))
+        page.wait_for_selector(f"{table}[data-drawn]")
+        page.fill(f"{table} .filter input", "0")
+        page.click("text=Add filter")
+        page.wait_for_selector(f"{table} .count:has-text('10 of 10 evaluations')")
+        page.focus(chart)
         run.grow(40)
+        page.wait_for_selector(f"{table} .count:has-text('40 of 40 evaluations')")
         page.wait_for_selector(".notice:has-text('40 evaluations so far')")
         # The reader's choices, the focus and the charts stay where they were.
         assert page.evaluate("document.activeElement.seenBefore") is True

@@ -9,15 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from graph_meta import LayerGraph, layers
+from graph_meta.graph import GraphBuilder
+from transfer_nas import runs
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search import serial
 from transfer_nas.search.evaluation import InProcess, checkpoints_path
 from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.finalists import Finalists
+from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager, Status
 from transfer_nas.search.progress import Goal, PlainProgress, describe, patience, seconds_left
+from transfer_nas.search.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
-from transfer_nas.spaces import FeedForward
+from transfer_nas.spaces import Choices, FeedForward, from_function
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)
 
@@ -154,6 +160,80 @@ def test_an_interrupted_evaluation_is_the_first_of_the_resumed_search(tmp_path: 
     evaluator = resumed.run(wavy)
     assert evaluator.last == 3 and resumed.manager.status.evaluations == 4
     assert len(read_jobs(tmp_path)) == 4
+
+
+def test_a_resumed_search_has_one_figure_for_each_thing(tmp_path: Path) -> None:
+    """Terminal and summary (the status) and reports (what is read) agree, without the pause."""
+    Search(tmp_path, 7).run(wavy)
+    description = json.loads((tmp_path / "run.json").read_text())
+    description["started"] -= 1000.0  # the first process ended a good while ago
+    (tmp_path / "run.json").write_text(json.dumps(description))
+    second = Search(tmp_path, 30, resume=True)
+    second.run(wavy)
+    status, found = second.manager.status, runs.read(tmp_path)
+    assert 0 < status.seconds < 100
+    assert found.seconds.max() == pytest.approx(status.seconds, abs=1e-5)  # as it is written
+    assert found.numbers("m:timestamp_gather").max() > 1000
+    figures = found.figures
+    for name, value in {
+        "evaluations": 30,
+        "failures": 0,
+        "seconds": status.seconds,
+        "evaluations_per_second": status.evaluations_per_second,
+        "share_transferred": status.share_transferred,
+        "bytes_stored": status.bytes_stored,
+        "bytes_whole_copies": status.bytes_whole_copies,
+    }.items():
+        assert figures[name] == pytest.approx(value, rel=1e-3), name
+    assert status.best is not None and found.best is not None
+    assert found.job[found.best] == status.best.job.id == 5
+
+
+def test_of_equals_the_first_one_told_is_the_best_everywhere(tmp_path: Path) -> None:
+    search = Search(tmp_path, 8)
+    search.run(lambda job: Evaluation(job, DONE, float(job.id in (2, 5)), {"parameters": -job.id}))
+    finalists = Finalists(2, lambda jobs: None, search.directory.evaluations)
+    for evaluation in Search(tmp_path, 8, resume=True).directory.evaluations:
+        finalists.observe(evaluation)
+    found = runs.read(tmp_path)
+    assert (tmp_path / "best.safetensors").read_text() == "2"
+    assert [evaluation.job.id for evaluation in finalists.best] == [2, 5]
+    assert found.job[found.ranking][:2].tolist() == [2, 5] and found.best == found.ranking[0]
+
+
+def constant(choices: Choices) -> LayerGraph:
+    builder = GraphBuilder()
+    width = choices.choose("width", [8])
+    return builder.build(builder.add(layers.dense(width), builder.input((4,))))
+
+
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+def test_a_space_of_one_genome_ends_in_order(tmp_path: Path, beta: float) -> None:
+    space = from_function(constant)([(4,)], 8)
+    algorithm = AgingEvolution(space, 4, 2, seed=1, beta=beta)
+    warnings: list[str] = []
+    with RunDirectory.create(tmp_path, space, {}, {}) as directory, Interruption() as interruption:
+        manager = Manager(
+            algorithm,
+            directory,
+            max_evals=12,
+            retire=lambda jobs: None,
+            report=lambda status: None,
+            warn=warnings.append,
+        )
+        evaluate = InProcess(
+            Evaluator(lambda job: Evaluation(job, DONE, 0.5)), tmp_path, lambda line: None
+        )
+        serial.run(manager, evaluate, interruption)
+    assert manager.exhausted and manager.status.evaluations == 1
+    assert warnings == ["space constant holds one genome: the search ends with it"]
+    assert (tmp_path / "best.safetensors").exists()
+
+
+def test_algorithms_agree_on_a_space_of_one_genome() -> None:
+    space = from_function(constant)([(4,)], 8)
+    assert len(RandomSearch(space, 4, seed=1).ask(5)) == 1
+    assert len(SuccessiveHalving(space, 9, seed=1).ask(5)) == 5  # for more and more epochs
 
 
 def test_models_that_a_killed_process_left_undecided(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transfer_nas import judgement, runs
 from transfer_nas.report import page as report
 from transfer_nas.report.lineage import line_of_descent
 from transfer_nas.runs import Run
+from transfer_nas.spaces import FeedForward
 from transfer_nas.testing import write_run
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -43,6 +44,7 @@ CHARTS = {f"all-{name}": kind for name, kind in TOGETHER.items()} | {
     f"run0-{name}": kind for name, kind in OWN.items()
 }
 JUDGED = {"format": 1, "rows": 9, "of": 9, "kind": "classes", "counts": [[4, 1], [0, 4]]}
+CHECKS = Path(__file__).with_name("page_checks.js").read_text()
 EVIL = '<img src=x onerror="window.pwned=1"></script><script>window.pwned=1</script>\'{{7*7}}'
 
 
@@ -158,6 +160,41 @@ def test_every_view_is_drawn_in_silence(browser: Any, files: dict[str, Path]) ->
     opened.page.context.close()
 
 
+def test_chains_are_drawn_beside_each_other(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 30, space=FeedForward([(8, 8)], 10, "softmax"))
+    (tmp_path / "page.html").write_text(
+        report.render(report.content([runs.read(tmp_path / "run")]))
+    )
+    opened = open_page(browser, tmp_path / "page.html")
+    opened.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert opened.page.locator(".drawing svg").count() == 5
+    assert opened.page.locator(".drawing svg g .note").count() > 5  # with their ancestors
+    assert opened.page.evaluate(f"{CHECKS}.overlapping()") == []
+    opened.page.context.close()
+
+
+def test_one_evaluation_has_axes_close_to_it(browser: Any, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 1)
+    found = runs.read(tmp_path / "run")
+    (tmp_path / "page.html").write_text(report.render(report.content([found])))
+    opened = open_page(browser, tmp_path / "page.html")
+    drawn = draw_all(opened.page)
+    chart = "all-objective-over-time"
+    extent = (
+        f"echarts.getInstanceByDom(document.querySelector('[data-chart={chart}]'))"
+        ".getModel().getComponent('yAxis').axis.scale.getExtent()"
+    )
+    low, high = opened.page.evaluate(extent)
+    assert low < found.objective[0] < high and high - low < 0.1
+    assert "run0-lineage-tree" not in drawn
+    assert "None inherited from it." in opened.page.inner_text("#run0-lineage")
+    opened.page.locator("[data-rows]").scroll_into_view_if_needed()
+    opened.page.wait_for_selector("[data-rows][data-drawn]")
+    assert opened.page.inner_text("[data-rows] .count") == "1 evaluation"
+    assert not opened.complaints
+    opened.page.context.close()
+
+
 def test_two_groups_are_compared_and_runs_chosen(browser: Any, files: dict[str, Path]) -> None:
     opened = open_page(browser, files["two"])
     page = opened.page
@@ -225,66 +262,17 @@ def test_readable_at_400_pixels(browser: Any, files: dict[str, Path], scheme: st
     page.keyboard.press("ArrowRight")  # its text is to be read, too
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(wide) == 0
-    assert page.evaluate(WITHOUT_HINT) == []
+    assert page.evaluate(f"{CHECKS}.withoutHint()") == []
     page.click("[data-rows] .grid button.link >> nth=0")
     page.wait_for_selector("dialog[open] canvas")
     assert page.evaluate(
         "element => element.scrollWidth <= element.clientWidth", page.query_selector("dialog")
     )
-    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(f"{CHECKS}.contrast()") == []
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, dark[4:-1].split(","))) < 150) == (scheme == "dark")
     assert not opened.complaints
     page.context.close()
-
-
-# What is wider than its place has to say so.
-WITHOUT_HINT = """() => [...document.querySelectorAll('main .scroll, main .across')]
-    .filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1)
-    .filter(e => !(e.dataset.more && e.nextElementSibling?.matches('.sideways')))
-    .map(e => e.outerHTML.slice(0, 90))"""
-# Texts need 4.5 to 1 against what is behind them, colours of charts 3 to 1 (WCAG 2.2, AA).
-CONTRAST = """() => {
-    const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-    const luminance = ([r, g, b]) =>
-        0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-    const parse = text => text.match(/[\\d.]+/g).map(Number);
-    const ratio = (a, b) => {
-        const [x, y] = [luminance(a), luminance(b)].sort((p, q) => q - p);
-        return (x + 0.05) / (y + 0.05);
-    };
-    const behind = element => {
-        for (let e = element; e; e = e.parentElement) {
-            const colour = parse(getComputedStyle(e).backgroundColor);
-            if (colour.length === 3 || colour[3] > 0.5) return colour;
-        }
-        return [255, 255, 255];
-    };
-    const bad = [];
-    for (const e of document.querySelectorAll('main *, header *, footer *, dialog *')) {
-        const skipped = '[data-chart], .curve, .unseen, input, option, datalist, :disabled';
-        if (!e.checkVisibility() || e.closest(skipped)) continue;
-        if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
-        const style = getComputedStyle(e);
-        let back = behind(e);
-        let ink = style.color;
-        if (e.closest('svg')) {
-            ink = style.fill;
-            const box = e.closest('g').querySelector('rect');
-            if (box) back = parse(getComputedStyle(box).fill);
-        }
-        const found = ratio(parse(ink), back);
-        if (found < 4.5) bad.push(`${e.outerHTML.slice(0, 60)} ${found.toFixed(2)}`);
-    }
-    const root = getComputedStyle(document.documentElement);
-    const hex = name =>
-        root.getPropertyValue(name).trim().match(/\\w\\w/g).map(x => parseInt(x, 16));
-    for (const name of ['first', 'second', 'third', 'fourth', 'fifth', 'accent', 'muted']) {
-        const found = ratio(hex('--' + name), hex('--card'));
-        if (found < 3) bad.push(`${name} ${found.toFixed(2)}`);
-    }
-    return bad;
-}"""
 
 
 def test_texts_of_a_run_stay_texts(browser: Any, files: dict[str, Path]) -> None:

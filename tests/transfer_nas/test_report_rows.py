@@ -14,6 +14,7 @@ from scipy import stats
 
 from transfer_nas import judgement, logs, runs
 from transfer_nas.applications import Application
+from transfer_nas.errors import RunDirectoryError
 from transfer_nas.report import explore, judged, page, rows, targets
 from transfer_nas.report.best import Architectures, retrain_command
 from transfer_nas.report.scale import Scale
@@ -142,8 +143,24 @@ def test_epochs_are_read_as_they_were_logged_last(tmp_path: Path) -> None:
         file.write(
             '{"in":"evaluation/3/epoch/3","set":[1]}\n{"in":"evaluation/3/epoch/9","set":{"l'
         )
-    assert logs.epochs(tmp_path, {3, 8}) == {3: [{"epoch": 1}, {"epoch": 2, "loss": 0.5}]}
-    assert logs.epochs(tmp_path / "nowhere", {3}) == {}
+    files = runs.open_files(tmp_path, "logs/rank-*.jsonl")
+    assert logs.epochs(files, {3, 8}) == {3: [{"epoch": 1}, {"epoch": 2, "loss": 0.5}]}
+    with pytest.raises(RunDirectoryError, match="cannot read"):
+        logs.epochs(runs.open_files(tmp_path / "nowhere", "*"), {3})
+
+
+def test_a_packed_run_shows_what_its_directory_shows(run: Run, tmp_path: Path) -> None:
+    content = {"format": 1, "rows": 4, "of": 4, "kind": "classes", "counts": [[1, 1], [0, 2]]}
+    file = run.path / judgement.NAME
+    file.write_text(json.dumps(content))
+    runs.pack(run, tmp_path / "run.parquet")
+    packed = runs.read(tmp_path / "run.parquet")
+    own, other = (rows.rows(one, Architectures(None)) for one in (run, packed))
+    assert own["columns"] == other["columns"] and own["data"] == other["data"]
+    assert judged.read(packed) == judged.read(run) == content
+    runs.unpack(tmp_path / "run.parquet", tmp_path / "again")
+    assert (tmp_path / "again" / judgement.NAME).read_bytes() == file.read_bytes()
+    file.unlink()
 
 
 def test_a_metric_to_minimise_is_shown_as_it_is(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 import cpp_store
 from graph_meta import GraphBuilder, LayerGraph, LayerSpec, WeightSpec, layers
+from graph_meta.graph import _ITEM_SIZES
 from transfer_nas import transfer
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer import (
@@ -322,16 +323,7 @@ def test_an_interrupted_evaluation_that_is_put_again_changes_nothing(
 
 
 def test_every_kind_of_tensor_comes_back(method: TransferMethod) -> None:
-    dtypes = [
-        "float32",
-        "float16",
-        "bfloat16",
-        "float8_e4m3fn",
-        "float64",
-        "int64",
-        "uint8",
-        "bool",
-    ]
+    dtypes = list(_ITEM_SIZES)  # all that layer graphs know
     shapes = [(), (0, 3), (2, 1, 3)]
     builder = GraphBuilder()
     spec = LayerSpec("Many", {}, [WeightSpec(s, d) for d in dtypes for s in shapes])

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import _outputs, _rows, _terms
+from transfer_nas.applications import _network, _rows, _terms
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, SpaceError
 from transfer_nas.spaces import Choices, Space, find, from_function, shapes_of
@@ -234,10 +234,10 @@ class Application:
     def _synthetic(self, size: str) -> Application:
         if self.generate is None:
             raise ApplicationError(f"application {self.name}: there is no synthetic data for it")
-        if not (size.isascii() and size.isdigit() and int(size) >= 16):
+        if not (size.isascii() and size.isdigit() and len(size) < 8 and int(size) >= 16):
             raise ApplicationError(
-                f"--data synthetic:FEATURES: expected a number of features of 16 or more, "
-                f"found {size!r}"
+                f"--data synthetic:FEATURES: expected a number of features from 16 to 9999999, "
+                f"found {size[:20]!r}"
             )
         return self._on(self.name, functools.partial(self.generate, int(size)))
 
@@ -275,7 +275,8 @@ class Application:
             raise SpaceError(f"application {self.name}: {misfit}") from misfit
         graph = _drawn(space)
         if graph is not None:
-            self._saying(_outputs.check, space.name, graph, self.loss, self.output_units)
+            shapes = shapes_of(self.input_shapes)
+            self._saying(_network.check, space.name, graph, shapes, self.loss, self.output_units)
         return space
 
     def _prepared(self, data: Data) -> Data:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,8 +145,9 @@ class MembersWriter:
         self._temporary = self.path.with_name(self.path.name + _TEMPORARY)
         metadata = {_METADATA_KEY: json.dumps({"format": FORMAT, "identity": identity}).encode()}
         self._schema = _SCHEMA.with_metadata(metadata)
+        self._sink = pa.OSFile(os.fsencode(self._temporary), "w")  # its name need not be UTF-8
         self._file = pq.ParquetWriter(
-            self._temporary,
+            self._sink,
             self._schema,
             compression={name: _COMPRESSION.get(name, "zstd") for name in _leaves(self._schema)},
             use_dictionary=[name for name in _leaves(self._schema) if name != "table"],
@@ -161,6 +163,7 @@ class MembersWriter:
     def close(self) -> dict[str, Any]:
         """Finish the file; return its entry in ``population.json``."""
         self._file.close()
+        self._sink.close()
         self._temporary.replace(self.path)
         return {"name": self.path.name, "rows": self.rows}
 
@@ -176,6 +179,7 @@ class MembersWriter:
         """Remove what an error left unfinished."""
         if kind is not None:
             self._file.close()
+            self._sink.close()
             self._temporary.unlink(missing_ok=True)
 
 
@@ -308,7 +312,8 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+            source = pa.memory_map(os.fsencode(path))  # its name need not be UTF-8
+            self._file = pq.ParquetFile(source, page_checksum_verification=True)
         except FileNotFoundError as error:
             raise PopulationError(f"{path}: the file is missing") from error
         except (OSError, pa.ArrowException) as error:
@@ -389,6 +394,8 @@ def _read_description(directory: Path) -> dict[str, Any]:
         for key, kind in expected.items():
             if not isinstance(description[key], kind):
                 raise TypeError(f"{key} is not of type {kind.__name__}")
+        if not description["files"]:
+            raise TypeError("files is empty")
         for entry in description["files"]:
             name, rows = entry["name"], entry["rows"]
             if not isinstance(name, str) or Path(name).name != name or not isinstance(rows, int):

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from transfer_nas import judgement, trained_model
+from transfer_nas import judgement, runs, trained_model
+from transfer_nas.errors import InputError
 from transfer_nas.report import charts
 from transfer_nas.report.charts import Figure, Floats, Table, View
 from transfer_nas.report.scale import Scale
@@ -20,12 +21,12 @@ _WORST = 8  # rows of the table of confusions
 
 def read(run: Run) -> dict[str, Any] | None:
     """Return what the best predicts; None if there is nothing, or it is of an earlier best."""
-    file = run.path / judgement.NAME
     try:
-        if trained_model.best_path(run.path).exists() or file.stat().st_size > _LARGEST:
+        if any(True for _ in runs.open_files(run.path, f"best{trained_model.SUFFIX}")):
             return None
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a run has none before its end
+        content = [file.read(_LARGEST) for file in runs.open_files(run.path, judgement.NAME)]
+        found = json.loads(content[0]) if content else None
+    except (InputError, ValueError):  # the page is no worse without it
         return None
     return found if isinstance(found, dict) and _is_sound(found) else None
 

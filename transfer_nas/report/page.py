@@ -126,24 +126,38 @@ def content(
         room -= len(run)
         packed = rows.rows(run, drawn[run.path]) if len(run) and room >= 0 else None
         each.append(Part(f"run{i}", name, _views(run, drawn[run.path], packed), packed))
+    title = " against ".join(labels) if against else called[0]
+    if len(runs) > 1 and not against:
+        title = f"{len(runs)} runs"
+    return Content(
+        title=title,
+        subtitle=_subtitle(everything),
+        notices=_notices(everything, called),
+        tiles=overview.tiles(groups),
+        together=Part("all", "", together),
+        each=each,
+    )
+
+
+def _notices(everything: Sequence[Run], called: Sequence[str]) -> list[str]:
+    """Return what the reader must know first."""
     notices = overview.states(everything, called)
     if len({(str(run.settings.get("namespace")), str(run.genes)) for run in everything}) > 1:
         notices.append("These runs are not of the same data and space.")
     if len(everything) > _DETAILED:
         notices.append(f"Details are of the first {_DETAILED} of {len(everything)} runs.")
-    title = " against ".join(labels) if against else called[0]
-    if len(runs) > 1 and not against:
-        title = f"{len(runs)} runs"
+    return notices
+
+
+def _subtitle(everything: Sequence[Run]) -> str:
+    """Return what the runs searched, where and how."""
     found = {
         "application": [run.settings.get("application") for run in everything],
         "space": [run.description["space"].get("name") for run in everything],
         "transfer": [run.settings.get("transfer") for run in everything],
     }
-    subtitle = ", ".join(
+    return ", ".join(
         f"{what} {' and '.join(dict.fromkeys(map(str, values)))}" for what, values in found.items()
-    )
-    return Content(
-        title, subtitle, notices, overview.tiles(groups), Part("all", "", together), each
     )
 
 

@@ -63,13 +63,11 @@ def objective(groups: Sequence[Group], more: Sequence[Figure] = ()) -> View:
             several(groups, lambda run: time_of(run, unit), natural),
             several(groups, count_of, natural),
         )
-        finals = [run.running_best[-1] for run in runs if run.best is not None]
-        label = "No evaluation has worked yet."
-        if finals:
-            label = (
-                f"The best of {len(runs)} runs ends between {scale.text(min(finals))} and "
-                f"{scale.text(max(finals))}; {scale.better}."
-            )
+        label = (
+            each_group(groups, lambda group: _finals(group, scale))
+            + f" {scale.better.capitalize()}."
+        )
+        label = label[0].upper() + label[1:]
         caption = (
             "Thin: the best so far of each run. Thick: their median; the shade reaches from the "
             "worst to the best run. A run that has ended keeps its best."
@@ -105,7 +103,9 @@ def transfer(groups: Sequence[Group]) -> View:
             "Transfer over time",
             missing="No child has been evaluated yet, or the runs measure no transfer.",
         )
-    label = f"{share_of_all:.0%} of all layers of children were transferred."
+    label = "Of all layers of children were transferred: " + each_group(
+        groups, lambda group: _percent(share_transferred(group.runs))
+    )
     if len(runs) == 1:
         run = runs[0]
         series = _share_lines(run, unit)
@@ -133,6 +133,29 @@ def transfer(groups: Sequence[Group]) -> View:
         "Transfer over time",
         figures=[Figure("transfer-share", "Share transferred", label, {"share": chart}, caption)],
     )
+
+
+def each_group(groups: Sequence[Group], say: Callable[[Group], str]) -> str:
+    """Return what there is to say of each group, with its name if there are several."""
+    if len(groups) == 1:
+        return f"{say(groups[0])}."
+    return "; ".join(f"“{group.name}” {say(group)}" for group in groups) + "."
+
+
+def _finals(group: Group, scale: Scale) -> str:
+    finals = [float(run.running_best[-1]) for run in group.runs if run.best is not None]
+    if not finals:
+        return "no evaluation has worked yet"
+    if len(finals) == 1:
+        return f"the best of 1 run is {scale.text(finals[0])}"
+    return (
+        f"the best of {len(group.runs)} runs is between {scale.text(min(finals))} and "
+        f"{scale.text(max(finals))}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if np.isfinite(share) else "nothing"
 
 
 def share_transferred(runs: Sequence[Run]) -> float:

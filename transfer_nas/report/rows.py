@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from graph_meta import drawing, prefix
-from transfer_nas import logs
+from transfer_nas import logs, runs
 from transfer_nas.errors import InputError
 from transfer_nas.report.best import Architectures
 from transfer_nas.report.charts import Floats, Integers
@@ -186,7 +186,7 @@ def _add_curves(packing: _Packing, run: Run) -> None:
     shown = np.concatenate([run.ranking[: _CURVES[0]], bad[: _CURVES[1]]])
     wanted = set(run.job[shown].tolist())
     try:
-        curves = logs.epochs(run.path, wanted)
+        curves = logs.epochs(runs.open_files(run.path, "logs/rank-*.jsonl"), wanted)
     except InputError:
         return  # logs are for looking at: without them, the rest of the page is no worse
     keys = sorted({key for epochs in curves.values() for epoch in epochs for key in epoch})

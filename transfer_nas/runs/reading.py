@@ -238,7 +238,7 @@ class Run:
 
     def _job_of(self, model: str) -> int:
         run, _, job = model.rpartition("/")
-        if run in ("", self.id) and job.isdecimal():
+        if run in ("", self.id) and job.isdecimal() and len(job) < 19:  # of 64 bits
             return int(job)
         return -2
 
@@ -289,21 +289,30 @@ def _description(path: Path) -> dict[str, Any]:
             f"{path} {what}: expected the --output_dir of a transfer_nas.evolve"
         )
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-        found = description["format"]
+        content = file.read_bytes()
     except OSError as cause:
         raise RunDirectoryError(f"cannot read {file}: {cause.strerror}") from cause
+    return described(content, file)
+
+
+def described(content: bytes, file: Path) -> dict[str, Any]:
+    """Return what a ``run.json`` says; RunDirectoryError, naming `file`, if that makes no sense."""
+    try:
+        description = json.loads(content)
+        found = description["format"]
     except (KeyError, RecursionError, TypeError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: not a run's description ({cause})") from cause
     if found != FORMAT:
         raise wrong_format(file, found)
     space = description.get("space")
     if not (
-        {"id", "settings", "started"} <= description.keys()
-        and isinstance(description["settings"], dict)
-        and isinstance(description["started"], int | float)
+        isinstance(description.get("id"), str)
+        and isinstance(description.get("settings"), dict)
+        and isinstance(description.get("started"), int | float)
         and 0 <= description["started"] < 1e11  # seconds since the epoch
         and isinstance(space, dict)
+        and isinstance(space.get("name", ""), str)
+        and isinstance(space.get("output_activation"), str | None)
         and isinstance(space.get("genes"), dict)
         and all(isinstance(v, list) and v for v in space["genes"].values())
     ):

@@ -77,9 +77,11 @@ def retrain(
     directory: Path,
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Train models for their application's epochs, from the weights that they have.
+    """Train models fully, from the weights that they have.
 
-    Nothing is frozen. A model whose weights are gone starts from what is stored of others.
+    For their application's epochs, or those of the search if they are more. Nothing is frozen but
+    what their space has frozen. A model whose weights are gone starts from what is stored of
+    others.
 
     Parameters
     ----------
@@ -97,9 +99,8 @@ def retrain(
     list of dict
         What ``retrained.json`` says of each: job, objectives in the search and now, epochs, file.
     """
-    fully = trainer.with_policy(
-        Policy("finetune", child_epochs=trainer.application.epochs), trainer.application.epochs
-    )
+    epochs = max(trainer.application.epochs, trainer.epochs)
+    fully = trainer.with_policy(Policy("finetune", child_epochs=epochs), epochs)
     results = []
     for number, before in enumerate(finalists, 1):
         found = before.job

@@ -19,6 +19,9 @@ from transfer_nas.search.run_directory import RunDirectory
 _SUMS_OF_ALL = ("bytes_transferred", "bytes_stored")
 _SUMS_OF_CHILDREN = (*_SUMS_OF_ALL, "layers", "layers_transferred")
 
+GIVE_UP_AFTER = 8
+"""Candidates that fail for one reason before one works, after which a search ends; with many ranks
+two each, since so many may run before anybody knows."""
 STORED_PERHAPS = ("F_timeout", "F_lost")
 """How evaluations fail that may have stored their model before."""
 

@@ -34,7 +34,7 @@ from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.isolation import InChild
 from transfer_nas.search.journal import write_whole
-from transfer_nas.search.manager import Manager
+from transfer_nas.search.manager import GIVE_UP_AFTER, Manager
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress, patience
 from transfer_nas.search.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
@@ -46,9 +46,6 @@ from transfer_nas.trainer import TransferTrainer
 from transfer_nas.transfer import TransferMethod
 
 _PACKAGES = ("transfer-nas", "numpy", "keras", "tensorflow", "mpi4py")
-_HOPELESS = 8
-"""Candidates that fail for one reason before one works, after which a search ends; with many ranks
-two each, since so many may run before anybody knows."""
 _UNLESS_REFUSED = 10.0
 """Seconds without a word, outside of a terminal, while the start may still be refused: programs
 that read it find one line then."""
@@ -133,7 +130,7 @@ class _Search:
                     report=progress.update,
                     warn=progress.warn,
                     observe=_observer(settings, self._directory, space, finalists, self._stack),
-                    give_up_after=max(_HOPELESS, 2 * ranks.size),
+                    give_up_after=max(GIVE_UP_AFTER, 2 * ranks.size),
                 )
             lost = self._drive(evaluate, interruption)
         code = interruption.exit_code
@@ -256,9 +253,10 @@ class _Search:
             text = json.dumps(summary, indent=2) + "\n"
             write_whole(settings.directory / "summary.json", text)
         code = _exit_code(manager, interruption)
-        if ended_by in (None, "timeout"):
-            code = self._finish_models(finalists, trainer) or code
-        elif status.best is not None:
+        in_time = ended_by in (None, "timeout")
+        if in_time and (signalled := self._finish_models(finalists, trainer)):
+            in_time, code = False, signalled
+        if not in_time and trained_model.best_path(settings.directory).exists():
             finish = command("transfer_nas.trained_model", str(settings.directory))
             print(f"to make best.keras of best.safetensors: {finish}", file=self._terminal)
         tell(summary, settings.json)
@@ -278,7 +276,7 @@ class _Search:
         with Interruption() as late, contextlib.suppress(Interrupted), late.evaluating():
             if trained_model.best_path(directory).exists():
                 print(f"writing {directory}/best.keras", file=self._terminal)
-            with self._patience("writing best.keras: Keras is imported for it"):
+            with self._patience("Keras is being imported to write best.keras"):
                 _write_best(directory, self._application, self._terminal)
             if finalists.best:
                 say = functools.partial(print, file=self._terminal)

@@ -395,7 +395,8 @@ def load_description(path: Path) -> dict[str, Any]:
         description = json.loads(file.read_text(encoding="utf-8"))
         if description["format"] != FORMAT:
             raise wrong_format(file, description["format"])
-        if not {"id", "settings", "space", "started"} <= description.keys():
+        kinds = {"id": str, "settings": dict, "space": dict, "started": int | float}
+        if not all(isinstance(description.get(name), kind) for name, kind in kinds.items()):
             raise RunDirectoryError(f"{file}: not a search's run.json")
     except OSError as cause:
         raise RunDirectoryError(

@@ -153,8 +153,10 @@ def _interpreter() -> str:
         found = shutil.which(name)
         if found is not None and Path(found) == running:
             return name
-    here = Path.cwd()
-    return str(running.relative_to(here)) if running.is_relative_to(here) else str(running)
+    if not running.is_relative_to(here := Path.cwd()):
+        return str(running)
+    name = str(running.relative_to(here))
+    return name if "/" in name else f"./{name}"
 
 
 def _some(number: int, what: str) -> str:

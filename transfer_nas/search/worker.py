@@ -111,11 +111,15 @@ def isolated_trainer(
     Without servers that answer it goes without transfer: the rank that started this process has
     reached them, so they are gone.
     """
+    chosen = Settings(**settings)
+    application, space = resolve(chosen)
+    if application.namespace != namespace:
+        differs = _DIFFERS.format("the rank that started it")
+        raise InputError(f"application {application.name}: the evaluating process: {differs}")
     # Seconds that no evaluation shall be charged with; the best models are saved with it, whatever
     # trains them.
     import keras  # noqa: F401
 
-    chosen = Settings(**settings)
     servers = Servers()
     if addresses:
         try:
@@ -124,10 +128,6 @@ def isolated_trainer(
         except cpp_store.StoreError as error:
             _log.warning("transfer failed, the search goes on without transfer: %s", error)
             chosen = dataclasses.replace(chosen, transfer="noop")
-    application, space = resolve(chosen)
-    if application.namespace != namespace:
-        differs = _DIFFERS.format("the rank that started it")
-        raise InputError(f"application {application.name}: the evaluating process: {differs}")
     return trainer(chosen, application, space, method(chosen, application, servers), run, rank)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex
@@ -17,6 +17,7 @@ from transfer_nas.errors import SpaceError
 
 if TYPE_CHECKING:
     import keras
+    from numpy.typing import NDArray
 
 Scalar = int | float | str | bool | None
 Genome = tuple[int, ...]
@@ -65,9 +66,15 @@ def _plain(value: Any) -> Any:
     """Return a value of NumPy, or of a subclass such as an enumeration's, as Python's own."""
     if isinstance(value, np.generic):
         value = value.item()
-    for kind, convert in ((int, int.__int__), (float, float.__float__), (str, str.__str__)):
-        if isinstance(value, kind) and not isinstance(value, bool):
-            return convert(value)
+    match value:
+        case bool():
+            return value
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case str():
+            return str.__str__(value)
     return value
 
 
@@ -149,7 +156,22 @@ class Space(ABC):
         """Build the Keras model of a genome; its layers carry their stable names."""
         from graph_meta import keras_io  # imports Keras: only those who train pay for it
 
-        return keras_io.to_keras(self.graph(genome))
+        model = keras_io.to_keras(self.graph(genome))
+        for name, given in self.start(genome).items():
+            layer = model.get_layer(name)
+            arrays = keras_io.layer_weights(layer)
+            whole = [old if new is None else new for old, new in zip(arrays, given, strict=True)]
+            keras_io.set_layer_weights(layer, whole)
+        return model
+
+    def start(self, genome: Sequence[int]) -> Mapping[str, Sequence[NDArray[Any] | None]]:
+        """Return the weights that layers start from instead of their initializers'.
+
+        By stable name: an array or None for each weight. The layers' specs say which
+        (`LayerSpec.given`), so that layers of other starts have other names.
+        """
+        del genome
+        return {}
 
     @property
     def size(self) -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import one_line
+from transfer_nas.spaces import _start
 from transfer_nas.spaces._base import Gene, Genome, Randomness, Scalar, Space
 
 if TYPE_CHECKING:
     import keras
+    from numpy.typing import NDArray
 
 S = TypeVar("S", bound=Scalar)
 
@@ -63,8 +65,7 @@ class Choices:
         asked = self._asked.setdefault(name, offered)
         if not _same(asked, offered) or value not in offered:
             raise _disagreement(name, offered)
-        chosen: S = offered[offered.index(value)]
-        return chosen
+        return cast(S, offered[offered.index(value)])
 
     def integer(self, name: str, low: int, high: int, step: int = 1) -> int:
         """Return an integer from `low` to `high`, both included, in steps."""
@@ -85,6 +86,9 @@ class FunctionSpace(Space):
     bring up are found too: ``for i in range(choices.integer("layers", 1, 5))`` may ask for the
     width of each layer. A gene that comes up only when two unrelated answers meet is not found; ask
     for it in any case, then. Genes that a network was not asked for never mutate.
+
+    Weights that it loads into a Keras model are what candidates start from, and layers that it
+    freezes (``trainable = False``) stay frozen, in their heirs too.
 
     Where the function raises an exception, a candidate with those answers fails, and no other.
 
@@ -108,6 +112,15 @@ class FunctionSpace(Space):
     def graph(self, genome: Sequence[int]) -> LayerGraph:
         """Return the layer graph of a genome; see `Space.graph`."""
         return self._network(tuple(genome))[0]
+
+    def start(self, genome: Sequence[int]) -> dict[str, list[NDArray[Any] | None]]:
+        """Return the weights that the function loads for a genome; see `Space.start`."""
+        graph = self.graph(genome)
+        if not any(layer.spec.given for layer in graph.layers):
+            return {}
+        with _one_at_a_time:
+            model: Any = type(self).build_function(Choices(self, self.values(genome)))
+            return _start.weights(model, graph)
 
     def mutate(self, genome: Sequence[int], rng: Randomness, position: int | None = None) -> Genome:
         """Give a gene that the network was asked for another value; see `Space.mutate`."""
@@ -197,9 +210,12 @@ class FunctionSpace(Space):
                 f"space {self.name}: expected a LayerGraph or a Keras model, "
                 f"found {type(built).__name__}"
             )
-        from graph_meta import keras_io
+        given = choices._given
 
-        return keras_io.from_keras(built)
+        def again() -> Any:
+            return type(self).build_function(Choices(self, given))
+
+        return _start.marked(built, again)
 
 
 def _same(some: Sequence[Scalar], others: Sequence[Scalar]) -> bool:

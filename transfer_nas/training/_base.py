@@ -73,7 +73,8 @@ class Candidate(ABC):
         Parameters
         ----------
         frozen
-            Layers that do not train. Their statistics stay as they are, as in Keras.
+            Layers that do not train, beside those that never do (`LayerSpec.frozen`). Their
+            statistics stay as they are, as in Keras.
         epochs
             How many are planned: what is computed once for all has to pay.
 

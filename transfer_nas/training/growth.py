@@ -118,6 +118,10 @@ class _Growth:
             inputs = [self._channels.get(edge) for edge in layer.calls[0].inputs]
             if name in self._known:
                 channels = self._unchanged(layer)
+            elif layer.spec.given:  # it starts from what it was given
+                theirs = self._specs.get(self._partners.get(position, ""))
+                alike = theirs is not None and theirs.key == layer.spec.key
+                channels = self._unchanged(layer) if alike else None
             elif layer.spec.weights:
                 arrays, channels = self._weights(position, layer, inputs)
                 if arrays is not None:
@@ -149,6 +153,8 @@ class _Growth:
                 return self._inserted(position, layer, inputs[0])
             return None, inputs[0]
         theirs = self._specs[partner]
+        if spec.frozen and not theirs.frozen:
+            return None, None  # it keeps what its initializers give it
         if spec.key == theirs.key and spec.class_name not in (*_MIXING, *_NORMALIZING):
             return list(before), inputs[0]
         known = _by_role(theirs, before)

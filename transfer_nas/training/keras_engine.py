@@ -124,6 +124,7 @@ class KerasCandidate(Candidate):
 
         self.graph = graph
         self._model = keras_io.to_keras(graph)
+        self._frozen_inside = keras_io.frozen_inside(self._model)
         self._application = application
         self._loop = loop
         compile_model(self._model, application)
@@ -148,8 +149,12 @@ class KerasCandidate(Candidate):
 
     def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
         """See `Candidate`."""
+        own = zip(self.graph.names, self.graph.layers, strict=True)
+        frozen = {*frozen, *(name for name, layer in own if layer.spec.frozen)}
         for layer in self._model.layers:
             layer.trainable = layer.name not in frozen
+        for part in self._frozen_inside:
+            part.trainable = False
         if not self._model.trainable_variables:
             return None
         compile_model(self._model, self._application)

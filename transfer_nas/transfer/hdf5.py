@@ -298,7 +298,7 @@ def _write_tensors(path: Path, layers: Tensors) -> int:
         for layer, tensors in layers.items():
             group = file.create_group(layer)
             for position, tensor in enumerate(tensors):
-                raw = tensor if tensor.dtype.kind in "biufc" else _unsigned(tensor)
+                raw = tensor if tensor.dtype.isbuiltin == 1 else _unsigned(tensor)
                 group.create_dataset(str(position), data=raw).attrs["dtype"] = tensor.dtype.name
                 nbytes += tensor.nbytes
     return nbytes

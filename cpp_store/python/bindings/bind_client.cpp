@@ -219,6 +219,17 @@ Ours<Server> serve(std::string address, const std::shared_ptr<Store>& store, uns
     return Ours<Server>(new Server(store, std::move(options)));
 }
 
+// A key is any bytes to a server, but a text to Python.
+py::str text_of(const std::string& key) {
+    PyObject* const text =
+        PyUnicode_DecodeUTF8(key.data(), static_cast<py::ssize_t>(key.size()), nullptr);
+    if (text == nullptr) {
+        PyErr_Clear();
+        throw Error(Errc::invalid_argument, "the key is not one line of text in UTF-8");
+    }
+    return py::reinterpret_steal<py::str>(text);
+}
+
 void bind_cluster(py::module_& m) {
     using Unlocked = py::call_guard<py::gil_scoped_release>;
     py::class_<Cluster, Ours<Cluster>> type(m, "RemoteStore",
@@ -268,12 +279,15 @@ void bind_client(py::module_& m) {
                py::arg("key"), py::arg("insecure"), py::arg("encrypt"));
     server.def_property_readonly("address", &Server::address);
     server.def("stop", &Server::stop, py::call_guard<py::gil_scoped_release>());
-    m.def("read_key_file", &security::read_key_file, py::arg("path"),
-          "The key in a file that only its owner can read.");
+    m.def(
+        "read_key_file",
+        [](const std::string& path) { return text_of(security::read_key_file(path)); },
+        py::arg("path"), "The key in a file that only its owner can read.");
     m.def("make_key_file", &security::make_key_file, py::arg("path"),
           "Write a new key to a new file that only its owner can read.");
-    m.def("key_of_environment", &security::key_of_environment,
-          "What CPP_STORE_KEY says, else the key in the file that CPP_STORE_KEY_FILE names.");
+    m.def(
+        "key_of_environment", [] { return text_of(security::key_of_environment()); },
+        "What CPP_STORE_KEY says, else the key in the file that CPP_STORE_KEY_FILE names.");
     m.def("add_library_prefixes", &add_library_prefixes, py::arg("prefixes"),
           "Prefixes whose MPI wheels may bring the libfabric to use.");
 }

@@ -223,6 +223,8 @@ def map_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """Tensors in the order of the file, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise FileError(f"cannot read {path}: there is no such file")
     try:
         with safe_open(path, framework="np") as file:  # checks every length and offset
             names = list(file.offset_keys())

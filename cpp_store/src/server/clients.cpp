@@ -157,7 +157,8 @@ std::string Engine::refuse(std::vector<std::string> list, Session& client) {
         if (std::string refusal = replicate(list); !refusal.empty()) return refusal;
         servers = std::make_shared<const std::vector<std::string>>(std::move(list));
     }
-    if (!client.servers) client.servers = servers;
+    // Servers that keep replicas are clients of each other, and never gone: there, models count.
+    if (!client.servers && !replica_now) client.servers = servers;
     return {};
 }
 

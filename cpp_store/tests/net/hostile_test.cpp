@@ -19,6 +19,7 @@
 #include "net/endpoint.hpp"
 #include "net/raw_client.hpp"
 #include "net/wire.hpp"
+#include "server/lobby.hpp"
 
 namespace cpp_store {
 namespace {
@@ -138,6 +139,39 @@ TEST_F(Hostile, AHelloWithAnAddressThatIsNoneIsDroppedAndOthersConnect) {
         Cluster other({.servers = {server_->address()}, .key = {}, .same_host = false});
         other.ping(0);
     }
+}
+
+TEST(Lobby, AGuestThatDoesNotJoinMakesRoomForOthers) {
+    using server::Lobby;
+    const security::Reception::Policy policy{
+        .address = "here", .incarnation = 1, .shared = {}, .encrypt = false};
+    const security::Request request(
+        {.address = "here", .name = Bytes(16), .client = "guest", .servers = {}, .shared = {}});
+    Lobby lobby(5s);
+    const auto begin = Lobby::Clock::now();
+    std::uint64_t last = 0;
+    const auto enter = [&](const std::string& origin, Clock::time_point now) {
+        const auto left = lobby.admit(origin, now);
+        ++last;
+        lobby.enter({.session = std::make_shared<server::Session>(last, FI_ADDR_UNSPEC, "guest"),
+                     .reception =
+                         security::Reception(policy, security::Way::network, last, request.hello()),
+                     .call = 1,
+                     .origin = origin,
+                     .since = now});
+        return left ? left->session->id : 0;
+    };
+    for (int i = 0; i < 256; ++i) EXPECT_EQ(enter("one", begin + i * 1ms), 0u);
+    EXPECT_THROW((void)enter("one", begin + 900ms), Error);  // any of them may still join
+    for (int i = 0; i < 768; ++i) {
+        EXPECT_EQ(enter("other" + std::to_string(i), begin + 900ms), 0u);
+    }
+    EXPECT_EQ(enter("one", begin + 1001ms), 1u);
+    EXPECT_EQ(enter("newcomer", begin + 1002ms), 2u);
+    EXPECT_EQ(lobby.size(), 1024u);
+    for (int i = 0; i < 4096; ++i) ASSERT_TRUE(lobby.hears(begin));
+    EXPECT_FALSE(lobby.hears(begin));
+    EXPECT_TRUE(lobby.hears(begin + 10ms));
 }
 
 // Where a connection is neither made nor refused.

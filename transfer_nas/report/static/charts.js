@@ -157,7 +157,7 @@ globalThis.drawings = (() => {
     return { stops, option: {
       ...shared,
       tooltip: { ...shared.tooltip, trigger: "axis", axisPointer: { type: "line", lineStyle: { color: theme.muted } }, formatter },
-      legend: legend(theme, chart.series.filter((one) => !one.thin && !one.name.endsWith(": area")).map((one) => one.name)),
+      legend: legend(theme, chart.series.filter((one) => !one.thin && !/: (area|all runs)$/.test(one.name)).map((one) => one.name)),
       grid: room(theme),
       xAxis: below(theme, chart.x, chart.x_format, { ...scaled(chart, theme), inverse: Boolean(chart.x_inverse) }),
       yAxis: beside(theme, chart.y, chart.y_format, chart.y_log ? { type: "log" } : narrowed(chart.y_zero ? [] : heights(chart),

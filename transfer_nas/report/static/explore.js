@@ -5,6 +5,8 @@ Object.assign(drawings, (() => {
   const { encodeHTML } = echarts.format;
   const MANY = 20_000; // points that are drawn one by one at most
 
+  /* Pixels that labels of so many letters take below an axis when they are tilted. */
+  const tall = (letters) => 18 + 0.87 * Math.min(110, 6.8 * letters);
   const tip = (...lines) => `<div class="tip">${lines.map((line) => encodeHTML(line)).join("<br>")}</div>`;
 
   /* The rows of evaluations that worked. */
@@ -96,7 +98,7 @@ Object.assign(drawings, (() => {
         ? tip(...say(item.dataIndex).split(/: |, /)) : tip(`job ${data.job.raw(item.data.row)}`, `${objective.label} ${objective.text(item.data.row)}`) },
       grid: room(theme, { top: 40, bottom: 38 }),
       xAxis: [
-        { type: "category", data: names, name: gene.label, nameLocation: "middle", nameGap: tilted ? 26 + 6 * Math.min(long, 16) : 30, nameTextStyle: { color: theme.ink2, fontSize: 13 },
+        { type: "category", data: names, name: gene.label, nameLocation: "middle", nameGap: tilted ? tall(long) : 30, nameTextStyle: { color: theme.ink2, fontSize: 13 },
           axisLabel: { color: theme.ink2, fontSize: 12, rotate: tilted ? 60 : 0, interval: 0, hideOverlap: false, width: 110, overflow: "truncate" },
           axisTick: { alignWithLabel: true }, axisLine: { lineStyle: { color: theme.muted } } },
         { type: "value", min: -0.5, max: names.length - 0.5, show: false },
@@ -140,7 +142,7 @@ Object.assign(drawings, (() => {
         ...shared,
         tooltip: { ...shared.tooltip, trigger: "item", formatter: (item) => tip(...say(item.data).split(/: |, /)) },
         grid: room(theme, { top: 40, bottom: 76 }),
-        xAxis: { type: "category", data: labels(a, left), name: a.label, nameLocation: "middle", nameGap: tilted ? 26 + 6 * Math.min(long, 16) : 28, nameTextStyle: { color: theme.ink2, fontSize: 13 },
+        xAxis: { type: "category", data: labels(a, left), name: a.label, nameLocation: "middle", nameGap: tilted ? tall(long) : 28, nameTextStyle: { color: theme.ink2, fontSize: 13 },
           axisLabel: { color: theme.ink2, interval: 0, rotate: tilted ? 60 : 0, width: 110, overflow: "truncate" }, axisLine: { lineStyle: { color: theme.muted } } },
         yAxis: { type: "category", data: labels(b, up), name: b.label, nameTextStyle: { color: theme.ink2, fontSize: 13, align: "left" }, axisLabel: { color: theme.ink2, width: 110, overflow: "truncate" },
           axisLine: { lineStyle: { color: theme.muted } } },

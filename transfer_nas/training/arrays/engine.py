@@ -169,7 +169,7 @@ class ArrayCandidate(Candidate):
         trainable = {
             name: [weight.trainable for weight in spec.weights]
             for name, spec in self._specs.items()
-            if name not in frozen
+            if name not in frozen and not spec.frozen
         }
         if not any(any(flags) for flags in trainable.values()):
             return None

@@ -1,7 +1,8 @@
-"""Whether a network's outputs are what an application's loss takes."""
+"""Whether a network takes what an application has, and gives what its loss takes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from graph_meta import LayerGraph
@@ -10,8 +11,10 @@ from transfer_nas.applications._terms import CLASSES, ONE_HOT, UNIT
 from transfer_nas.errors import ApplicationError
 
 
-def check(space: str, graph: LayerGraph, loss: Any, units: int) -> None:
-    """Raise ApplicationError if the last layer of a network does not go with loss and targets.
+def check(
+    space: str, graph: LayerGraph, shapes: Sequence[tuple[int, ...]], loss: Any, units: int
+) -> None:
+    """Raise ApplicationError if a network does not go with inputs, loss and targets.
 
     Parameters
     ----------
@@ -19,11 +22,20 @@ def check(space: str, graph: LayerGraph, loss: Any, units: int) -> None:
         The name of the network's space.
     graph
         One of its networks. Only last layers that everybody uses are looked at.
+    shapes
+        Of the application's inputs.
     loss
         As the user gave it.
     units
         Width of the outputs that the application needs.
     """
+    takes = [graph.layers[edge.layer].spec.config.get("batch_shape") for edge in graph.inputs]
+    if len(takes) != len(shapes) or not all(map(_takes, takes, shapes)):
+        taken = [None if shape is None else tuple(shape[1:]) for shape in takes]
+        raise ApplicationError(
+            f"the networks of space {space} take inputs of shapes {taken}, and input_shapes is "
+            f"{list(shapes)}"
+        )
     if len(graph.outputs) != 1:
         return
     spec = graph.layers[graph.outputs[0].layer].spec
@@ -46,6 +58,15 @@ def check(space: str, graph: LayerGraph, loss: Any, units: int) -> None:
             f"{name} takes probabilities, and the networks of space {space} end in a linear layer: "
             f"set output_activation={wanted!r}"
         )
+
+
+def _takes(batch_shape: Sequence[int | None] | None, shape: tuple[int, ...]) -> bool:
+    if batch_shape is None:
+        return True
+    axes = batch_shape[1:]
+    return len(axes) == len(shape) and all(
+        axis in (None, size) for axis, size in zip(axes, shape, strict=True)
+    )
 
 
 def _activation(class_name: str, config: Any) -> str | None:
