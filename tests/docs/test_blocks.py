@@ -90,10 +90,11 @@ def run(page: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
 
 
+@pytest.mark.timeout(600)  # several searches on one page, beside other tests
 @pytest.mark.parametrize(
     "page", list(filter(runs, PAGES)), ids=lambda page: str(page.relative_to(ROOT).with_suffix(""))
 )

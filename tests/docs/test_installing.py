@@ -51,7 +51,8 @@ def test_a_module_that_is_missing_is_found_in_an_extra() -> None:
     line = extras.missing(keras)
     assert line is not None and line.startswith("this needs keras, which is not installed: pip ")
     assert '"keras>=' in line and '"tensorflow>=' in line
-    assert extras.missing(ModuleNotFoundError("mine", name="mine")) is None
+    for other in ("mine", "jax", None):  # a user's own, a developer's, unknown
+        assert extras.missing(ModuleNotFoundError("gone", name=other)) is None
 
 
 def test_a_command_says_in_a_line_which_package_is_missing(tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ def install(extra: str) -> str:
 
 
 def missing(error: ModuleNotFoundError) -> str | None:
-    """Return a line that says what to install; None if no extra brings the module."""
+    """Return a line that says what to install; None if no extra for users brings the module."""
     module = (error.name or "").partition(".")[0]
     for extra, packages in _packages().items():
-        if any(re.split(r"[^\w.-]", package)[0].lower() == module.lower() for package in packages):
+        if extra != "dev" and any(
+            re.split(r"[^\w.-]", package)[0].lower() == module.lower() for package in packages
+        ):
             return f"this needs {module}, which is not installed: {install(extra)}"
     return None
 
