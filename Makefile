@@ -3,17 +3,20 @@
 #
 #   make search   an MPI search on handwritten digits, every candidate starting from stored weights
 #   make test     every test: C++ under sanitizers, the fuzz targets for 20 s each, Python, MPI, end to end
-#   make setup    what both stand on: Debian packages, .venv, the project installed in it
+#   make setup    what a search needs: Debian packages, .venv, the project installed in it with TensorFlow and MPICH
 #   make docs     the documentation as a site, in site/
 #
-# For developers: `make check` (formatting, lint, types), `make test-backends` (the trainer on JAX and Torch),
+# Each says what it is about to download and compile, and how long that takes. Developers' tools come with what needs
+# them (`make test`, `make check`), into the same .venv.
+#
+# For developers: `make setup-dev` (all their tools), `make check` (formatting, lint, types), `make test-backends` (the trainer on JAX and Torch),
 # `make format`, `make release` (what is published, in dist/), `make walk` (the tutorial as a new user types it),
 # `make baseline` (benchmarks/baseline.json), `make clean`.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: soak setup search baseline docs test test-cpp test-fuzz test-python test-wheel test-backends release walk check format clean debian-build debian-test
+.PHONY: soak setup setup-dev search baseline docs test test-cpp test-fuzz test-python test-wheel test-backends release walk check format clean debian-build debian-test
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -30,30 +33,33 @@ CPP_FILES := $(shell find cpp_store benchmarks -name '*.cpp' -o -name '*.hpp')
 
 setup: $(VENV)/.installed
 
-# A directory holds one run: the first search is runs/first, later ones are named by their time.
+setup-dev: $(VENV)/.installed-dev debian-test
+
+# A directory holds one run: the first search is runs/search, later ones are named by their time.
 search: setup
-	run=runs/first; [ ! -e $$run ] || run=runs/$$(date +%Y%m%d-%H%M%S); \
+	run=runs/search; [ ! -e $$run ] || run=runs/$$(date +%Y%m%d-%H%M%S); \
 	$(BIN)/mpiexec -np 2 $(BIN)/python -m transfer_nas.evolve --application digits --population_size 16 \
 	    --sample_size 4 --max_evals 64 --seed 1 --output_dir $$run
+	@echo 'Before any other command, activate the environment in this shell: source $(BIN)/activate'
 
 # Of this machine, with nothing else running: five minutes times REPEAT. Its `commit` says what was measured, so start
 # from a checkout without changes, and commit the file on top of it.
 REPEAT ?= 1
-baseline: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(echo dist/setup/*.whl)[benchmarks]"
+baseline: $(VENV)/.installed-benchmarks
 	$(BIN)/python -m benchmarks run --quick --repeat $(REPEAT) --output runs/baseline
 	cp runs/baseline/results.json benchmarks/baseline.json
 
-# Fails on a link that leads nowhere, in the pages and from them to sources.
-docs: setup
-	$(BIN)/mkdocs build --quiet
+# Fails on a link that leads nowhere, in the pages and from them to sources. What is switched off is Material's notice
+# that it will be mended until May 2027 only and has a successor: pyproject.toml holds it and MkDocs to what works.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open site/index.html"
 
 test: test-cpp test-fuzz test-python test-wheel
 
 # Workers steal each other's tests, as a few of them take minutes. One more than there are cores, as many tests wait for
 # time-outs of servers; but no more than four, as tests start ranks of their own.
-test-python: setup debian-test
+test-python: setup-dev
 	workers=$$(($$(nproc) + 1)); $(BIN)/python -m pytest -n $$((workers < 4 ? workers : 4)) --dist worksteal
 
 # AddressSanitizer (by Clang) and ThreadSanitizer (by GCC) find the bugs; the optimised build runs the long random
@@ -67,7 +73,7 @@ test-cpp: debian-build debian-test
 
 # What CI does a part of: every place where a system call can fail or a server die, 5,000 faults, and a
 # million operations of eight clients beside servers that are killed; and ten minutes of each fuzz target.
-soak: test-cpp setup
+soak: test-cpp setup-dev
 	CPP_STORE_SOAK=1 build/release/cpp_store/tests/test_durable --gtest_filter='*Fault*:*FailingCalls*'
 	$(BIN)/python -m tests.cpp_store.crashes --faults 5000
 	$(BIN)/python -m tests.cpp_store.replica_crashes --faults 1000 --histories 40
@@ -86,7 +92,7 @@ test-fuzz: debian-build debian-test
 	        build/asan/found/$$name cpp_store/fuzz/corpus/$$name'
 
 # The wheel that setup built, made portable, in an environment that has nothing else.
-test-wheel: setup
+test-wheel: $(VENV)/.installed-release
 	rm -rf build/portable
 	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir build/portable dist/setup/*.whl
 	$(BIN)/python tests/wheel_smoke.py build/portable/*.whl
@@ -103,7 +109,7 @@ test-backend-%: setup
 	    tests/transfer_nas/test_trainer.py tests/graph_meta/test_keras_io.py
 
 # A source distribution and, built from it, a portable wheel: for glibc as old as this system's.
-release: setup
+release: $(VENV)/.installed-release
 	rm -rf dist/release build/release-wheel
 	PATH=$(CURDIR)/$(BIN):$$PATH python -m build --outdir build/release-wheel .
 	PATH=$(CURDIR)/$(BIN):$$PATH auditwheel repair --wheel-dir dist/release build/release-wheel/*.whl
@@ -112,33 +118,47 @@ release: setup
 	ls -l dist/release
 
 # What was released, installed and used by nothing but the tutorial's own lines, in an empty directory: 15 minutes at most.
-walk: release debian-test
+walk: release setup-dev
 	$(BIN)/python tests/docs/walk.py dist/release/*.whl
 
-check: setup debian-test
+check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	clang-format-14 --dry-run --Werror $(CPP_FILES)
 
-format: setup debian-test
+format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	clang-format-14 -i $(CPP_FILES)
 
 clean:
-	rm -rf build dist $(VENV)/.installed
+	rm -rf build dist $(VENV)/.installed*
+
+# pip says nothing but the names and sizes of large files.
+PIP := $(BIN)/pip --disable-pip-version-check
+define pip_install
+$(PIP) install $(1) | sed -nu 's/^ *\(Downloading\|Using cached\) \(.* MB)\)$$/    \2/p'
+endef
 
 # The project is installed as users get it, not editable: the tests see what a wheel would contain.
 $(VENV)/.installed: dist/setup/.built
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(echo dist/setup/*.whl)[recommended,dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall dist/setup/*.whl
-	touch $@
+	@echo 'Python packages for a search into $(VENV) (TensorFlow, Keras, MPICH): 0.8 GB to download, 2.8 GB on disk, one to ten minutes, unless they are there'
+	@$(call pip_install,"$$(echo dist/setup/*.whl)[recommended]")
+	@$(PIP) install --quiet --no-deps --force-reinstall dist/setup/*.whl
+	@touch $@
+
+# What tests, checks, the documentation, releases and benchmarks need besides: the extras of pyproject.toml by these names.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/.installed
+	@echo 'Python packages for developers into $(VENV) ($*): at most 0.4 GB to download, 1.3 GB on disk, one to five minutes'
+	@$(call pip_install,"$$(echo dist/setup/*.whl)[$*]")
+	@touch $@
 
 dist/setup/.built: $(SOURCES) | debian-build $(BIN)/pip
-	rm -rf dist/setup
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist/setup .
-	touch $@
+	@echo 'compiling the C++ part: two to five minutes on two cores, once'
+	@rm -rf dist/setup
+	@$(PIP) wheel --quiet --no-deps --wheel-dir dist/setup .
+	@touch $@
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -154,6 +174,7 @@ if [ -n "$$missing" ]; then \
          echo "    sudo apt-get install -y $$missing" >&2; exit 1; fi; \
     echo "installing Debian packages: $$missing"; \
     $$sudo apt-get update -qq; \
+    LC_ALL=C apt-get install --assume-no $$missing 2> /dev/null | grep -E '^(Need to get|After this)' || true; \
     DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $$missing > /dev/null; \
 fi
 endef

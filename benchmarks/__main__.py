@@ -18,7 +18,11 @@ import figures
 import machine
 import page
 import questions
+from cpp_store.command_line import InputError, Parser
+from cpp_store.ranges import Range
 from questions import Script
+
+from cpp_store import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT, VERSION = "transfer-nas-benchmarks", 1
@@ -27,12 +31,12 @@ LONGEST = 3600  # seconds that one script may take before it is given up
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0, 1 if a question failed, 2 for bad input."""
+    return command_line.run("benchmarks", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    try:
-        code: int = given.command(given)
-    except (ValueError, OSError) as error:
-        print(f"benchmarks: error: {error}", file=sys.stderr)
-        return 2
+    code: int = given.command(given)
     return code
 
 
@@ -174,16 +178,18 @@ def _last_line(log: Path) -> str:
 def _load(file: str) -> dict[str, Any]:
     """Read a results file, or the one in a directory."""
     path = Path(file) / "results.json" if Path(file).is_dir() else Path(file)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
     try:
         document: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not a results file of this command: {error}") from error
+        raise InputError(f"{path} is not a results file of this command: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a results file of this command: its format is not {FORMAT}"
         )
     if document.get("version") != VERSION:
-        raise ValueError(
+        raise InputError(
             f"{path} is of version {document.get('version')}, this command reads {VERSION}: run "
             "the benchmarks again, or use the checkout that wrote it"
         )
@@ -199,8 +205,8 @@ def _time(script: Script, quick: bool) -> str:
     return f"{seconds:g} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m benchmarks", description=__doc__)
     parser.set_defaults(command=list_questions)
     commands = parser.add_subparsers(metavar="COMMAND")
     commands.add_parser("list", help="the questions (the default)").set_defaults(
@@ -212,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--quick", action="store_true", help="smaller and fewer: minutes in total")
     add.add_argument(
         "--repeat",
-        type=_positive,
+        type=Range(1, 1000),
         default=1,
         metavar="N",
         help="runs of each, so that compare knows the noise (default: 1)",
@@ -224,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("after", metavar="B")
     add.add_argument(
         "--noise",
-        type=float,
+        type=Range(0, 1000, whole=False),
         default=0.25,
         metavar="SHARE",
         help="what a figure may change by where no repetitions tell (default: 0.25)",
@@ -234,12 +240,6 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("file", metavar="A")
     add.add_argument("--output", default="report.html", metavar="FILE")
     return parser
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -83,44 +83,51 @@ def main() -> int:
     empty(given.quick, results)
     deephyper(given.openmpi, given.quick, results)
     costs, evaluations = measured_costs(given.quick, results)
-    check_simulation(costs, given.quick, results)
-    simulated(costs, evaluations, given.quick, results)
+    if figures.has("simpy"):
+        check_simulation(costs, given.quick, results)
+        simulated(costs, evaluations, given.quick, results)
     figures.finish("evolution", results, TARGETS, given)
     return 0
 
 
 def asking(quick: bool, results: Results) -> None:
-    """Ask both algorithms for children of a large population, in turns."""
-    from deephyper.hpo import RegularizedEvolution
-
-    from transfer_nas.deephyper import problem_of
-
+    """Ask for children of a large population; DeepHyper, where it is there, in turns with us."""
     ours = AgingEvolution(SPACE, LARGE_POPULATION, SAMPLE, seed=1)
     jobs = ours.ask(LARGE_POPULATION)
     begin = time.process_time()
     for job in jobs:
         ours.tell(Evaluation(job, DONE, float(sum(job.genome))))
     results["tells_per_s"] = LARGE_POPULATION / (time.process_time() - begin)
+    asked: dict[str, tuple[Callable[[int], Any], int]] = {"asks_per_s": (ours.ask, 20_000)}
     with tempfile.TemporaryDirectory() as directory:
-        theirs = RegularizedEvolution(
-            problem_of(SPACE),
-            random_state=1,
-            log_dir=directory,
-            population_size=LARGE_POPULATION,
-            sample_size=SAMPLE,
-        )
-        theirs.tell([(SPACE.values(job.genome), float(sum(job.genome))) for job in jobs])
-        rates: dict[str, list[float]] = {"asks_per_s": [], "deephyper_asks_per_s": []}
+        if figures.has("deephyper"):
+            asked["deephyper_asks_per_s"] = (_theirs(jobs, directory).ask, 200)
+        rates: dict[str, list[float]] = {key: [] for key in asked}
         for _ in range(3 if quick else 7):
-            for key, ask, count in (
-                ("asks_per_s", ours.ask, 20_000),
-                ("deephyper_asks_per_s", theirs.ask, 200),
-            ):
+            for key, (ask, count) in asked.items():
                 begin = time.process_time()
                 ask(count)
                 rates[key].append(count / (time.process_time() - begin))
     results |= {key: statistics.median(values) for key, values in rates.items()}
-    results["asks_over_deephyper"] = results["asks_per_s"] / results["deephyper_asks_per_s"]
+    if "deephyper_asks_per_s" in results:
+        results["asks_over_deephyper"] = results["asks_per_s"] / results["deephyper_asks_per_s"]
+
+
+def _theirs(jobs: Sequence[Job], directory: str) -> Any:
+    """Return DeepHyper's aging evolution with a population of these jobs."""
+    from deephyper.hpo import RegularizedEvolution
+
+    from transfer_nas.deephyper import problem_of
+
+    theirs = RegularizedEvolution(
+        problem_of(SPACE),
+        random_state=1,
+        log_dir=directory,
+        population_size=LARGE_POPULATION,
+        sample_size=SAMPLE,
+    )
+    theirs.tell([(SPACE.values(job.genome), float(sum(job.genome))) for job in jobs])
+    return theirs
 
 
 def empty(quick: bool, results: Results) -> None:

@@ -9,7 +9,6 @@ its views as one writes them with Plotly (``plotly_report.py``): every evaluatio
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import subprocess
 import sys
@@ -49,10 +48,8 @@ def main() -> int:
         print(f"{evaluations:,} evaluations made up in {time.perf_counter() - begin:.1f} s")
         results: dict[str, float] = {"evaluations": evaluations}
         pages = {"": Path(folder) / "report.html"}
-        if importlib.util.find_spec("plotly"):
+        if figures.has("plotly"):
             pages["plotly_"] = Path(folder) / "plotly.html"
-        else:
-            figures.lacks("plotly", "pip install plotly")
         for prefix, page in pages.items():
             seconds = [build(PROGRAMS[prefix], run, page) for _ in range(repetitions)]
             results[f"{prefix}build_seconds"] = statistics.median(seconds)
@@ -73,13 +70,9 @@ def build(program: list[str], run: Path, page: Path) -> float:
 def view(pages: dict[str, Path], repetitions: int) -> dict[str, float]:
     """Return when, after a page was asked for, there are texts, and the first chart."""
     chromium = figures.program("chromium", "apt-get install chromium")
-    if chromium is None:
+    if not figures.has("playwright") or chromium is None:
         return {}
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        figures.lacks("playwright", "pip install playwright")
-        return {}
+    from playwright.sync_api import sync_playwright
 
     marks = {"first_text_seconds": "first-contentful-paint", "first_view_seconds": "first-chart"}
     seconds: dict[str, list[float]] = {}

@@ -40,6 +40,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cpp_store import ranges
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -116,7 +118,7 @@ class Search:
 
 def main() -> None:
     parser = figures.parser(__doc__, "two seeds, fewer seconds")
-    parser.add_argument("--first_seed", type=int, default=0, help="(pilot runs took 1000)")
+    parser.add_argument("--first_seed", type=ranges.SEED, default=0, help="(pilot runs took 1000)")
     given = parser.parse_args()
     seeds = range(given.first_seed, given.first_seed + (2 if given.quick else 20))
     budget = 2.0 if given.quick else 8.0

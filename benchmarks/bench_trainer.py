@@ -134,8 +134,8 @@ def fitted(
     model = space.build(genome)
     model.compile(
         optimizer=keras.optimizers.Adam(application.learning_rate),
-        loss=application.loss,
-        metrics=[application.metric],
+        loss=application.terms.loss,
+        metrics=[application.terms.metric],
         steps_per_execution=steps,
     )
     data, batch_size = application.data, application.batch_size

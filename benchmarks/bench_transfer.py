@@ -28,6 +28,7 @@ from methods import MIB, Places, in_shared_memory, opened_places
 from mpi4py import MPI
 
 import cpp_store
+from cpp_store import ranges
 from graph_meta import GraphBuilder, LayerGraph, layers
 from transfer_nas import transfer
 from transfer_nas.errors import InputError
@@ -59,7 +60,7 @@ def main() -> int:
     parser = figures.parser(__doc__, "smaller models, fewer children")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()),
                         metavar="DIR", help="where hdf5 keeps its files")  # fmt: skip
-    parser.add_argument("--children", type=int, help="of each rank (default: 12)")
+    parser.add_argument("--children", type=ranges.COUNT, help="of each rank (default: 12)")
     given = parser.parse_args()
     world = MPI.COMM_WORLD
     sizes = (1, 16) if given.quick else (1, 16, 64)

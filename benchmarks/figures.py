@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -62,6 +63,14 @@ def program(name: str, install: str) -> str | None:
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
         lacks(name, install)
+    return found
+
+
+def has(package: str) -> bool:
+    """Whether a Python package is installed, by the name that pip knows; say so if it is not."""
+    found = importlib.util.find_spec(package) is not None
+    if not found:
+        lacks(package, f"pip install {package}")
     return found
 
 

@@ -32,6 +32,8 @@ from methods import (
 )
 from mpi4py import MPI
 
+from cpp_store import ranges
+
 QUESTION = figures.Question(
     compares="the store, Redis, HDF5, safetensors, .npz and raw files",
     seconds=30,
@@ -51,7 +53,7 @@ def main() -> int:
     parser = figures.parser(__doc__, "a smaller model, fewer reads")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()),
                         metavar="DIR", help="of the files (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--megabytes", type=int, help="of the model (default: 64)")
+    parser.add_argument("--megabytes", type=ranges.COUNT, help="of the model (default: 64)")
     given = parser.parse_args()
     world = MPI.COMM_WORLD
     size = (given.megabytes or (16 if given.quick else 64)) * MIB

@@ -7,6 +7,7 @@ model is layers of named tensors, as the store has them; every method gives them
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -361,7 +362,7 @@ def store_server(memory: int) -> Iterator[str]:
 def redis_server(directory: Path, flags: Sequence[str]) -> Iterator[str]:
     """Run a Redis server on a Unix socket, its fastest way on a host; yield the socket, or ""."""
     program = shutil.which("redis-server")
-    if program is None:
+    if program is None or importlib.util.find_spec("redis") is None:
         figures.lacks("redis", "apt-get install redis-server, pip install redis hiredis")
         yield ""
         return
@@ -387,14 +388,9 @@ def available(places: Places) -> list[type[Method]]:
     for method in METHODS:
         if method is RedisMethod and not places.redis:
             continue
-        package = {"redis": "redis", "hdf5": "h5py", "safetensors": "safetensors"}.get(method.name)
-        try:
-            if package:
-                __import__(package)
-        except ImportError:
-            figures.lacks(method.name, f"pip install {package}")
-            continue
-        found.append(method)
+        package = {"hdf5": "h5py", "safetensors": "safetensors"}.get(method.name)
+        if package is None or figures.has(package):
+            found.append(method)
     return found
 
 

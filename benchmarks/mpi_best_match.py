@@ -15,7 +15,7 @@ import time
 import numpy as np
 from mpi4py import MPI
 
-from cpp_store import PrefixIndex
+from cpp_store import PrefixIndex, ranges
 from graph_meta import PrefixService
 from transfer_nas.population import default_space, draw_genomes, draw_lineage
 
@@ -24,8 +24,8 @@ FOUNDERS = 1000  # of the mutation family
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=int, default=60_000)
-    parser.add_argument("--queries", type=int, default=2_000)
+    parser.add_argument("--models", type=ranges.COUNT, default=60_000)
+    parser.add_argument("--queries", type=ranges.COUNT, default=2_000)
     parser.add_argument(
         "--computing",
         choices=("numpy", "python", "nothing"),

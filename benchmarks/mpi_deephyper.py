@@ -17,6 +17,7 @@ from deephyper.evaluator import Evaluator
 from deephyper.hpo import RegularizedEvolution
 from mpi_evolution import POPULATION, SAMPLE, SPACE
 
+from cpp_store import ranges
 from transfer_nas.deephyper import genome_of, problem_of
 
 
@@ -27,7 +28,7 @@ def evaluate(job: object) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory")
-    parser.add_argument("--evaluations", type=int, default=60)
+    parser.add_argument("--evaluations", type=ranges.COUNT, default=60)
     given = parser.parse_args()
     with (
         contextlib.redirect_stdout(sys.stderr),  # DeepHyper prints each result

@@ -15,7 +15,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from cpp_store.ranges import Range
 
+from cpp_store import ranges
+from transfer_nas.ending import Ending
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.ranks import MPIRanks, join
 from transfer_nas.search import serial
@@ -58,8 +61,8 @@ class Sleeper:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="of the run; must hold none")
-    parser.add_argument("--evaluations", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, nargs=2, default=(0.0, 0.0))
+    parser.add_argument("--evaluations", type=ranges.COUNT, default=20_000)
+    parser.add_argument("--seconds", type=Range(0, 10**6, whole=False), nargs=2, default=(0.0, 0.0))
     given = parser.parse_args()
     ranks = join()
     manager = None
@@ -81,7 +84,13 @@ def main() -> int:
         if isinstance(ranks, MPIRanks) and ranks.size > 1:
             from transfer_nas.search import mpi
 
-            mpi.run(ranks.comm, manager, evaluate, interruption)
+            mpi.run(
+                ranks.comm,
+                manager,
+                evaluate,
+                interruption,
+                fail=Ending("mpi_evolution", ranks).fail,
+            )
         else:
             assert manager is not None
             serial.run(manager, evaluate, interruption)

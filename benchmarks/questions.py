@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpp_store.command_line import InputError
 from figures import Question, Targets
 
 HERE = Path(__file__).resolve().parent
@@ -57,7 +58,7 @@ def choose(scripts: list[Script], names: list[str]) -> list[Script]:
     unknown = [name for name in names if name not in known]
     if unknown:
         have = ", ".join(script.name for script in scripts)
-        raise ValueError(f"no question is called {unknown[0]!r}; there are: {have}")
+        raise InputError(f"no question is called {unknown[0]!r}; there are: {have}")
     return [known[name] for name in dict.fromkeys(names)] if names else scripts
 
 

@@ -16,12 +16,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import simpy
 
-Process = Generator[simpy.Event, Any, None]
+if TYPE_CHECKING:
+    import simpy
+
+Process = Generator["simpy.Event", Any, None]
 
 # As in transfer_nas/search/mpi.py, managing.py and ranks.py.
 SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
@@ -141,6 +143,8 @@ class _Search:
         workers_per_server: int,
         seed: int,
     ) -> None:
+        import simpy  # only here: the costs of a search are of use without it
+
         self.world = simpy.Environment()
         self.over = self.world.event()
         self._costs = costs

@@ -7,6 +7,7 @@ share a process with others, are in a process of their own (store_peers.py) and 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -374,18 +375,17 @@ class Elsewhere(Contender):
 
 def open_peers(stack: ExitStack, directory: Path) -> list[Contender]:
     """Open whatever is installed; say what is missing."""
-    slow = [Elsewhere("ray", 1024 * MIB), Elsewhere("keras", 256 * MIB)]
+    sizes = {"ray": 1024 * MIB, "keras": 256 * MIB}
+    slow = [Elsewhere(name, largest) for name, largest in sizes.items() if figures.has(name)]
     found: list[Contender] = [SharedMemory()]
     tmpfs = Path("/dev/shm")
     found += [Safetensors("safetensors_disk", directory)]
     if tmpfs.is_dir():
         found += [Safetensors("safetensors_tmpfs", tmpfs)]
-    try:
-        if shutil.which("redis-server") is None:
-            raise ImportError("apt-get install redis-server")
+    if shutil.which("redis-server") is None or importlib.util.find_spec("redis") is None:
+        figures.lacks("redis", "apt-get install redis-server, pip install redis hiredis")
+    else:
         found += [Redis()]
-    except ImportError as error:
-        figures.lacks("redis", f"{error}; pip install redis hiredis")
     for peer in slow:
         stack.callback(peer.close)
         why = peer.started()

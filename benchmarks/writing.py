@@ -13,6 +13,8 @@ import figures
 from methods import MIB, Method, Places, Tensors, available, chain, in_shared_memory, opened_places
 from mpi4py import MPI
 
+from cpp_store import ranges
+
 LAYERS = 50
 
 
@@ -47,7 +49,9 @@ def main(experiment: Experiment, description: str, targets: figures.Targets) -> 
     parser = figures.parser(description, "smaller models, fewer of them")
     parser.add_argument("--directory", type=Path, default=experiment.directory, metavar="DIR",
                         help="the file system to write to (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--tasks", type=int, help="models that each rank writes (default: 8)")
+    parser.add_argument(
+        "--tasks", type=ranges.COUNT, help="models that each rank writes (default: 8)"
+    )
     given = parser.parse_args()
     world = MPI.COMM_WORLD
     sizes = (1, 16) if given.quick else (1, 16, 64)

@@ -20,6 +20,8 @@ FROM_ROOT = ("ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 _IMAGE = re.compile(r"(!\[[^\]]*\]\()docs/")
 _COMMAND = re.compile(r"^::: command ([\w.]+)$", re.MULTILINE)
+_TYPED = re.compile(r'<div class="language-bash highlight">.*?</div>', re.DOTALL)
+_FLAG = re.compile(r"(?<=[\s>])--?\w[\w-]*(?=[\s<])")
 _ROLE = re.compile(r":(?:attr|class|func|meth|mod):(?=<)")
 _log = logging.getLogger("mkdocs")
 
@@ -42,8 +44,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Take off the roles of docstrings, such as :class:, which are no Markdown."""
-    return _ROLE.sub("", html)
+    """Take off roles of docstrings, such as :class:, which are no Markdown; keep flags whole."""
+
+    def whole(block: re.Match[str]) -> str:
+        return _FLAG.sub(r'<span class="flag">\g<0></span>', block.group())
+
+    return _TYPED.sub(whole, _ROLE.sub("", html))
 
 
 def _linked(markdown: str, folder: Path, page: str) -> str:

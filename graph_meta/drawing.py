@@ -12,6 +12,7 @@ from graph_meta.graph import LayerGraph, LayerSpec
 _WIDTH, _HEIGHT = 132, 36  # of a layer's box, in pixels
 _GAP_X, _GAP_Y = 18, 30
 _MARGIN, _TITLE = 24, 56
+_TITLE_LETTER, _NOTE_LETTER = 8.8, 6.6  # pixels of a letter at most, in bold 15 and in plain 12
 _SWEEPS = 8  # of ordering each row by its neighbours
 
 _STYLE = """
@@ -106,14 +107,16 @@ def _draw(graph: LayerGraph, title: str, shared: frozenset[str]) -> _Picture:
     layout = _Layout(graph)
     columns = max(x + _share(is_box) for x, is_box in zip(layout.x, layout.is_box, strict=True))
     rows = max(layout.rows) + 1
-    width = max(columns * (_WIDTH + _GAP_X) - _GAP_X, 8 * len(title)) + 2 * _MARGIN
+    common = sum(name in shared for name in graph.names)
+    note = f"{common} of {len(graph)} layers shared, {graph.parameters:,} parameters"
+    # A chain of layers is narrower than what stands above it.
+    texts = max(_TITLE_LETTER * len(title), _NOTE_LETTER * len(note))
+    width = max(columns * (_WIDTH + _GAP_X) - _GAP_X, texts) + 2 * _MARGIN
     height = _TITLE + rows * (_HEIGHT + _GAP_Y) - _GAP_Y + _MARGIN
     left = (width - columns * (_WIDTH + _GAP_X) + _GAP_X) / 2
-    common = sum(name in shared for name in graph.names)
     elements = [
         f'<text class="title" x="{width / 2:g}" y="20">{escape(title)}</text>',
-        f'<text class="note" x="{width / 2:g}" y="38">{common} of {len(graph)} layers shared, '
-        f"{graph.parameters:,} parameters</text>",
+        f'<text class="note" x="{width / 2:g}" y="38">{note}</text>',
     ]
     corners = [
         (left + x * (_WIDTH + _GAP_X), _TITLE + y * (_HEIGHT + _GAP_Y))

@@ -8,44 +8,42 @@ search to this package, never back.)
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
-import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from cpp_store.command_line import OK, InputError, Parser
+
+from cpp_store import command_line
 from graph_meta.drawing import draw_pair, summary
 from graph_meta.graph import GraphError, LayerGraph, prefix
-
-OK, BAD_INPUT = 0, 2
 
 _GENOME = re.compile(r"(?P<space>.+):(?P<genome>\d+(,\d+)*)")
 _ENTRY_POINTS = "graph_meta.graphs"
 
 
-class ModelError(ValueError):
+class ModelError(InputError):
     """A model that cannot be read; the message names it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    try:
-        given = _parser().parse_args(arguments)
-        a, b = load(given.a), load(given.b)
-        shared = prefix(a, b)
-        if given.svg is not None:
-            _write(given.svg, draw_pair(a, b, (given.a, given.b), shared))
-        if given.json:
-            print(json.dumps(_report(given.a, a, given.b, b, shared), indent=2))
-        else:
-            _print(given.a, a, given.b, b, shared)
-    except ModelError as error:
-        line = " ".join(str(error).split())
-        print(f"find_prefix: error: {line}", file=sys.stderr, flush=True)
-        return BAD_INPUT
+    return command_line.run("find_prefix", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse_args(arguments)
+    a, b = load(given.a), load(given.b)
+    shared = prefix(a, b)
+    if given.svg is not None:
+        _write(given.svg, draw_pair(a, b, (given.a, given.b), shared))
+    if given.json:
+        command_line.print_json(_report(given.a, a, given.b, b, shared))
+    else:
+        _print(given.a, a, given.b, b, shared)
     return OK
 
 
@@ -82,7 +80,7 @@ def _from_keras_file(path: Path) -> LayerGraph:
 
     try:
         return from_keras(keras.saving.load_model(path, compile=False, safe_mode=True))
-    except (GraphError, ValueError, TypeError, OSError, KeyError) as error:
+    except Exception as error:  # of a file from anywhere Keras raises what it meets
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{path}: {reason[0]}") from error
 
@@ -135,18 +133,13 @@ def _print(name_a: str, a: LayerGraph, name_b: str, b: LayerGraph, shared: Seque
 
 def _write(path: str, text: str) -> None:
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror}") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ModelError(f"{message} (--help lists the flags)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m graph_meta.find_prefix",
         description="Print the layers that two models share: those with the same configuration on "
         "top of the same layers.",

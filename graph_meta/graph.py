@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cpp_store import _core
@@ -28,13 +29,19 @@ __all__ = [
     "LayerGraph",
     "LayerSpec",
     "WeightSpec",
+    "check_version",
     "prefix",
 ]
 
-#: Version of the JSON form; docs/formats.md, "Layer graph JSON".
-FORMAT_VERSION = 1
+#: Version of the JSON form, and of what digests are made of: a part of each digest, so that those
+#: of two versions never match. docs/formats.md, "Versions of layer graphs".
+FORMAT_VERSION = 2
 
 Shape = tuple[int | None, ...]
+
+#: Key of a layer's state: ``weights``, for each weight a digest of what it starts from, or null for
+#: its initializer's; ``frozen``, true for a layer that never trains.
+START = "start"
 
 _LAYERS_KEPT = 4096  # of one spec
 
@@ -93,7 +100,11 @@ class LayerSpec:
     config
         JSON data without the layer's own ``name`` and ``trainable``. Not to be changed afterwards.
     weights
-        In the order of the Keras layer's ``weights``.
+        In the order of the Keras layer's ``weights``; of a quantized layer, see docs/formats.md.
+    state
+        What the layer computes with beside configuration and weights, and nothing trains, as JSON
+        data: the vocabulary of a lookup. By the number of the layer inside it that has it. Under
+        `START`, what it starts from beside its initializers, and whether it trains at all.
 
     Raises
     ------
@@ -109,13 +120,15 @@ class LayerSpec:
         "key",
         "nbytes",
         "parameters",
+        "state",
         "weights",
     )
 
     class_name: str
     config: Mapping[str, Any]
     weights: tuple[WeightSpec, ...]
-    #: 16 bytes: equal for equal class, configuration and weights.
+    state: Mapping[str, Any]
+    #: 16 bytes: equal for equal class, configuration, state, shapes and dtypes of weights.
     key: bytes
     nbytes: int
     parameters: int
@@ -123,7 +136,11 @@ class LayerSpec:
     identity: tuple[bytes, bytes, int]
 
     def __init__(
-        self, class_name: str, config: Mapping[str, Any], weights: Sequence[WeightSpec] = ()
+        self,
+        class_name: str,
+        config: Mapping[str, Any],
+        weights: Sequence[WeightSpec] = (),
+        state: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.class_name = class_name
         config = {k: v for k, v in config.items() if k not in ("name", "trainable")}
@@ -135,16 +152,38 @@ class LayerSpec:
                     f"layer class {class_name}: weight dtype {weight.dtype!r} is unknown; known "
                     f"are {', '.join(_ITEM_SIZES)}"
                 )
-        text = canonical_json(
-            [class_name, dict(self.config), [[list(w.shape), w.dtype] for w in self.weights]]
-        )
-        self.key = _core.xxh3_128(text.encode())
+        self.state = plain(state, f"layer class {class_name}, state")  # type: ignore[assignment]
+        weights_said: list[Any] = [[list(w.shape), w.dtype] for w in self.weights]
+        said = [FORMAT_VERSION, class_name, dict(self.config), weights_said]
+        if self.state:
+            said.append(dict(self.state))
+        self.key = _core.xxh3_128(canonical_json(said).encode())
         self.nbytes = sum(w.nbytes for w in self.weights)
         self.parameters = sum(w.size for w in self.weights)
         if self.nbytes >= 2**63:
             raise GraphError(f"layer class {class_name}: its weights have over 2^63 bytes")
         self.identity = (self.key, label(class_name).encode(), self.nbytes)
         self._layers: dict[tuple[Edge, ...], Layer] = {}
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the layer never trains, whoever inherits from whom."""
+        return bool(self.state.get(START, {}).get("frozen"))
+
+    @property
+    def given(self) -> tuple[str | None, ...]:
+        """Digest of what each weight starts from, None for its initializer's; empty if all do."""
+        return tuple(self.state.get(START, {}).get("weights", ()))
+
+    def with_start(self, weights: Sequence[str | None], frozen: bool) -> LayerSpec:
+        """Return the spec of the same layer, with another start."""
+        start: dict[str, Any] = {}
+        if any(weight is not None for weight in weights):
+            start["weights"] = list(weights)
+        if frozen:
+            start["frozen"] = True
+        state = {**self.state, START: start} if start else self.state
+        return LayerSpec(self.class_name, self.config, self.weights, state)
 
     def layer(self, inputs: tuple[Edge, ...]) -> Layer:
         """Return the layer of this spec that is called once, on its inputs alone.
@@ -162,16 +201,18 @@ class LayerSpec:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerSpec):
             return NotImplemented
-        return self.key == other.key
+        # What is trained is no part of the key, and yet of the spec.
+        return self.key == other.key and self.weights == other.weights
 
     def __hash__(self) -> int:
         return hash(self.key)
 
     def __repr__(self) -> str:
-        return f"LayerSpec({self.class_name!r}, {dict(self.config)!r}, {self.weights!r})"
+        said = [self.class_name, dict(self.config), self.weights, dict(self.state)]
+        return f"LayerSpec({', '.join(map(repr, said[: 4 if self.state else 3]))})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LayerSpec, (self.class_name, dict(self.config), self.weights)
+        return LayerSpec, (self.class_name, dict(self.config), self.weights, dict(self.state))
 
 
 class Edge(NamedTuple):
@@ -298,6 +339,37 @@ class LayerGraph:
     def _describe(self, position: int) -> str:
         return f"layer {position} ({self.layers[position].spec.class_name})"
 
+    def without_dead_ends(self) -> LayerGraph:
+        """Return the graph of the calls that an output comes from, and of all inputs.
+
+        The others compute nothing. Keras leaves them out as well.
+        """
+        feeding = {*self.inputs, *self.outputs}
+        calls = 0
+        for layer in self.layers:
+            calls += len(layer.calls)
+            for call in layer.calls:
+                feeding.update(call.inputs)
+        # Where each call feeds another, which comes later, all of them reach an output.
+        if len({edge[:2] for edge in feeding}) == calls:
+            return self
+        alive = sorted(_reached(self.layers, (*self.inputs, *self.outputs)))
+        places: dict[int, int] = {}  # of the layers that stay
+        numbers: dict[tuple[int, int], int] = {}  # of their calls
+        calls_of: dict[int, list[Call]] = {}
+
+        def move(edge: Edge) -> Edge:
+            return Edge(places[edge.layer], numbers[edge.layer, edge.call], edge.tensor)
+
+        for position, number in alive:  # inputs before those whom they feed
+            inputs, arguments = self.layers[position].calls[number]
+            places.setdefault(position, len(places))
+            kept = calls_of.setdefault(position, [])
+            numbers[position, number] = len(kept)
+            kept.append(Call(tuple(map(move, inputs)), arguments))
+        layers = [Layer(self.layers[i].spec, tuple(kept)) for i, kept in calls_of.items()]
+        return LayerGraph(layers, [*map(move, self.inputs)], [*map(move, self.outputs)])
+
     @cached_property
     def _naming(self) -> tuple[tuple[bytes, ...], tuple[int, ...], LayerTable]:
         try:
@@ -377,6 +449,7 @@ class LayerGraph:
                         "class": spec.class_name,
                         "config": dict(spec.config),
                         "weights": [[list(w.shape), w.dtype, w.trainable] for w in spec.weights],
+                        **({"state": dict(spec.state)} if spec.state else {}),
                     }
                     for spec in specs
                 ],
@@ -408,6 +481,30 @@ class LayerGraph:
 JSONObject = dict[str, Any]
 
 
+def check_version(found: object, what: str) -> None:
+    """Refuse what was written with the digests of another version.
+
+    Parameters
+    ----------
+    found
+        The version of layer graphs that it says.
+    what
+        What it is, for the message.
+
+    Raises
+    ------
+    GraphError
+        Layers have other digests in that version.
+    """
+    if found == FORMAT_VERSION and not isinstance(found, bool):
+        return
+    raise GraphError(
+        f"{what}: expected version {FORMAT_VERSION} of layer graphs, found {found!r}, in which "
+        "layers have other digests: nothing of it would match; make it anew, or use the version of "
+        "transfer-nas that wrote it"
+    )
+
+
 class _Reader:
     """Layer graph JSON, checked: nothing in it is trusted."""
 
@@ -417,11 +514,7 @@ class _Reader:
     def graph(self) -> LayerGraph:
         if self.document.get("format") != "layer-graph":
             raise GraphError('layer graph: "format" is not "layer-graph"')
-        version = self.document.get("version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
-            raise GraphError(
-                f"layer graph: version {version!r} is unknown; this program reads {FORMAT_VERSION}"
-            )
+        check_version(self.document.get("version"), "layer graph")
         specs = [self._spec(entry, f"specs[{i}]") for i, entry in enumerate(self._list("specs"))]
         layers = [
             self._layer(entry, specs, f"layers[{i}]")
@@ -450,8 +543,10 @@ class _Reader:
             sizes = tuple(self._natural(n, f"{here}[0][{j}]") for j, n in enumerate(shape))
             dtype = self._typed(weight[1], str, f"{here}[1]")
             weights.append(WeightSpec(sizes, dtype, self._typed(weight[2], bool, f"{here}[2]")))
+        config = self._member(entry, "config", dict, where)
+        state = self._typed(entry.get("state", {}), dict, f"{where}.state")
         try:
-            return LayerSpec(class_name, self._member(entry, "config", dict, where), weights)
+            return LayerSpec(class_name, config, weights, state)
         except GraphError as error:
             raise GraphError(f"layer graph: {where}: {error}") from error
 
@@ -529,10 +624,12 @@ class GraphBuilder:
     <LayerGraph: 3 layers, 650 parameters>
     """
 
-    __slots__ = ("_inputs", "_layers", "_shapes")
+    __slots__ = ("_feeding", "_inputs", "_layers", "_one_output", "_shapes")
 
     def __init__(self) -> None:
         self._layers: list[Layer] = []
+        self._feeding: set[Edge] = set()  # tensors that a layer takes
+        self._one_output = True  # each layer has one call with one output, as far as is known
         self._inputs: list[Edge] = []
         self._shapes: dict[Edge, Shape] = {}  # of the tensors whose maker said it
 
@@ -568,8 +665,10 @@ class GraphBuilder:
         # of graphs.
         position = len(self._layers)
         edge = _EDGES[position] if position < len(_EDGES) else Edge(position)
+        self._feeding.update(inputs)
         if isinstance(layer, LayerSpec):
             spec = layer
+            self._one_output = False
         else:
             shapes = self._shapes
             try:
@@ -581,6 +680,7 @@ class GraphBuilder:
                 arguments = layer.arguments
             shapes[edge] = made[0]
             for tensor in range(1, len(made)):
+                self._one_output = False
                 shapes[Edge(position, 0, tensor)] = made[tensor]
         if arguments is None:
             self._layers.append(spec.layer(inputs))
@@ -624,6 +724,7 @@ class GraphBuilder:
                     f"layer {layer.layer} ({spec.class_name}) is to be called on layer "
                     f"{source.layer}, which was added after it: add the shared layer later"
                 )
+        self._one_output = False
         self._layers[layer.layer] = Layer(spec, (*calls, Call(inputs, arguments)))
         for tensor, shape in enumerate(made):
             self._shapes[Edge(layer.layer, len(calls), tensor)] = shape
@@ -650,7 +751,10 @@ class GraphBuilder:
         return shape
 
     def build(self, *outputs: Edge) -> LayerGraph:
-        """Return the graph with these outputs. Every layer added is part of it.
+        """Return the graph with these outputs.
+
+        Its layers are those that an output comes from, and all inputs. What else was added
+        computes nothing: it is left out, as by Keras.
 
         Raises
         ------
@@ -659,7 +763,23 @@ class GraphBuilder:
         """
         if not outputs:
             raise GraphError("the graph has no outputs")
-        return LayerGraph._trusted(tuple(self._layers), tuple(self._inputs), outputs)
+        graph = LayerGraph._trusted(tuple(self._layers), tuple(self._inputs), outputs)
+        # Mostly each tensor is used, and this is called for each network of a population.
+        if self._one_output and len(self._feeding.union(outputs, self._inputs)) == len(graph):
+            return graph
+        return graph.without_dead_ends()
+
+
+def _reached(layers: Sequence[Layer], ends: Sequence[Edge]) -> set[tuple[int, int]]:
+    """Return layer and number of each call that one of some tensors comes from."""
+    alive: set[tuple[int, int]] = set()
+    pending = list(ends)
+    while pending:
+        edge = pending.pop()
+        if (edge.layer, edge.call) not in alive:
+            alive.add((edge.layer, edge.call))
+            pending += layers[edge.layer].calls[edge.call].inputs
+    return alive
 
 
 def prefix(a: LayerGraph, b: LayerGraph) -> list[str]:

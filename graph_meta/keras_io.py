@@ -10,36 +10,21 @@ passes on by itself. The structure of a model's inputs and outputs (a dict, say)
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from graph_meta import _keras_config, _keras_state
+from graph_meta._keras_config import REFUSALS, REGISTER, one_line
 from graph_meta.graph import Call, Edge, Layer, LayerGraph, LayerSpec, WeightSpec
 from graph_meta.naming import GraphError, canonical_json, plain
 
 if TYPE_CHECKING:
     import keras
     from numpy.typing import NDArray
-
-_REGISTER = "register it with @keras.saving.register_keras_serializable()"
-_STABLE_NAME = re.compile(r"[A-Za-z]\w*_[0-9a-f]{32}(_[1-9][0-9]*)?")
-
-# What layers raise for a configuration or tensors that they cannot work with.
-_REFUSALS = (TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
-
-# Options that Keras added to a layer after 3.8, with the value at which nothing changed. Left out
-# of configurations, so that a digest is the same under every version of Keras.
-_ADDED_LATER: Mapping[str, Mapping[str, Any]] = {
-    "InputLayer": {"ragged": False, "optional": False},
-    "BatchNormalization": {"renorm": False, "renorm_momentum": 0.99},
-    "MultiHeadAttention": {"use_gate": False},
-}
 
 
 def from_keras(model: keras.Model) -> LayerGraph:
@@ -86,18 +71,20 @@ def to_keras(graph: LayerGraph, *, name: str | None = None) -> keras.Model:
     outputs: list[list[list[Any]]] = []  # [layer][call][tensor]
     for position, layer in enumerate(graph.layers):
         stable_name = graph.names[position]
-        operation = _make_operation(layer.spec, stable_name)
+        operation = _keras_config.make(layer.spec.class_name, layer.spec.config, stable_name)
         made = []
         for call in layer.calls:
             tensors = [_output(graph, outputs, edge) for edge in call.inputs]
             try:
                 result = _apply(operation, tensors, call.arguments)
-            except _REFUSALS as error:
+            except REFUSALS as error:
                 raise GraphError(
-                    f"layer {stable_name}: Keras cannot call it as the graph says: {error}"
+                    f"layer {stable_name}: Keras cannot call it as the graph says: "
+                    f"{one_line(error)}"
                 ) from error
             made.append(keras.tree.flatten(result))
         outputs.append(made)
+        _keras_state.set_state(operation, layer.spec.state, f"layer {stable_name}")
         _check_weights(operation, layer.spec, stable_name)
     inputs = [_output(graph, outputs, edge) for edge in graph.inputs]
     results = [_output(graph, outputs, edge) for edge in graph.outputs]
@@ -121,15 +108,18 @@ def _output(graph: LayerGraph, outputs: list[list[list[Any]]], edge: Edge) -> An
 def layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """Return the layers of a model by stable name, in the order of its graph.
 
-    Quick for a model that `to_keras` built; any other is read as by `from_keras`.
+    The model is read as by `from_keras`, whatever its layers are called.
     """
+    return read(model)[1]
+
+
+def read(model: keras.Model) -> tuple[LayerGraph, dict[str, keras.layers.Layer]]:
+    """Return the layer graph of a model, as `from_keras` does, and its layers by stable name."""
     import keras
 
-    if all(_STABLE_NAME.fullmatch(layer.name) for layer in model.layers):
-        return {layer.name: layer for layer in model.layers}
     reader = _Reader(model)
     graph = reader.graph()
-    return {
+    return graph, {
         name: operation
         for name, operation in zip(graph.names, reader.operations, strict=True)
         if isinstance(operation, keras.layers.Layer)
@@ -138,17 +128,21 @@ def layers_by_name(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
 def get_weights(model: keras.Model) -> dict[str, list[NDArray[Any]]]:
     """Return copies of all weights by stable name; layers without weights are left out."""
-    import keras
-
     return {
-        name: [np.array(keras.ops.convert_to_numpy(weight)) for weight in layer.weights]
-        for name, layer in layers_by_name(model).items()
-        if layer.weights
+        name: layer_weights(layer) for name, layer in layers_by_name(model).items() if layer.weights
     }
 
 
+def layer_weights(layer: keras.layers.Layer) -> list[NDArray[Any]]:
+    """Return copies of the weights of one layer, in the order of its `LayerSpec`."""
+    import keras
+
+    weights = _keras_state.weights_of(layer)
+    return [np.array(keras.ops.convert_to_numpy(weight)) for weight in weights]
+
+
 def set_weights(model: keras.Model, weights: Mapping[str, Sequence[NDArray[Any]]]) -> None:
-    """Set the weights of some layers, by stable name.
+    """Set the weights of some layers, by stable name; what layers derive from them follows.
 
     Raises
     ------
@@ -159,13 +153,43 @@ def set_weights(model: keras.Model, weights: Mapping[str, Sequence[NDArray[Any]]
     for name, arrays in weights.items():
         if name not in layers:
             raise GraphError(f"layer {name} is not in model {model.name}")
-        expected = [tuple(weight.shape) for weight in layers[name].weights]
+        expected = [tuple(weight.shape) for weight in _keras_state.weights_of(layers[name])]
         found = [tuple(array.shape) for array in arrays]
         if expected != found:
             raise GraphError(f"layer {name} has weights of shapes {expected}, found {found}")
     for name, arrays in weights.items():
-        for variable, array in zip(layers[name].weights, arrays, strict=True):
-            variable.assign(array)
+        set_layer_weights(layers[name], arrays)
+
+
+def set_layer_weights(layer: keras.layers.Layer, weights: Sequence[NDArray[Any]]) -> None:
+    """Set the weights of one layer, as `layer_weights` returns them; what it derives follows."""
+    for variable, array in zip(_keras_state.weights_of(layer), weights, strict=True):
+        variable.assign(array)
+    _keras_state.derive(layer)
+
+
+def frozen_inside(model: keras.Model) -> list[Any]:
+    """Return layers and weights inside the layers of a model that do not train though those do.
+
+    To set ``trainable`` of a layer sets it of all that is inside, so who does that for a whole
+    model sets it of these to False afterwards: they are frozen by what the layer is.
+    """
+    return [
+        each
+        for layer in model.layers
+        if layer.trainable
+        for each in (*layer._flatten_layers(include_self=False), *layer.weights)
+        if not each.trainable
+    ]
+
+
+def derive_state(model: keras.Model) -> None:
+    """Let all layers compute anew what they derive from their weights.
+
+    For who assigns variables of a model himself, as `set_weights` does it by the layer.
+    """
+    for layer in model.layers:
+        _keras_state.derive(layer)
 
 
 class _Scope:
@@ -256,7 +280,7 @@ class _Reader:
             return []
         operation, number, index = tensor._keras_history
         node = operation._inbound_nodes[number]
-        given = [_Pending(t, scope) for t in _tensors(node)]
+        given = [_Pending(t, scope) for t in _tensors(operation, node)]
         missing = [p for p in given if (id(scope), id(p.tensor)) not in self._edges]
         if missing:
             return missing
@@ -284,7 +308,7 @@ class _Reader:
         key = (id(scope), position, number)
         if key not in self._call_numbers:
             self._call_numbers[key] = len(self._calls[position])
-            tensors = _tensors(node)
+            tensors = _tensors(operation, node)
             arguments = _arguments(operation, node)
             edges = tuple(self._edge(tensor, scope) for tensor in tensors)
             self._calls[position].append(Call(edges, arguments))
@@ -350,7 +374,7 @@ def _bindings(model: Any, node: Any) -> list[Any]:
     """Return the tensors that a nested model is called on, in the order of its inputs."""
     import keras
 
-    args, kwargs = _given(node)
+    args, kwargs = _given(model, node)
     given = args[0] if args else kwargs.get("inputs")
     if isinstance(given, dict) and not isinstance(model.input, dict):
         sources = [given.get(target.name) for target in model.inputs]
@@ -377,12 +401,17 @@ def _bindings(model: Any, node: Any) -> list[Any]:
     return sources
 
 
-def _given(node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call, without those that the call of the whole model decides."""
+def _given(operation: Any, node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call, without those that the call of the whole model decides.
+
+    None is left out where the layer takes it for granted.
+    """
     import keras
 
     args, kwargs = node.arguments.args, node.arguments.kwargs
-    while args and args[-1] is None:
+    parameters = inspect.signature(operation.call).parameters
+    defaults = [parameter.default for parameter in parameters.values()]
+    while args and args[-1] is None and defaults[len(args) - 1 : len(args)] == [None]:
         args = args[:-1]
     flat = keras.tree.flatten((args, kwargs))
     masks = {id(t._keras_mask) for t in flat if getattr(t, "_keras_mask", None) is not None}
@@ -390,16 +419,19 @@ def _given(node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def passed_on(value: Any) -> bool:
         return all(item is None or id(item) in masks for item in keras.tree.flatten(value))
 
+    def is_granted(key: str, value: Any) -> bool:
+        return value is None and key in parameters and parameters[key].default is None
+
     return args, {
         key: value
         for key, value in kwargs.items()
-        if value is not None
-        and key != "training"
+        if key != "training"
+        and not is_granted(key, value)
         and not (key.endswith("mask") and passed_on(value))
     }
 
 
-def _tensors(node: Any) -> list[Any]:
+def _tensors(operation: Any, node: Any) -> list[Any]:
     """Return the tensors among the arguments of a call, in order, repeated ones as well."""
     import keras
 
@@ -415,7 +447,7 @@ def _tensors(node: Any) -> list[Any]:
             for key in sorted(value):
                 collect(value[key])
 
-    args, kwargs = _given(node)
+    args, kwargs = _given(operation, node)
     collect(args)
     collect(kwargs)
     return flat
@@ -425,7 +457,7 @@ def _arguments(operation: Any, node: Any) -> str | None:
     """Return how a layer is called, as `Call.arguments` has it."""
     import keras
 
-    args, kwargs = _given(node)
+    args, kwargs = _given(operation, node)
     if len(args) == 1 and not kwargs:
         only = args[0]
         if isinstance(only, keras.KerasTensor):
@@ -452,7 +484,7 @@ def _arguments(operation: Any, node: Any) -> str | None:
             return [write(item) for item in value]
         if isinstance(value, Mapping):
             return {"dict": {key: write(value[key]) for key in sorted(value)}}
-        return plain(_serialized(value, where), where)
+        return plain(_keras_config.describe_argument(value, where), where)
 
     positional = [write(value) for value in args]
     return canonical_json(
@@ -480,7 +512,7 @@ def _apply(operation: Any, tensors: Sequence[Any], arguments: str | None) -> Any
             return tuple(read(item) for item in value["tuple"])
         if value.keys() == {"dict"}:
             return {key: read(item) for key, item in value["dict"].items()}
-        return keras.saving.deserialize_keras_object(value, safe_mode=True)
+        return _keras_config.make_argument(value, "arguments")
 
     parsed = json.loads(arguments)
     positional = [read(value) for value in parsed.get("args", [])]
@@ -494,186 +526,24 @@ def _spec(operation: Any) -> LayerSpec:
     if isinstance(operation, keras.layers.Lambda):
         raise GraphError(
             f"{where}: a Lambda has no name that means the same everywhere; write it as a subclass "
-            f"of keras.layers.Layer and {_REGISTER}"
+            f"of keras.layers.Layer and {REGISTER}"
         )
-    class_name = _class_name(operation, where)
-    config = _serialized(operation, where)["config"]
+    with _keras_state.in_configuration_only(operation):
+        class_name, config = _keras_config.describe(operation, where)
     weights = [
         WeightSpec(tuple(weight.shape), str(weight.dtype), bool(weight.trainable))
-        for weight in getattr(operation, "weights", ())
+        for weight in _keras_state.weights_of(operation)
     ]
     try:
-        return LayerSpec(class_name, _compact_config(type(operation), config, where), weights)
+        return LayerSpec(class_name, config, weights, _keras_state.state_of(operation, where))
     except GraphError as error:
         if str(error).startswith(where):
             raise
         raise GraphError(f"{where}: {error}") from error
 
 
-def _class_name(operation: Any, where: str) -> str:
-    """Return what `_find_class` finds the class by, in any process that has imported it."""
-    import keras
-
-    found = type(operation)
-    registered = keras.saving.get_registered_name(found)
-    if keras.saving.get_registered_object(registered) is found:
-        return str(registered)
-    if getattr(keras.layers, found.__name__, None) is found:
-        return str(found.__name__)
-    # Operations on tensors: keras.src.ops.numpy.Add is "ops.numpy>Add", apart from the layer Add.
-    package, _, rest = found.__module__.partition(".")
-    if package == "keras":
-        return f"{rest.removeprefix('src.')}>{found.__name__}"
-    raise GraphError(f"{where}: the class {found.__qualname__} is not registered; {_REGISTER}")
-
-
-def _find_class(class_name: str, where: str) -> tuple[Any, str, str | None]:
-    """Return the class, and the module and registered name by which Keras deserializes it."""
-    import keras
-
-    package, is_qualified, name = class_name.rpartition(">")
-    registered = keras.saving.get_registered_object(class_name)
-    if registered is not None:
-        return registered, registered.__module__, class_name
-    if not is_qualified and hasattr(keras.layers, name):
-        return getattr(keras.layers, name), "keras.layers", None
-    if package.startswith(("ops.", "layers.")):
-        module = f"keras.src.{package}"
-        try:
-            found = getattr(importlib.import_module(module), name, None)
-        except ModuleNotFoundError:
-            found = None
-        if found is not None:
-            return found, module, name
-    raise GraphError(
-        f"{where}: this version of Keras has no class {class_name!r}, and none is registered by "
-        f"that name; import the module that defines it, and {_REGISTER}"
-    )
-
-
-def _make_operation(spec: LayerSpec, name: str) -> Any:
-    import keras
-
-    where = f"layer {name}"
-    _, module, registered = _find_class(spec.class_name, where)
-    try:
-        return keras.saving.deserialize_keras_object(
-            {
-                "module": module,
-                "class_name": spec.class_name.rpartition(">")[2],
-                "config": {**spec.config, "name": name},
-                "registered_name": registered,
-            },
-            safe_mode=True,
-        )
-    except _REFUSALS as error:
-        raise GraphError(f"{where}: Keras refuses its configuration: {error}") from error
-
-
 def _check_weights(operation: Any, spec: LayerSpec, name: str) -> None:
     expected = [(weight.shape, weight.dtype) for weight in spec.weights]
-    found = [(tuple(w.shape), str(w.dtype)) for w in getattr(operation, "weights", ())]
+    found = [(tuple(w.shape), str(w.dtype)) for w in _keras_state.weights_of(operation)]
     if expected != found:
         raise GraphError(f"layer {name}: the graph says its weights are {expected}, found {found}")
-
-
-def _serialized(value: Any, where: str) -> Any:
-    import keras
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="The object being serialized includes a `lam")
-            return keras.saving.serialize_keras_object(value)
-    except UserWarning as error:
-        raise GraphError(
-            f"{where}: a lambda has no name that means the same everywhere; write it as a function "
-            f"and {_REGISTER}"
-        ) from error
-    except (TypeError, ValueError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise GraphError(
-            f"{where}: cannot be serialized ({reason}); give its class a get_config() and "
-            f"{_REGISTER}"
-        ) from error
-
-
-def _compact_config(owner: Any, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a configuration without what says nothing.
-
-    That is ``name`` and ``trainable``, None where None is the default (so that the options of newer
-    versions of Keras change no digest), and the envelopes of serialized objects.
-    """
-    later = _ADDED_LATER.get(owner.__name__, {}) if owner is not None else {}
-    compact = {}
-    for key, value in config.items():
-        if key in ("name", "trainable") or (key in later and value == later[key]):
-            continue
-        if value is None and _defaults_to_none(owner, key):
-            continue
-        compact[key] = _compact(value, f"{where}.{key}")
-    return compact
-
-
-def _defaults_to_none(owner: Any, key: str) -> bool:
-    """Tell whether leaving `key` out of the constructor's arguments means None."""
-    for base in getattr(owner, "__mro__", ()):
-        if "__init__" in vars(base):
-            parameter = inspect.signature(base.__init__).parameters.get(key)
-            if parameter is not None:
-                return parameter.default in (None, inspect.Parameter.empty)
-    return True
-
-
-def _compact(value: Any, where: str) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_compact(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if not isinstance(value, Mapping):
-        return value
-    if "class_name" not in value or "config" not in value:
-        return {key: _compact(item, f"{where}.{key}") for key, item in value.items()}
-    return _compact_object(value, where)
-
-
-def _compact_object(value: Mapping[str, Any], where: str) -> Any:
-    """Return a serialized Keras object in short: its name if that says it all."""
-    class_name, config = value["class_name"], value["config"]
-    module, registered = value.get("module"), value.get("registered_name")
-    if class_name.startswith("__"):  # arrays, slices, dtypes: as Keras writes them
-        return dict(value)
-    if class_name == "function":
-        _check_function(value, where)
-        return {key: value[key] for key in ("class_name", "config", "module", "registered_name")}
-    if (module, class_name) == ("keras", "DTypePolicy"):
-        return config["name"]
-    compact = _compact_config(_known_class(module, class_name, registered, where), config, where)
-    if module in ("keras.initializers", "keras.regularizers", "keras.constraints") and not compact:
-        return class_name
-    short = {"class_name": class_name, "config": compact}
-    if module is not None and module.partition(".")[0] == "keras":
-        short["module"] = module
-    else:
-        short["registered_name"] = registered
-    return short
-
-
-def _check_function(value: Mapping[str, Any], where: str) -> None:
-    import keras
-
-    try:
-        keras.saving.deserialize_keras_object(dict(value), safe_mode=True)
-    except (TypeError, ValueError) as error:
-        raise GraphError(
-            f"{where}: the function {value['config']} is not registered; {_REGISTER}"
-        ) from error
-
-
-def _known_class(module: str | None, name: str, registered: str | None, where: str) -> Any:
-    """Return the class of a serialized object; it has to be Keras's or registered."""
-    import keras
-
-    known = keras.saving.get_registered_object(registered or name)
-    if known is None and module is not None and module.partition(".")[0] == "keras":
-        known = getattr(importlib.import_module(module), name, None)
-    if known is None:
-        raise GraphError(f"{where}: the class {registered or name} is not registered; {_REGISTER}")
-    return known

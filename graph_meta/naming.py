@@ -13,13 +13,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from cpp_store.command_line import InputError
+
 JSON = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9_]")
 
 
-class GraphError(ValueError):
+class GraphError(InputError):
     """A layer graph that cannot be right, or cannot be named. The message names the layer."""
 
 

@@ -10,25 +10,26 @@ Reads ``results.csv`` of a run directory or the Parquet files of a population, a
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
+import os
 import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-OK, BAD_INPUT = 0, 2
+from cpp_store.command_line import OK, InputError, Parser
+
+from cpp_store import command_line, extras, ranges
 
 _PERIODS = 20  # of time, in table and plot
 _COLUMNS = ("job_id", "job_status", "m:ancestor", "m:layers", "m:layers_transferred")
 _DONE = "DONE"
 
 
-class PatternsError(ValueError):
+class PatternsError(InputError):
     """A run that cannot be read; the message names file and row."""
 
 
@@ -128,7 +129,10 @@ def read(run: Path) -> list[Model]:
         If it is neither, or a file is damaged.
     """
     if (run / "results.csv").exists():
-        return list(_read_results(run / "results.csv"))
+        try:
+            return list(_read_results(run / "results.csv"))
+        except csv.Error as error:
+            raise PatternsError(f"{run / 'results.csv'}: {error}") from error
     members = sorted(run.glob("*.parquet"))
     if members:
         return _read_population(members)
@@ -158,18 +162,19 @@ def find(models: Sequence[Model], count: int = 10) -> Patterns:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns 0, or 2 for bad input."""
-    try:
-        given = _parser().parse_args(arguments)
-        if given.count < 1:
-            raise PatternsError(f"--count must be at least 1, not {given.count}")
-        pyplot = None if given.output is None else _load_matplotlib()
-        found = find(read(Path(given.run)), given.count)
-        print(json.dumps(asdict(found), indent=2) if given.json else _table(found))
-        if pyplot is not None:
-            _plot(pyplot, Path(given.output), given.run, found)
-    except PatternsError as error:
-        print(f"patterns: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+    return command_line.run("patterns", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse_args(arguments)
+    pyplot = None if given.output is None else _load_matplotlib()
+    found = find(read(Path(given.run)), given.count)
+    if given.json:
+        command_line.print_json(asdict(found))
+    else:
+        print(_table(found))
+    if pyplot is not None:
+        _plot(pyplot, Path(given.output), given.run, found)
     return OK
 
 
@@ -221,7 +226,8 @@ def _over_time(models: Sequence[Model]) -> list[Period]:
 
 
 def _read_results(path: Path) -> Iterable[Model]:
-    with path.open(encoding="utf-8", newline="") as file:
+    # A damaged cell that nobody asks for costs nothing.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
         missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
         if missing:
@@ -256,7 +262,8 @@ def _read_population(paths: Sequence[Path]) -> list[Model]:
     models = []
     for path in paths:
         try:
-            rows = pq.read_table(path, columns=columns, page_checksum_verification=True)
+            with pa.OSFile(os.fsencode(path)) as file:  # its name need not be UTF-8
+                rows = pq.read_table(file, columns=columns, page_checksum_verification=True)
         except (OSError, pa.ArrowException) as error:
             raise PatternsError(f"{path}: the file cannot be read ({error})") from error
         models += [
@@ -303,7 +310,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise PatternsError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -337,13 +344,8 @@ def _plot(pyplot: Any, path: Path, title: str, found: Patterns) -> None:
         pyplot.close(figure)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise PatternsError(f"{message} (--help lists the flags)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m graph_meta.patterns",
         description="Say which prefixes a search reused most, how deep its lineages are, and how "
         "the share of layers transferred went over time.",
@@ -352,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     add("run", metavar="RUN", help="run directory of a search, or directory of a population")
     add(
         "--count",
-        type=int,
+        type=ranges.COUNT,
         default=10,
         metavar="N",
         help="how many prefixes to show (default: 10)",

@@ -40,11 +40,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cpp_store.command_line import OK
+from cpp_store.ranges import Range
 from numpy.typing import NDArray
 
-from cpp_store import PrefixIndex
-from transfer_nas import command_line
-from transfer_nas.command_line import OK, Parser
+from cpp_store import PrefixIndex, command_line, extras, ranges
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.spaces import Space
 
@@ -175,10 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
-    for flag in ("population_size", "queries", "models"):
-        command_line.at_least(flag, getattr(given, flag), 1)
-    command_line.at_least("seed", given.seed, 0)
+    given = _parser().parse_args(arguments)
     if given.output is not None:
         _load_matplotlib()  # says what is missing before the work, not after it
 
@@ -187,8 +185,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     space = default_space(given.space)
     genes = sum(len(gene.values) > 1 for gene in space.genes)
     rate = 1 / max(1, genes) if given.mutation_rate is None else given.mutation_rate
-    if not 0 <= rate <= 1:
-        raise InputError(f"--mutation_rate must be from 0 to 1, not {rate:g}")
     rng = np.random.default_rng(given.seed)
     chances = layer_chances(space, rate, given.models, rng)
     sizes = _sizes(given.population_size)
@@ -258,7 +254,7 @@ def _load_matplotlib() -> Any:
         import matplotlib
     except ImportError as error:
         raise InputError(
-            "--output needs matplotlib, which is not installed: pip install 'transfer-nas[plots]'"
+            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -311,32 +307,32 @@ def _parser() -> Parser:
     add("--space", metavar="NAME", help="architectures to draw from (default: dense_skip)")
     add(
         "--population_size",
-        type=int,
+        type=ranges.COUNT,
         default=10_000,
         metavar="P",
         help="largest population (default: 10000)",
     )
     add(
         "--mutation_rate",
-        type=float,
+        type=Range(0, 1, whole=False),
         metavar="M",
         help="probability that a gene of a child is not its parent's (default: one gene a child)",
     )
     add(
         "--queries",
-        type=int,
+        type=ranges.COUNT,
         default=300,
         metavar="N",
         help="new models that are matched with each population (default: 300)",
     )
     add(
         "--models",
-        type=int,
+        type=ranges.COUNT,
         default=30,
         metavar="N",
         help="models that the closed form is averaged over (default: 30)",
     )
-    add("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    add("--seed", type=ranges.SEED, default=0, help="seed of everything random (default: 0)")
     add("--output", metavar="FILE", help="draw a plot, as .svg, .png or .pdf")
     add("--json", action="store_true", help="print the numbers as JSON")
     return parser

@@ -91,7 +91,7 @@ class Checkpoint:
                 saved = _read(candidate)
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, KeyError, TypeError) as cause:
+            except (OSError, RecursionError, ValueError, KeyError, TypeError) as cause:
                 self._warn(f"{candidate} is damaged ({cause})")
                 damaged = True
                 continue

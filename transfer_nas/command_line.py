@@ -1,60 +1,46 @@
-"""What the small commands share: one line for bad input, exit code 2, numbers as JSON."""
+"""What `cpp_store.command_line` does, for the commands of this package and on several ranks."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable
 
+from cpp_store import command_line
+from transfer_nas.ending import Ending
 from transfer_nas.errors import InputError
-from transfer_nas.ranks import expected_rank
-
-OK, BAD_INPUT = 0, 2
+from transfer_nas.ranks import Ranks, Refused, join
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that takes flags with underscores or hyphens and raises `InputError`."""
+class Parser(command_line.Parser):
+    """A parser that raises this package's `InputError`."""
 
-    def error(self, message: str) -> NoReturn:
-        """Raise the complaint instead of ending the process."""
-        raise InputError(f"{message} (--help lists the flags)")
-
-    def print_help(self, file: Any = None) -> None:
-        """Print the help, once for all ranks."""
-        if expected_rank() == 0:
-            super().print_help(file)
-
-    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        """Return the values of the flags; None: of the command line."""
-        given = sys.argv[1:] if arguments is None else arguments
-        return self.parse_args([_underscores(argument) for argument in given])
+    complaint = InputError
 
 
-def run(name: str, command: Callable[[], int]) -> int:
-    """Return a command's exit code; bad input becomes one line on standard error and 2."""
+def on_ranks(name: str, work: Callable[[Ranks], int]) -> int:
+    """Join the other ranks of the job, work, and leave together; for `cpp_store.command_line.run`.
+
+    What `work` raises in all ranks (`Refused`) ends them together. Whatever else one rank raises
+    alone cannot end in good order, as the others may be in the middle of anything (`Ending`).
+
+    Parameters
+    ----------
+    name
+        What to call the command in complaints.
+    work
+        Returns the exit code.
+    """
+    ranks = join()
+    ending = Ending(name, ranks)
     try:
-        return command()
-    except InputError as error:
-        if expected_rank() == 0:
-            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return BAD_INPUT
-
-
-def at_least(flag: str, value: float, least: float) -> None:
-    """Raise InputError, naming the flag, if its value is too small."""
-    if value < least:
-        raise InputError(f"--{flag} must be at least {least:g}, not {value:g}")
-
-
-def print_json(values: Mapping[str, Any]) -> None:
-    """Print what a command found for programs to read."""
-    print(json.dumps(values, indent=2))
-
-
-def _underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument[2:].partition("=")
-    return "--" + flag.replace("-", "_") + equals + value
+        with ending:
+            code = work(ranks)
+    except Refused:
+        ranks.finish()
+        raise
+    except BaseException as error:  # of the only rank
+        found = command_line.explained(error)
+        if found is None or found[0] != command_line.BAD_INPUT:
+            ending.fail(error)
+        raise
+    ranks.finish()
+    return code

@@ -19,8 +19,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from transfer_nas import command_line, runs
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+from cpp_store.ranges import Range
+
+from cpp_store import command_line
+from transfer_nas import runs
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.report import page
 from transfer_nas.report.arguments import add_groups
@@ -51,6 +55,16 @@ class Sources:
         against = [runs.read(path) for path in self.against]
         content = page.content(found, against, self.labels, self.own_space)
         return content, all(run.state == runs.FINISHED for run in (*found, *against))
+
+    def missing(self) -> list[Path]:
+        """Return the runs that have not begun: there is no directory, or no run in it yet."""
+        return [
+            path
+            for path in (*self.runs, *self.against)
+            # A packed run is a file; a population is no run and never becomes one.
+            if not path.is_file()
+            and not any((path / name).exists() for name in ("run.json", "population.json"))
+        ]
 
     def signature(self) -> object:
         """Return something that changes as the runs go on."""
@@ -137,8 +151,11 @@ class Server(ThreadingHTTPServer):
     ----------
     host, port
         Where; port 0: any that is free.
+
+    Attributes
+    ----------
     watcher
-        What.
+        What is served. Until it is set, nobody may call `serve_forever`: browsers wait.
 
     Raises
     ------
@@ -147,9 +164,9 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    watcher: Watcher
 
-    def __init__(self, host: str, port: int, watcher: Watcher) -> None:
-        self.watcher = watcher
+    def __init__(self, host: str, port: int) -> None:
         self.only_local = _is_loopback(host)
         try:
             super().__init__((host, port), _Handler)
@@ -183,7 +200,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(page.render(content, live=True), "text/html")
         elif path == "/now.json":
             _, content = self.server.watcher.now()
-            now = {"charts": content.charts, "main": page.render_fragment(content)}
+            now = {
+                "charts": content.charts,
+                "rows": content.rows,
+                "main": page.render_fragment(content),
+            }
             self._send(json.dumps(now, allow_nan=False), "application/json")
         elif path == "/events":
             self._send_events()
@@ -198,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         return name == "localhost" or _is_loopback(name.strip("[]"))
 
     def _send(self, text: str, kind: str) -> None:
-        body = text.encode()
+        body = text.encode(errors="backslashreplace")  # names of directories are any bytes
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
@@ -222,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
                 version = found
                 if ended:
                     event += "event: ended\ndata: \n\n"
-                self.wfile.write(event.encode())
+                self.wfile.write(event.encode(errors="backslashreplace"))
                 self.wfile.flush()
                 if ended:
                     return
@@ -236,26 +257,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
-    command_line.at_least("interval", given.interval, 0.1)
-    if not 0 <= given.port < 2**16:
-        raise InputError(f"--port must be from 0 to 65535, not {given.port}")
+    given = _parser().parse_args(arguments)
     sources = Sources(
         [Path(path) for path in given.runs],
         [Path(path) for path in given.against],
         given.labels,
         given.space,
     )
-    watcher = Watcher(sources, given.interval, _complain)
-    with Server(given.host, given.port, watcher) as server, watcher:
-        print(f"{server.url} shows the run as it goes on; Ctrl-C ends", flush=True)
-        if not server.only_local:
-            _complain(f"everybody who can reach {given.host} can read this")
+    with Server(given.host, given.port) as server:
         try:
-            server.serve_forever()
+            wait_for(sources, given.interval)
+            with Watcher(sources, given.interval, _complain) as server.watcher:
+                print(f"{server.url} shows the run as it goes on; Ctrl-C ends", flush=True)
+                if not server.only_local:
+                    _complain(f"everybody who can reach {given.host} can read this")
+                server.serve_forever()
         except KeyboardInterrupt:
             print()
     return OK
+
+
+def wait_for(sources: Sources, interval: float) -> None:
+    """Wait until all runs have begun; say for which. Looks every `interval` seconds."""
+    said: list[Path] = []
+    while missing := sources.missing():
+        if missing != said:
+            names = ", ".join(map(str, missing))
+            print(f"waiting for a search to begin in {names}; Ctrl-C ends", flush=True)
+            said = missing
+        time.sleep(interval)
 
 
 def _complain(line: str) -> None:
@@ -290,10 +320,12 @@ def _parser() -> Parser:
         metavar="ADDRESS",
         help="where to listen; 0.0.0.0: for everybody who can reach this host (default: 127.0.0.1)",
     )
-    add("--port", type=int, default=8640, help="0: any that is free (default: 8640)")
+    add(
+        "--port", type=Range(0, 2**16 - 1), default=8640, help="0: any that is free (default: 8640)"
+    )
     add(
         "--interval",
-        type=float,
+        type=Range(0.1, 10**6, whole=False),
         default=2.0,
         metavar="SECONDS",
         help="between two looks at the run (default: 2)",

@@ -7,6 +7,7 @@ works without the other. `docs/deephyper.md` has them at work.
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import functools
 import hashlib
@@ -16,14 +17,15 @@ import sys
 import threading
 import uuid
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ConfigSpace.hyperparameters as csh
 import numpy as np
-from deephyper.hpo import HpProblem, Search
+import pandas as pd
+from deephyper.hpo import HpProblem, Search, _search
 
 import cpp_store
 from graph_meta import LayerGraph
@@ -32,6 +34,7 @@ from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.search import evolution
+from transfer_nas.search.results import GeneCells
 from transfer_nas.spaces import Gene, Genome, Scalar, Space
 from transfer_nas.trainer import TransferTrainer
 
@@ -133,10 +136,45 @@ class AgingEvolution(Search):  # type: ignore[misc]
             checkpoint_restart,
         )
         self._space = _Configurations(genes_of(problem, steps))
+        if self._space.size == 1:
+            raise InputError("the problem has one configuration: there is nothing to search")
         seed = int(self._random_state.randint(2**31))
         self._evolution = evolution.AgingEvolution(self._space, population_size, sample_size, seed)
         self._waiting: dict[Genome, deque[Job]] = {}
         self._members: dict[int, Genome] = {}
+
+    def reload_checkpoint(self) -> None:
+        """Take up ``results.csv`` with the values that were chosen, not what pandas makes of them.
+
+        DeepHyper lets pandas guess types: texts become numbers or nothing, and one failure makes
+        texts of all objectives, so that no evaluation counts as one that worked.
+        """
+        original = _search.read_results_from_csv  # there is no other way in
+        _search.read_results_from_csv = functools.partial(self._read_results, original)
+        try:
+            super().reload_checkpoint()
+        finally:
+            _search.read_results_from_csv = original
+
+    def _read_results(self, read: Callable[[str], pd.DataFrame], path: str) -> pd.DataFrame:
+        frame = read(path)
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for gene in self._space.genes:
+            cells, column = GeneCells(gene.values), []
+            for row in rows:
+                position = cells.position(row[f"p:{gene.name}"])
+                if position < 0:
+                    raise InputError(
+                        f"{path}, job {row['job_id']}: {gene.name} is {row[f'p:{gene.name}']!r}, "
+                        f"expected one of {list(gene.values)}"
+                    )
+                column.append(gene.values[position])
+            frame[f"p:{gene.name}"] = pd.Series(column, index=frame.index, dtype=object)
+        if "objective" in frame:
+            objectives = [_number_or_text(row["objective"]) for row in rows]
+            frame["objective"] = pd.Series(objectives, index=frame.index, dtype=object)
+        return frame
 
     def _ask(self, n: int = 1) -> list[dict[str, Scalar]]:
         jobs = self._evolution.ask(n)
@@ -276,7 +314,7 @@ class TransferEvaluation:
             evaluation = trainer.evaluate(Job(id, genome, None, seed))
             if evaluation.done and self._best_model is not None:
                 _keep_best(trainer, evaluation.objective, self._best_model)
-        defaults: dict[str, Measure] = {"ancestor": "", "transfer_error": ""}
+        defaults: dict[str, Measure] = {"ancestor": "", "transfer_error": "", "error": ""}
         return {
             "objective": evaluation.objective if evaluation.done else evaluation.status,
             # The same columns in each row, which is what DeepHyper expects.
@@ -410,6 +448,13 @@ class _Configurations(Space):
 
     def graph(self, genome: Sequence[int]) -> LayerGraph:
         raise SpaceError("configurations have no architecture")
+
+
+def _number_or_text(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def _values(hyperparameter: Any, steps: int | None) -> tuple[Scalar, ...]:

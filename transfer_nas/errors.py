@@ -11,12 +11,14 @@ import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cpp_store import command_line
+
 
 class TransferNasError(Exception):
     """Base class of the exceptions of this package."""
 
 
-class InputError(TransferNasError, ValueError):
+class InputError(TransferNasError, command_line.InputError):
     """A setting, a file or an environment variable that does not make sense."""
 
 
@@ -73,6 +75,11 @@ def writing(path: Path) -> Iterator[None]:
         raise Unwritable(f"cannot write to {path}: {cause.strerror}") from cause
 
 
+def close_matches(name: str, known: Iterable[str]) -> list[str]:
+    """Return what a mistyped name may have meant, the likeliest first; at most two."""
+    return difflib.get_close_matches(name, sorted(set(known)), n=2, cutoff=0.5)
+
+
 def near_misses(name: str, known: Iterable[str]) -> str:
     """Say what a mistyped name may have meant, and what there is.
 
@@ -82,6 +89,6 @@ def near_misses(name: str, known: Iterable[str]) -> str:
         For instance ``did you mean 'digits'? Known: digits, nt3``.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    close = close_matches(name, names)
     meant = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{meant}Known: {', '.join(names)}"

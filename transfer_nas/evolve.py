@@ -6,20 +6,27 @@ Imports little before it knows that there is work to do: ``--help`` answers at o
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
-from transfer_nas.errors import InputError, Unwritable
-from transfer_nas.exit_codes import BAD_INPUT, FAILED, RESUMABLE, leave
-from transfer_nas.ranks import Ranks, expected_rank, join
-from transfer_nas.settings import BEHIND_PREFIX, POLICIES, SCHEDULES, SEARCHES, TRANSFERS, Settings
+from cpp_store import command_line
+from transfer_nas.command_line import Parser, on_ranks
+from transfer_nas.errors import InputError
+from transfer_nas.ranks import Ranks, together
+from transfer_nas.settings import (
+    BEHIND_PREFIX,
+    POLICIES,
+    RANGES,
+    SCHEDULES,
+    SEARCHES,
+    TRANSFERS,
+    Settings,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,35 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         One of `transfer_nas.exit_codes`; 128 plus the number of the signal that ended it (130 for
         Ctrl-C).
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        settings = parse(given)
-    except InputError as error:
-        _complain(error, expected_rank())
-        return BAD_INPUT
-    ranks = join()
-    try:
-        code = _run(settings, ranks)
-    except InputError as error:
-        _complain(error, ranks.rank)
-        code = BAD_INPUT
-    except Unwritable as error:
-        print(f"evolve: error: {error}", file=sys.__stderr__, flush=True)
-        sys.stdout.flush()
-        ranks.abort(RESUMABLE)
-        raise
-    except KeyboardInterrupt:  # outside the search proper, which ends in good order
-        sys.stdout.flush()
-        ranks.abort(128 + signal.SIGINT)
-        raise
-    except BaseException:
-        # One rank alone cannot end in good order: the others may be in the middle of anything.
-        traceback.print_exc(file=sys.__stderr__)
-        sys.stdout.flush()
-        ranks.abort(FAILED)
-        raise
-    ranks.finish()
-    return code
+    return command_line.run("evolve", lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    given = _flags(arguments)
+    if not given.get("resume"):
+        Settings.checked(given)  # the same in all ranks: no need to meet for it
+    return on_ranks("evolve", lambda ranks: _run(together(ranks, lambda: _settings(given)), ranks))
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -77,17 +63,19 @@ def parse(arguments: Sequence[str]) -> Settings:
     InputError
         A flag is unknown or lacks its value, or the settings make no sense.
     """
-    with_underscores = [_underscores(argument) for argument in arguments]
-    given = vars(_parser().parse_args(with_underscores))
-    if given.get("resume"):
-        return _resumed(given)
-    return Settings.checked(given)
+    return _settings(_flags(arguments))
+
+
+def _flags(arguments: Sequence[str] | None) -> dict[str, Any]:
+    return vars(_parser().parse_args(arguments))
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    return _resumed(given) if given.get("resume") else Settings.checked(given)
 
 
 def _resumed(given: dict[str, Any]) -> Settings:
     """Fill in what the run to resume was started with."""
-    from pathlib import Path
-
     from transfer_nas.search.run_directory import compare_settings, load_description
 
     if "output_dir" not in given:
@@ -101,7 +89,10 @@ def _resumed(given: dict[str, Any]) -> Settings:
     for limit in ("timeout", "max_wait"):  # of one job, not of the run
         if limit not in given:
             kept.pop(limit, None)
-    return Settings.checked({**kept, **given})
+    try:
+        return Settings.checked({**kept, **given})
+    except (AttributeError, TypeError) as cause:  # the file says anything
+        raise InputError(f"{path}/run.json: a setting is of another type ({cause})") from cause
 
 
 def _run(settings: Settings, ranks: Ranks) -> int:
@@ -112,13 +103,7 @@ def _run(settings: Settings, ranks: Ranks) -> int:
         return generate(settings, ranks)
     from transfer_nas.search.run import run as search
 
-    try:
-        return search(settings, ranks)
-    except Unwritable:
-        # The launcher may return something else, of ranks that it has to kill.
-        with contextlib.suppress(OSError):
-            leave(settings.directory, RESUMABLE)
-        raise
+    return search(settings, ranks)
 
 
 def _settle(settings: Settings, ranks: Ranks) -> Settings:
@@ -136,30 +121,14 @@ def _settle(settings: Settings, ranks: Ranks) -> Settings:
     )
 
 
-def _complain(error: InputError, rank: int) -> None:
-    if rank == 0:
-        line = " ".join(str(error).split())
-        print(f"evolve: error: {line}", file=sys.__stderr__, flush=True)
+def _modules(package: str) -> str:
+    """Return the modules of a package, each a space or an application, without importing any."""
+    folder = Path(__file__).with_name(package)
+    return ", ".join(sorted(path.stem for path in folder.glob("[!_]*.py")))
 
 
-def _underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument[2:].partition("=")
-    return "--" + flag.replace("-", "_") + equals + value
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (--help lists the flags)")
-
-    def print_help(self, file: Any = None) -> None:
-        if expected_rank() == 0:
-            super().print_help(file)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m transfer_nas.evolve",
         description="Search for a network, each candidate starting from the "
         "weights of the stored model that shares its longest prefix. Without an application: "
@@ -170,15 +139,18 @@ def _parser() -> argparse.ArgumentParser:
         "Exit codes: 0 done, 1 every candidate failed, 2 bad input, 3 nothing was left to do, "
         "75 stopped at --max_wait or for want of room on the disk (--resume goes on), 130 Ctrl-C.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
-    add = parser.add_argument
+
+    def add(flag: str, **options: Any) -> None:
+        numbers = RANGES.get(flag.removeprefix("--"))
+        parser.add_argument(flag, **(options if numbers is None else {"type": numbers, **options}))
+
     add(
         "--application",
         metavar="NAME",
-        help="what to search a network for: digits, breast_cancer, diabetes, california, nt3, uno, "
-        "attn, combo, or one's own as package.module:attribute or path/to/file.py:attribute; none: "
-        "train nothing (default: none)",
+        help=f"what to search a network for: {_modules('applications')}, or one's own as "
+        "package.module:attribute or path/to/file.py:attribute; none: train nothing (default: "
+        "none)",
     )
     add(
         "--data",
@@ -189,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--space",
         metavar="NAME",
-        help="architectures to choose from: dense_skip, feed_forward, or one's own as "
+        help=f"architectures to choose from: {_modules('spaces')}, or one's own as "
         "package.module:attribute or path/to/file.py:attribute (default: the application's)",
     )
     add(
@@ -201,45 +173,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--population_size",
-        type=int,
         metavar="P",
         help="members of the population; with --search random: models kept to transfer from "
         "(default: 32)",
     )
     add(
         "--sample_size",
-        type=int,
         metavar="S",
         help="members that compete to be a parent (default: a quarter of the population)",
     )
     add(
         "--beta",
-        type=float,
         help="prefer mutations that leave most of the network as it is: a gene is chosen in "
         "proportion to exp(beta * share of the layers that its change keeps); 0: all alike, "
         "about 3: many more layers transferred, negative: more exploration (default: 0)",
     )
     add(
         "--max_evals",
-        type=int,
         metavar="N",
         help="evaluations, failures included (default: 200; no limit with --timeout)",
     )
     add(
         "--timeout",
-        type=float,
         metavar="SECONDS",
         help="end the search after that many seconds (default: no limit)",
     )
     add(
         "--max_wait",
-        type=float,
         metavar="SECONDS",
         help="leave after that many seconds with exit code 75 if the search is not done: a queue "
         "with a wall-time limit starts it again with --resume (default: no limit)",
     )
-    add("--epochs", type=int, metavar="N", help="epochs a candidate (default: the application's)")
-    add("--batch_size", type=int, metavar="ROWS", help="rows a step (default: the application's)")
+    add("--epochs", metavar="N", help="epochs a candidate (default: the application's)")
+    add("--batch_size", metavar="ROWS", help="rows a step (default: the application's)")
     add(
         "--transfer",
         metavar="METHOD",
@@ -247,10 +213,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--replicas",
-        type=int,
         metavar="N",
         help="store servers that keep each model, so that the search loses nothing when one dies; "
         "as many servers are needed (default: MODEL_REPLICAS, or 1)",
+    )
+    add(
+        "--store_host",
+        metavar="WHERE",
+        help="where the job's own store servers listen, if it runs on several nodes: an interface "
+        "(ib0) or a network (10.1.0.0/16) that all of them have, or the name or address of one of "
+        "them (default: the interface by which they reach each other)",
     )
     add(
         "--policy",
@@ -267,13 +239,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--unfreeze_top",
-        type=int,
         metavar="K",
         help="train the last K transferred layers again though the others are frozen (default: 0)",
     )
     add(
         "--child_epochs",
-        type=int,
         metavar="N",
         help="epochs of a candidate all of whose parameters come from others; with a share of "
         "them, as many between N and --epochs (default: a fifth of the epochs if layers grow, "
@@ -287,20 +257,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--shrink_perturb",
-        type=float,
         metavar="PART",
         help="mix so much of new weights into transferred ones that train, in [0, 1) (default: 0)",
     )
     add(
         "--retrain",
-        type=int,
         metavar="K",
         help="at the end train the best K for the application's epochs, from the weights that they "
         "have: retrained-JOB.keras and retrained.json (default: 0)",
     )
     add(
         "--evaluation_timeout",
-        type=float,
         metavar="SECONDS",
         help="record an evaluation that takes longer as F_timeout and go on; implies --isolate "
         "(default: no limit)",
@@ -313,7 +280,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--threads_per_rank",
-        type=int,
         metavar="N",
         help="threads for training (default: cores of the node / its ranks, at least 1)",
     )
@@ -330,11 +296,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--evolve_count",
-        type=int,
         metavar="M",
         help="with --application none: mutations of members (default: 0)",
     )
-    add("--seed", type=int, help="seed of everything random (default: drawn, and written down)")
+    add("--seed", help="seed of everything random (default: drawn, and written down)")
     add(
         "--resume",
         action="store_true",

@@ -6,17 +6,19 @@ seeds. A row a group, with means over its runs and their spread.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from cpp_store.command_line import OK
 
-from transfer_nas import command_line, runs
-from transfer_nas.command_line import OK, Parser
+from cpp_store import command_line
+from transfer_nas import runs
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError, RunDirectoryError, near_misses
 from transfer_nas.runs import Run
 
@@ -50,42 +52,22 @@ def find(paths: Iterable[Path]) -> list[Path]:
 
 
 def tabulate(some: Sequence[Run]) -> pa.Table:
-    """Return a row a run: path, id, state, settings, and the figures of `figures`."""
+    """Return a row a run: path, id, state, settings, and its figures."""
     names = dict.fromkeys(
         name for run in some for name in run.settings if name not in _NOT_KEYS | {"space"}
     )
     columns: dict[str, list[object]] = {
-        "run": [str(run.path) for run in some],
+        "run": [os.fsencode(run.path).decode(errors="backslashreplace") for run in some],
         "id": [run.id for run in some],
         "state": [run.state for run in some],
-        "space": [run.description["space"].get("name") for run in some],
+        "space": [_scalar(run.description["space"].get("name")) for run in some],
         **{name: [_scalar(run.settings.get(name)) for run in some] for name in names},
     }
     table = {name: _column(values) for name, values in columns.items()}
-    rows = [figures(run) for run in some]
+    rows = [run.figures for run in some]
     for name in _FIGURES:
         table[name] = pa.array([row[name] for row in rows], pa.float64(), from_pandas=True)
     return pa.table(table)
-
-
-def figures(run: Run) -> dict[str, float]:
-    """Return what came out of a run, NaN for what it does not tell."""
-    seconds = float(np.nanmax(run.seconds)) if np.isfinite(run.seconds).any() else np.nan
-    children = run.parent >= 0
-    layers = np.nansum(run.measure("layers")[children])
-    transferred = np.nansum(run.measure("layers_transferred")[children])
-    best = run.best
-    return {
-        "evaluations": len(run),
-        "failures": int((~run.done).sum()),
-        "seconds": seconds,
-        "evaluations_per_second": len(run) / seconds if seconds > 0 else np.nan,
-        "best_objective": np.nan if best is None else float(run.objective[best]),
-        "evaluations_to_best": np.nan if best is None else best + 1,
-        "share_transferred": transferred / layers if layers else np.nan,
-        "bytes_stored": float(np.nansum(run.measure("bytes_stored"))),
-        "bytes_whole_copies": float(np.nansum(run.measure("bytes_whole_copy")[run.done])),
-    }
 
 
 def aggregate(table: pa.Table, keys: Sequence[str]) -> pa.Table:
@@ -133,15 +115,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
-    some = []
+    given = _parser().parse_args(arguments)
+    some, left_out = [], []
     for path in find(Path(path) for path in given.paths):
         try:
             some.append(runs.read(path))
         except RunDirectoryError as error:
-            print(f"experiments: left out: {error}", file=sys.stderr)
+            left_out.append(error)
     if not some:
-        raise InputError("there is no run that can be read")
+        raise InputError(f"there is no run that can be read: {left_out[0]}")
+    for reason in left_out:
+        print(f"experiments: left out: {reason}", file=sys.stderr)
     table = tabulate(some)
     if given.each:
         result = table
@@ -154,7 +138,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     output = Path(given.output)
     write = pyarrow.parquet.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv
     try:
-        write(result, output)
+        with pa.OSFile(os.fsencode(output), "w") as file:  # its name need not be UTF-8
+            write(result, file)
     except OSError as cause:
         raise InputError(f"cannot write {output}: {cause}") from cause
     print(f"{output}: {result.num_rows} rows of {len(some)} runs")
@@ -183,13 +168,15 @@ def _text(value: object) -> str:
 
 
 def _scalar(value: object) -> object:
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # as a file may say anything
+    return value if isinstance(value, bool | int | float | None) else str(value)
 
 
 def _column(values: Sequence[object]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types in several runs
+    except (OverflowError, pa.ArrowInvalid, pa.ArrowTypeError):  # of several types in several runs
         return pa.array([None if value is None else str(value) for value in values])
 
 

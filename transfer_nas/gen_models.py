@@ -6,13 +6,18 @@ work, and the models are those of ``evolve --application none`` with the same se
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 
-from transfer_nas import command_line, ranks
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+from cpp_store.ranges import Range
+
+from cpp_store import command_line, ranges
+from transfer_nas.command_line import Parser, on_ranks
+from transfer_nas.ranks import MPIRanks, Ranks
+from transfer_nas.spaces import Space
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,35 +26,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
-    command_line.at_least("count", given.count, 1)
-    command_line.at_least("seed", given.seed, 0)
+    given = _parser().parse_args(arguments)
 
-    from graph_meta.service import PrefixService
-    from transfer_nas.population import default_space, generation
+    from transfer_nas.population import default_space
 
     space = default_space(given.space)
-    everybody = ranks.join()
-    try:
-        comm = everybody.comm if isinstance(everybody, ranks.MPIRanks) else None
-        everybody.share(None)  # the clock starts when all are there
-        begin = time.perf_counter()
-        with PrefixService(comm, threaded=False) as service:
-            made = generation.generate(
-                space, given.seed, given.count, 0, service, None, lambda done: None
-            )
-            parts = everybody.share([made.layers, made.bytes])
-            seconds = time.perf_counter() - begin
-    except BaseException:
-        # One rank alone cannot end in good order: the others wait for it.
-        traceback.print_exc()
-        everybody.abort(1)
-        raise
-    if everybody.rank == 0:
+    return on_ranks("gen_models", lambda ranks: _generate(given, space, ranks))
+
+
+def _generate(given: argparse.Namespace, space: Space, ranks: Ranks) -> int:
+    from graph_meta.service import PrefixService
+    from transfer_nas.population import generation
+
+    comm = ranks.comm if isinstance(ranks, MPIRanks) else None
+    ranks.share(None)  # the clock starts when all are there
+    begin = time.perf_counter()
+    with PrefixService(comm, threaded=False) as service:
+        made = generation.generate(
+            space, given.seed, given.count, 0, service, None, lambda done: None
+        )
+        parts = ranks.share([made.layers, made.bytes])
+        seconds = time.perf_counter() - begin
+    if ranks.rank == 0:
         result = {
             "space": space.name,
             "count": given.count,
-            "ranks": everybody.size,
+            "ranks": ranks.size,
             "seconds": seconds,
             "models_per_second": given.count / seconds,
             "layers": sum(layers for layers, _ in parts),
@@ -60,10 +62,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         else:
             print(
                 f"{given.count:,} models of space {space.name} ({result['layers']:,} layers) made, "
-                f"named and registered by {everybody.size} rank(s) in {seconds:.2f} s: "
+                f"named and registered by {ranks.size} rank(s) in {seconds:.2f} s: "
                 f"{given.count / seconds:,.0f} a second"
             )
-    everybody.finish()
     return OK
 
 
@@ -76,9 +77,15 @@ def _parser() -> Parser:
         "--space", metavar="NAME", help="architectures to draw from (default: dense_skip)"
     )
     parser.add_argument(
-        "--count", type=int, default=10_000, metavar="N", help="models in all (default: 10000)"
+        "--count",
+        type=Range(1, 10**9),
+        default=10_000,
+        metavar="N",
+        help="models in all (default: 10000)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the genomes (default: 0)")
+    parser.add_argument(
+        "--seed", type=ranges.SEED, default=0, help="seed of the genomes (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import logging
 import os
@@ -13,21 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cpp_store
-from transfer_nas import applications, trained_model, transfer
+from transfer_nas import applications, runs, trained_model, transfer
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError
+from transfer_nas.runs import Run
 from transfer_nas.search import serial
 from transfer_nas.search.evaluation import InProcess
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.interruption import Interruption
-from transfer_nas.search.manager import Manager, Status
+from transfer_nas.search.manager import GIVE_UP_AFTER, Manager, Status
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
 from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.search.telling import goal_of
 from transfer_nas.trainer import TransferTrainer
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
+    from matplotlib.axes import Axes
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +138,6 @@ class Search:
             raise InputError("run() needs max_evals or timeout: when shall it end?")
         with self._directory() as directory:
             trainer = self._trainer or self._make_trainer(directory.id)
-            self._trainer = trainer
             before = len(directory.evaluations)
             with self._progress(timeout) as progress, Interruption(timeout) as interruption:
                 manager = Manager(
@@ -144,19 +147,25 @@ class Search:
                     retire=trainer.retire,
                     report=progress.update,
                     warn=progress.warn,
+                    give_up_after=GIVE_UP_AFTER,
                 )
+                self._trainer = trainer  # from here on there is a run to go on with
                 evaluate = InProcess(trainer, self.output_dir, _log.warning)
                 serial.run(manager, evaluate, interruption)
         return self.results
 
     @property
     def results(self) -> pd.DataFrame:
-        """A row for each evaluation, in DeepHyper's columns; failures have NaN as objective."""
-        import pandas as pd
+        """A row for each evaluation, in DeepHyper's columns; failures have NaN as objective.
 
-        frame = pd.read_csv(self.output_dir / "results.csv")
-        frame["objective"] = pd.to_numeric(frame["objective"], errors="coerce")
-        return frame
+        Values of genes are what the space declares; measures that are missing are NaN or None.
+
+        Raises
+        ------
+        InputError
+            There was no `run` yet.
+        """
+        return self._read().frame()
 
     @property
     def best(self) -> dict[str, Any]:
@@ -167,8 +176,8 @@ class Search:
         InputError
             No evaluation has worked yet.
         """
-        row = self._best_row()
-        return {gene.name: row[f"p:{gene.name}"] for gene in self.space.genes}
+        run, row = self._best_row()
+        return run.values(row)
 
     def best_model(self) -> keras.Model:
         """Return the best network, trained and compiled; write it to ``best.keras``, too.
@@ -186,6 +195,71 @@ class Search:
         )
         return model
 
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the objective of each evaluation and the best so far; return the axes.
+
+        Of a metric of which less is better, the metric itself is drawn.
+
+        Parameters
+        ----------
+        axes
+            Where to draw; None: on a new figure, which a notebook shows.
+
+        Raises
+        ------
+        InputError
+            There was no `run` yet, or matplotlib is not installed.
+        """
+        run, sign = self._read(), 1 if self.application.direction == "max" else -1
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise InputError(
+                "plot() needs matplotlib, which is not installed: pip install matplotlib"
+            ) from error
+        axes = plt.figure(figsize=(8, 4)).add_subplot() if axes is None else axes
+        count = range(1, len(run) + 1)
+        axes.plot(count, sign * run.objective, ".", alpha=0.5, label="evaluations")
+        axes.step(count, sign * run.running_best, where="post", label="best so far")
+        axes.set_xlabel("evaluations that ended")
+        better = "" if sign > 0 else " (lower is better)"
+        axes.set_ylabel(f"{self.application.metric}{better}")
+        axes.legend()
+        return axes
+
+    def __repr__(self) -> str:
+        return f"Search({', '.join(f'{name}: {text}' for name, text in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        """Return the same as a table, which notebooks show."""
+        rows = "".join(
+            f"<tr><th style='text-align: left'>{html.escape(name)}</th>"
+            f"<td style='text-align: left'>{html.escape(text)}</td></tr>"
+            for name, text in self._facts().items()
+        )
+        return f"<table><caption>Search</caption>{rows}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        """Return how far the search is, for people."""
+        facts = {
+            "application": self.application.name,
+            "space": self.space.name,
+            "transfer": self._transfer,
+            "directory": str(self.output_dir),
+        }
+        if self._trainer is None:
+            return {**facts, "evaluations": "none yet"}
+        run = self._read()
+        failed = int((~run.done).sum())
+        facts["evaluations"] = f"{len(run):,}" + (f", {failed:,} failed" if failed else "")
+        if run.best is not None:
+            better = "" if self.application.direction == "max" else ", lower is better"
+            best = self.application.natural(run.objective[run.best])
+            facts["best"] = (
+                f"{self.application.metric} {best:.4f} (job {run.job[run.best]}){better}"
+            )
+        return facts
+
     def close(self) -> None:
         """Forget the models; the run directory stays."""
         self._resources.close()
@@ -196,12 +270,16 @@ class Search:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _best_row(self) -> dict[str, Any]:
-        results = self.results if (self.output_dir / "results.csv").exists() else None
-        if results is None or results["objective"].isna().all():
+    def _read(self) -> Run:
+        if self._trainer is None:
             raise InputError("no evaluation has worked yet: run() first")
-        best: dict[str, Any] = results.loc[results["objective"].idxmax()].to_dict()
-        return best
+        return runs.read(self.output_dir)
+
+    def _best_row(self) -> tuple[Run, int]:
+        run = self._read()
+        if run.best is None:
+            raise InputError("no evaluation has worked yet: run() first")
+        return run, run.best
 
     def _algorithm(self) -> AgingEvolution:
         options: dict[str, Any] = self._evolution
@@ -214,7 +292,10 @@ class Search:
         for package in ("transfer-nas", "keras"):
             versions[package] = _version(package)
         return RunDirectory.create(
-            self.output_dir, self.space, self._settings, {"versions": versions}
+            self.output_dir,
+            self.space,
+            self._settings,
+            {"versions": versions, "objective": self.application.objective()},
         )
 
     def _make_trainer(self, run: str) -> TransferTrainer:
@@ -226,9 +307,10 @@ class Search:
     def _progress(self, timeout: float | None) -> Progress:
         if not self._shows_progress:
             return _Silence()
+        goal = goal_of(self.application)
         if sys.stdout.isatty():
-            return TerminalProgress(sys.stdout, timeout)
-        return PlainProgress(sys.stdout, timeout)
+            return TerminalProgress(sys.stdout, timeout, goal)
+        return PlainProgress(sys.stdout, timeout, goal)
 
 
 class _Silence(Progress):

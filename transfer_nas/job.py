@@ -12,6 +12,8 @@ Measure = float | int | str
 
 DONE = "DONE"
 
+_LONGEST_ERROR = 300  # characters; the rest is in the log
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -95,10 +97,31 @@ class Evaluation:
 
     @classmethod
     def failure(
-        cls, job: Job, reason: str, measures: Mapping[str, Measure] | None = None
+        cls,
+        job: Job,
+        reason: str,
+        measures: Mapping[str, Measure] | None = None,
+        *,
+        error: str | BaseException = "",
     ) -> Evaluation:
-        """Return the evaluation of a job that failed for `reason` (one word)."""
-        return cls(job, f"F_{reason}", math.nan, measures or {})
+        """Return the evaluation of a job that failed.
+
+        Parameters
+        ----------
+        job
+            The job.
+        reason
+            One word, for the status.
+        measures
+            What is known of the evaluation.
+        error
+            What went wrong, for people: the measure ``error``, one line of at most 300 characters.
+            An exception is written as its class and its message.
+        """
+        known = dict(measures or {})
+        if error:
+            known["error"] = one_line(error)
+        return cls(job, f"F_{reason}", math.nan, known)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values (which know no NaN: a failure's objective is None)."""
@@ -119,3 +142,10 @@ class Evaluation:
             objective=math.nan if objective is None else float(objective),
             measures=dict(fields["measures"]),
         )
+
+
+def one_line(error: str | BaseException) -> str:
+    """Return what went wrong in one line: of an exception, its class and its message."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    line = " ".join(text.split()).removesuffix(":")
+    return line if len(line) <= _LONGEST_ERROR else f"{line[: _LONGEST_ERROR - 1]}…"

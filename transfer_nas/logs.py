@@ -19,16 +19,20 @@ import difflib
 import io
 import json
 import math
+import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
-from transfer_nas import command_line
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+
+from cpp_store import command_line
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -39,6 +43,7 @@ Tree = dict[str, Any]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+")
 _FILE = re.compile(r"rank-(\d+)\.jsonl")
+_EPOCH = re.compile(rb'"in":"evaluation/(\d{1,18})(?:/epoch/(\d{1,9}))?"')
 
 
 class Log:
@@ -130,7 +135,7 @@ def read(file: Path) -> Tree:
     for number, text in enumerate(lines, start=1):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (RecursionError, ValueError):
             continue
         try:
             if line.get("anew"):
@@ -166,6 +171,47 @@ def read_run(run: Path) -> dict[int, Tree]:
             what = "there is no such directory"
         raise RunDirectoryError(f"{run}: {what}")
     return {rank: read(files[rank]) for rank in sorted(files)}
+
+
+def epochs(
+    files: Iterable[Iterable[bytes]], jobs: Collection[int]
+) -> dict[int, list[dict[str, float]]]:
+    """Read the epochs that the ranks of a run logged of some jobs, in their order.
+
+    Looks into no other line, so that it is fast on the log of a long search.
+
+    Parameters
+    ----------
+    files
+        The lines of each rank's log, such as from `runs.open_files`.
+    jobs
+        Ids of the jobs.
+
+    Returns
+    -------
+    dict
+        By job; the keys of each epoch that are numbers, and ``epoch``. A job that logged none is
+        not in it.
+    """
+    found: dict[int, dict[int, dict[str, float]]] = {}
+    for text in chain.from_iterable(files):
+        match = _EPOCH.search(text)
+        if match is None or int(match[1]) not in jobs:
+            continue
+        job, epoch = int(match[1]), match[2]
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # still being written, or its process was killed in it
+        if epoch is None:
+            if isinstance(line, dict) and line.get("anew"):
+                found.pop(job, None)
+            continue
+        values = line.get("set", {}) if isinstance(line, dict) else None
+        if isinstance(values, dict):
+            known = found.setdefault(job, {}).setdefault(int(epoch), {"epoch": int(epoch)})
+            known |= {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+    return {job: [of[epoch] for epoch in sorted(of)] for job, of in found.items()}
 
 
 def select(logs: Mapping[int, Tree], pattern: str) -> tuple[list[str], list[list[Any]]]:
@@ -233,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     logs = read_run(Path(given.run))
     if given.select is None:
         print("\n".join(sorted({path for tree in logs.values() for path in _paths(tree)})))
@@ -242,18 +288,20 @@ def _run(arguments: Sequence[str] | None) -> int:
     if given.output is None:
         sys.stdout.write(_csv(columns, rows))
         return OK
+    import pyarrow as pa
+    import pyarrow.parquet
+
     output = Path(given.output)
     try:
         if output.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet
-
             cells = [[row[i] for row in rows] for i in range(len(columns))]
-            pyarrow.parquet.write_table(pa.table(cells, names=columns), output)
+            with pa.OSFile(os.fsencode(output), "w") as file:  # its name need not be UTF-8
+                pyarrow.parquet.write_table(pa.table(cells, names=columns), file)
         else:
-            output.write_text(_csv(columns, rows), encoding="utf-8")
+            text = _csv(columns, rows)
+            output.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as cause:
-        raise InputError(f"cannot write {output}: {cause.strerror}") from cause
+        raise InputError(f"cannot write {output}: {cause.strerror or cause}") from cause
     except pa.ArrowInvalid as cause:
         raise InputError(f"{output}: a column holds values of several types; write CSV") from cause
     print(f"{output}: {len(rows):,} rows")

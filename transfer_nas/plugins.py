@@ -6,9 +6,11 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transfer_nas.errors import InputError, near_misses
+
+T = TypeVar("T")
 
 
 def is_plugin(spec: str) -> bool:
@@ -37,6 +39,27 @@ def load_attribute(spec: str, error: type[InputError]) -> Any:
             raise error(f"{source} has no attribute {name!r}; {near_misses(name, public)}")
         value = getattr(value, name)
     return value
+
+
+def load_only(path: Path, kind: type[T], error: type[InputError]) -> T:
+    """Import a file and return the only object of a kind that is in it.
+
+    Raises
+    ------
+    error
+        There is none or there are several (the message names them), or as `load_attribute`.
+    """
+    module = _load_file(path, error)
+    found = {name: value for name, value in vars(module).items() if isinstance(value, kind)}
+    if not found:
+        raise error(f"{path}: expected a transfer_nas {kind.__name__} in it, found none")
+    if len({id(value) for value in found.values()}) > 1:
+        first = next(iter(found))
+        raise error(
+            f"{path} holds several of {kind.__name__}: {', '.join(found)}; name one, such as "
+            f"{path}:{first}"
+        )
+    return next(iter(found.values()))
 
 
 def _import(name: str, error: type[InputError]) -> Any:

@@ -25,10 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from transfer_nas import command_line, exit_codes
+from cpp_store.ranges import Range
+
+from cpp_store import command_line
+from transfer_nas import exit_codes
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 
 STATES = ("waiting", "running", "done", "failed")
+_SECONDS = Range(0, 10**9, whole=False)
 STALE = 300.0  # seconds without a sign of life, after which a worker is taken for dead
 _SIGN_OF_LIFE = 20.0  # seconds
 _LOOK = 1.0  # seconds between two looks at an empty queue
@@ -326,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     given, extra = _split(given)
-    flags = _parser().parse(given)
+    flags = _parser().parse_args(given)
     queue = open_queue(Path(flags.queue))
     if flags.action == "add":
         output_directory(extra)
@@ -337,8 +342,6 @@ def _command(arguments: Sequence[str] | None) -> int:
         queue.add(flags.name, extra)
         return exit_codes.DONE
     if flags.action == "take":
-        for name in ("wait", "stale"):
-            command_line.at_least(name, getattr(flags, name), 0)
         launcher = shlex.split(flags.launcher)
         return work(queue, launcher=launcher, wait=flags.wait, stale=flags.stale, extra=extra)
     for name, state in queue.runs():
@@ -354,8 +357,8 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:at], arguments[at + 1 :]
 
 
-def _parser() -> command_line.Parser:
-    parser = command_line.Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m transfer_nas.queue",
         description="Runs that wait for a job of a cluster: a worker takes one and leaves.",
         epilog="Exit codes of take: 0 done, 1 failed, 2 bad input, 3 no run waits, 75, 130, "
@@ -373,11 +376,15 @@ def _parser() -> command_line.Parser:
         help='what starts the ranks: "srun", "mpiexec -n 4"',
     )
     take.add_argument(
-        "--wait", type=float, default=0.0, metavar="SECONDS", help="for a run to come (default: 0)"
+        "--wait",
+        type=_SECONDS,
+        default=0.0,
+        metavar="SECONDS",
+        help="for a run to come (default: 0)",
     )
     take.add_argument(
         "--stale",
-        type=float,
+        type=_SECONDS,
         default=STALE,
         metavar="SECONDS",
         help="without a sign of life, after which a worker counts as dead (default: 300)",

@@ -14,15 +14,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from cpp_store.command_line import BAD_INPUT, RANK_VARIABLES, explained
+
 from transfer_nas.errors import InputError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-_LAUNCHERS = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_FD")
+_LAUNCHERS = (*RANK_VARIABLES, "PMI_FD")
 T = TypeVar("T")
 
 _SHORTEST, _LONGEST = 20e-6, 10e-3  # seconds between two looks
+
+
+class Refused(InputError):
+    """Bad input of which all ranks know: they end together, in good order."""
 
 
 class Ranks(ABC):
@@ -122,14 +128,6 @@ def launched() -> bool:
     return any(name in os.environ for name in _LAUNCHERS)
 
 
-def expected_rank() -> int:
-    """Return the rank that the launcher's environment announces; 0 if there is none."""
-    for name in _LAUNCHERS[:3]:
-        if name in os.environ:
-            return int(os.environ[name])
-    return 0
-
-
 def environment_alone() -> dict[str, str]:
     """Return the environment for a child process that is no rank of this job."""
     ours = ("PMI_", "PMIX_", "OMPI_COMM_", "PRTE_", "MPI_LOCAL")
@@ -181,8 +179,9 @@ def together(ranks: Ranks, step: Callable[[], T]) -> T:
 
     Raises
     ------
-    InputError
-        In all ranks, with the message of the first rank in which `step` raised one.
+    Refused
+        In all ranks, with the message of the first rank in which `step` raised InputError, or could
+        not use a named file.
     """
     result: T | None = None
     complaint: str | None = None
@@ -190,7 +189,12 @@ def together(ranks: Ranks, step: Callable[[], T]) -> T:
         result = step()
     except InputError as error:
         complaint = str(error)
+    except OSError as error:
+        found = explained(error)
+        if found is None or found[0] != BAD_INPUT:
+            raise
+        complaint = found[1]
     complaints = [found for found in ranks.share(complaint) if found is not None]
     if complaints:
-        raise InputError(complaints[0])
+        raise Refused(complaints[0])
     return cast(T, result)

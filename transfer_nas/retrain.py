@@ -14,8 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_nas import command_line, runs
-from transfer_nas.command_line import OK, Parser
+import numpy as np
+from cpp_store.command_line import OK
+from cpp_store.ranges import Range
+
+from cpp_store import command_line, ranges
+from transfer_nas import runs
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.job import Job
 from transfer_nas.runs import Run
@@ -30,15 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
-    if given.epochs is not None:
-        command_line.at_least("epochs", given.epochs, 1)
+    given = _parser().parse_args(arguments)
     run = runs.read(given.run)
     row = _row(run, given.job)
     folder = run.path if run.path.is_dir() else run.path.parent
     output = Path(given.output or folder / f"alone-{run.job[row]}.keras")
     if output.suffix != ".keras" or not output.parent.is_dir():
         raise InputError(f"--output {output}: expected a .keras file in a directory that is there")
+    if not os.access(output.parent, os.W_OK | os.X_OK):  # before the training, not after it
+        raise InputError(f"--output {output}: nothing can be written to {output.parent}")
     if output.exists():
         raise InputError(f"{output} is there already; remove it, or name another with --output")
     settings = _settings(run)
@@ -56,12 +61,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         application,
         space,
         NoTransfer(),
-        epochs=given.epochs or application.epochs,
+        epochs=given.epochs or _fully(run, row, application.epochs),
         batch_size=settings.batch_size,
     )
     evaluation = trainer.evaluate(Job(int(run.job[row]), genome, None, given.seed))
     if not evaluation.done:
-        print(f"retrain: the training failed: {evaluation.status}", file=sys.stderr)
+        why = evaluation.measures.get("error", evaluation.status)
+        print(f"retrain: the training failed: {why}", file=sys.stderr)
         return FAILED
     trainer.save_model(output)
     result: dict[str, Any] = {
@@ -76,8 +82,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         command_line.print_json(result)
     else:
         print(
-            f"job {result['job']}: {result['objective']:.4f} after {trainer.epochs} epochs alone, "
-            f"{result['objective_in_search']:.4f} in the search; {output}"
+            f"job {result['job']}: {application.metric} "
+            f"{application.natural(evaluation.objective):.4f} after {trainer.epochs} epochs alone, "
+            f"{application.natural(result['objective_in_search']):.4f} in the search; {output}"
         )
     return OK
 
@@ -94,6 +101,12 @@ def _row(run: Run, job: int | None) -> int:
     return row
 
 
+def _fully(run: Run, row: int, epochs: int) -> int:
+    """Return the epochs of a full training: the application's, and no fewer than in the search."""
+    trained = run.measure("epochs")[row] if run.has("epochs") else 0
+    return max(epochs, run.settings.get("epochs") or 0, int(np.nan_to_num(trained)))
+
+
 def _settings(run: Run) -> Settings:
     known = {field.name for field in dataclasses.fields(Settings)}
     return Settings(**{name: value for name, value in run.settings.items() if name in known})
@@ -106,9 +119,19 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="run directory")
-    add("--job", type=int, metavar="N", help="which model (default: the best)")
-    add("--epochs", type=int, metavar="N", help="(default: the application's)")
-    add("--seed", type=int, default=0, help="of weights and of the order of rows (default: 0)")
+    add("--job", type=Range(0, 2**63 - 1), metavar="N", help="which model (default: the best)")
+    add(
+        "--epochs",
+        type=ranges.EPOCHS,
+        metavar="N",
+        help="(default: the application's, or those of the search if they are more)",
+    )
+    add(
+        "--seed",
+        type=ranges.SEED,
+        default=0,
+        help="of weights and of the order of rows (default: 0)",
+    )
     add("--output", metavar="FILE", help="a .keras file (default: RUN/alone-N.keras)")
     add("--json", action="store_true", help="print the result as JSON")
     return parser

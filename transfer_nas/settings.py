@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpp_store.ranges import Range
+
+from cpp_store import ranges
 from transfer_nas.errors import InputError
 
 TRANSFERS = ("store", "hdf5", "redis", "noop")
@@ -28,6 +30,7 @@ _ONLY_TRAINING = (
     "batch_size",
     "transfer",
     "replicas",
+    "store_host",
     "policy",
     "behind_prefix",
     "unfreeze_top",
@@ -43,17 +46,28 @@ _ONLY_TRAINING = (
     "trace",
     "resume",
 )
-_POSITIVE = (
-    "population_size",
-    "sample_size",
-    "max_evals",
-    "epochs",
-    "batch_size",
-    "child_epochs",
-    "threads_per_rank",
-    "replicas",
-)
+RANGES: Mapping[str, Range] = {
+    "population_size": ranges.COUNT,
+    "sample_size": ranges.COUNT,
+    "beta": Range(-1000, 1000, whole=False),
+    "max_evals": Range(1, 10**9),
+    "timeout": ranges.SECONDS,
+    "max_wait": ranges.SECONDS,
+    "epochs": ranges.EPOCHS,
+    "batch_size": ranges.COUNT,
+    "replicas": Range(1, 1000),
+    "unfreeze_top": Range(0, 10**6),
+    "child_epochs": ranges.EPOCHS,
+    "shrink_perturb": Range(0, below=1, whole=False),
+    "retrain": Range(0, 10**4),
+    "evaluation_timeout": ranges.SECONDS,
+    "threads_per_rank": ranges.THREADS,
+    "evolve_count": Range(0, 10**9),
+    "seed": ranges.SEED,
+}
+"""Of all settings that are numbers."""
 _ONLY_GENERATION = ("initial_population_dir", "evolve_count")
+_ONLY_STORE = ("replicas", "store_host")
 _ONLY_EVOLUTION = ("sample_size", "beta")
 # The files of --data may move: their digest may not change.
 _MAY_CHANGE = (
@@ -66,6 +80,7 @@ _MAY_CHANGE = (
     "isolate",
     "threads_per_rank",
     "replicas",
+    "store_host",
     "log_validation",
     "tensorboard",
     "trace",
@@ -96,6 +111,7 @@ class Settings:
     batch_size: int | None = None
     transfer: str = "store"
     replicas: int | None = None
+    store_host: str | None = None
     policy: str = "freeze"
     behind_prefix: str = "grow"
     unfreeze_top: int = 0
@@ -126,23 +142,15 @@ class Settings:
             A value makes no sense, or two do not go together; names the flag.
         """
         settings = cls(**given)
-        for name in _POSITIVE:
-            _at_least(name, getattr(settings, name), 1)
-        for name in ("evolve_count", "seed", "unfreeze_top", "retrain"):
-            _at_least(name, getattr(settings, name), 0)
-        for name in ("timeout", "max_wait", "evaluation_timeout"):
-            seconds = getattr(settings, name)
-            if seconds is not None and not seconds > 0:
-                raise InputError(f"--{name} must be positive, not {seconds:g}")
-        if not math.isfinite(settings.beta):
-            raise InputError(f"--beta must be a finite number, not {settings.beta:g}")
+        for name, numbers in RANGES.items():
+            value = getattr(settings, name)
+            if value is not None and (complaint := numbers.complaint(value)):
+                raise InputError(f"--{name} {complaint}")
         _one_of("search", settings.search, SEARCHES)
         _one_of("transfer", settings.transfer, TRANSFERS)
         _one_of("policy", settings.policy, POLICIES)
         _one_of("behind_prefix", settings.behind_prefix, BEHIND_PREFIX)
         _one_of("schedule", settings.schedule, SCHEDULES)
-        if not 0 <= settings.shrink_perturb < 1:
-            raise InputError(f"--shrink_perturb must be in [0, 1), not {settings.shrink_perturb:g}")
         settings._check_company(given)
         sample = None
         if settings.search == "evolution":
@@ -176,6 +184,9 @@ class Settings:
         for name in _ONLY_EVOLUTION:
             if name in given and self.search != "evolution":
                 raise InputError(f"--{name} goes only with --search evolution, not {self.search}")
+        for name in _ONLY_STORE:
+            if name in given and self.transfer != "store":
+                raise InputError(f"--{name} goes only with --transfer store, not {self.transfer}")
         if "population_size" in given and self.search == "halving":
             raise InputError("--population_size does not go with --search halving, which has none")
 
@@ -197,11 +208,6 @@ class Settings:
     def fixed(self) -> dict[str, Any]:
         """Return those that a resumed run must keep."""
         return {name: value for name, value in self.to_dict().items() if name not in _MAY_CHANGE}
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise InputError(f"--{name} must be at least {least}, not {value}")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

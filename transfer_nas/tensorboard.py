@@ -1,19 +1,26 @@
 """TensorBoard event files of a search, without TensorFlow: ``evolve --tensorboard``.
 
 Scalars over the number of evaluations, at the time when the manager had the result. The files are
-in ``tensorboard/`` of the run directory, a new one for each start.
+in ``tensorboard/`` of the run directory, a new one for each start. For TensorBoard's HPARAMS, each
+evaluation is a session of its own, ``tensorboard/job-N``: its genes, and what it measured. A
+session is a directory, and TensorBoard reads them all, so that after the first thousand only those
+follow that improve the best.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+from cpp_store import extras
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation
 
+_SESSIONS = 1_000
+_MEASURED = ("parameters", "layers", "layers_transferred", "train_seconds")
 _SECONDS = ("match", "build", "load", "train", "store")
 
 
@@ -26,6 +33,8 @@ class EventFile:
         The run directory.
     started
         When the run began, in seconds since the epoch.
+    genes
+        The values of each gene.
     before
         Evaluations that an earlier process of the run has written.
 
@@ -35,20 +44,29 @@ class EventFile:
         tensorboardX is not installed.
     """
 
-    def __init__(self, directory: Path, started: float, before: Sequence[Evaluation] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        started: float,
+        genes: Mapping[str, Sequence[Any]],
+        before: Sequence[Evaluation] = (),
+    ) -> None:
         check()
         import tensorboardX
 
+        self._folder = directory / "tensorboard"
+        self._genes = genes
         self._started = started
         self._step = self._failures = self._stored = self._whole = 0
         self._best = -math.inf
         for evaluation in before:
             self._count(evaluation)
         # Waits a minute at most until what is written can be seen, or until 10 evaluations.
-        self._writer = tensorboardX.SummaryWriter(str(directory / "tensorboard"), flush_secs=30)
+        self._writer = tensorboardX.SummaryWriter(str(self._folder), flush_secs=30)
 
     def write(self, evaluation: Evaluation) -> None:
         """Write the scalars of an evaluation."""
+        before = self._best
         self._count(evaluation)
         measures = evaluation.measures
         scalars = {"search/failures": float(self._failures)}
@@ -67,6 +85,34 @@ class EventFile:
         when = self._started + float(measures.get("timestamp_gather", 0.0))
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, self._step, walltime=when)
+        if self._step <= _SESSIONS or self._best > before:
+            self._write_session(evaluation, when)
+
+    def _write_session(self, evaluation: Evaluation, when: float) -> None:
+        """Write what TensorBoard's HPARAMS shows of an evaluation."""
+        from tensorboardX import FileWriter
+        from tensorboardX.summary import hparams, scalar
+
+        genes = {
+            name: _value(values[code])
+            for (name, values), code in zip(self._genes.items(), evaluation.job.genome, strict=True)
+        }
+        measured = {
+            f"hparams/{name}": float(evaluation.measures[name])
+            for name in _MEASURED
+            if name in evaluation.measures
+        }
+        if evaluation.done:
+            measured = {"hparams/objective": evaluation.objective, **measured}
+        # Of a resumed run, the process before may have written it too: the same again.
+        writer = FileWriter(str(self._folder / f"job-{evaluation.job.id}"))
+        # Every session lists all metrics: those of the first one are the columns of the table.
+        names = {f"hparams/{name}": 0.0 for name in ("objective", *_MEASURED)}
+        for summary in hparams(genes, names):
+            writer.add_summary(summary, self._step, walltime=when)
+        for name, value in measured.items():
+            writer.add_summary(scalar(name, value), self._step, walltime=when)
+        writer.close()
 
     def __enter__(self) -> EventFile:
         return self
@@ -88,6 +134,11 @@ class EventFile:
             self._whole += int(evaluation.measures.get("bytes_whole_copy", 0))
 
 
+def _value(value: Any) -> bool | float | str:
+    """Return a gene's value as HPARAMS knows them: numbers, truth values, texts."""
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
 def check() -> None:
     """Raise InputError unless event files can be written."""
     try:
@@ -95,5 +146,5 @@ def check() -> None:
     except ImportError as error:
         raise InputError(
             "--tensorboard needs tensorboardX, which is not installed: "
-            "pip install 'transfer-nas[tensorboard]'"
+            f"{extras.install('tensorboard')}"
         ) from error

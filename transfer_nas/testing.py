@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 
 from graph_meta.index import PrefixIndex
 from transfer_nas.job import DONE, Evaluation, Job, Measure
+from transfer_nas.logs import Log
 from transfer_nas.search.evolution import AgingEvolution
-from transfer_nas.search.run_directory import MEASURES, RunDirectory
+from transfer_nas.search.results import MEASURES
+from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import DenseSkip, Space
 
 _BYTES_PER_SECOND = 1e9  # of the pretended store
@@ -33,6 +36,8 @@ def write_run(
     transfer: bool = True,
     failures: float = 0.0,
     finished: bool = True,
+    mode: str = "max",
+    curves: bool = False,
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Write the run directory of a search whose trainings are made up.
@@ -59,6 +64,10 @@ def write_run(
         Share of the evaluations that fail.
     finished
         Whether the search came to its end; otherwise it stopped with jobs under way.
+    mode
+        ``min``: the objective is the negative of an error, which is what the run says.
+    curves
+        Whether the ranks log the epochs of each evaluation.
     settings
         Replace some of those in ``run.json``.
     """
@@ -75,9 +84,18 @@ def write_run(
         "seed": seed,
         **(settings or {}),
     }
-    layout = {"ranks": [{"rank": rank, "host": "host", "threads": 1} for rank in range(ranks)]}
-    directory = RunDirectory.create(path, space, chosen, {"versions": {}, **layout})
-    with directory:
+    metric = "sparse_categorical_accuracy" if mode == "max" else "mean_absolute_error"
+    extra: dict[str, Any] = {
+        "versions": {},
+        "ranks": [{"rank": rank, "host": "host", "threads": 1} for rank in range(ranks)],
+        "objective": {"metric": metric, "mode": mode, "validation_rows": 450},
+    }
+    directory = RunDirectory.create(path, space, chosen, extra)
+    with directory, ExitStack() as stack:
+        logs = [
+            stack.enter_context(Log(path / "logs" / f"rank-{rank}.jsonl" if curves else None))
+            for rank in range(ranks)
+        ]
         running: list[tuple[float, int, float, Job]] = []
         # Each rank starts a little later than the one before.
         free = [(0.1 * (rank + 1), rank) for rank in range(ranks)]
@@ -94,6 +112,8 @@ def write_run(
                 evaluation = Evaluation.failure(job, "nan", known)
             else:
                 objective = _objective(job, weights, rng) + 0.01 * bool(measures.get("ancestor"))
+                objective -= mode == "min"  # minus the error
+                _log_epochs(logs[rank].section("evaluation", job.id), objective)
                 evaluation = Evaluation(job, DONE, objective, known)
                 index.add(f"{directory.id}/{job.id}", space.graph(job.genome), score=objective)
             directory.told(evaluation)
@@ -102,6 +122,13 @@ def write_run(
             free = [(end + float(rng.gamma(2.0, 0.004)), rank)]
     if finished:
         (path / "summary.json").write_text(json.dumps({"evaluations": evaluations}) + "\n")
+
+
+def _log_epochs(log: Log, objective: float) -> None:
+    """Write what a trainer logs of its epochs."""
+    for epoch in range(1, 4):
+        log.section("epoch", epoch).set(loss=1.5 / epoch, learning_rate=0.001)
+    log.section("epoch", 3).set(val_loss=0.6, val_accuracy=objective)
 
 
 def _objective(job: Job, weights: list[Any], rng: np.random.Generator) -> float:

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from cpp_store import command_line
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 
 _NOTHING = nullcontext()
@@ -95,17 +97,21 @@ def merge(path: str | Path, ranks: Sequence[int]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Merge what is left of a search that was killed; 0, or 2 for bad input."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) != 1 or given[0] in ("-h", "--help"):
-        print("usage: python -m transfer_nas.tracing FILE", file=sys.stderr)
-        return 0 if given in (["-h"], ["--help"]) else 2
-    path = Path(given[0])
+    return command_line.run("tracing", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = Parser(
+        prog="python -m transfer_nas.tracing",
+        description="Merge what the ranks of a search that was killed left of its trace.",
+    )
+    parser.add_argument("file", metavar="FILE", help="what --trace of the search named")
+    path = Path(parser.parse_args(arguments).file)
     named = re.compile(re.escape(path.name) + r"\.rank(\d+)")
     found = path.parent.iterdir() if path.parent.is_dir() else iter(())
     ranks = sorted(int(match[1]) for file in found if (match := named.fullmatch(file.name)))
     if not ranks:
-        print(f"tracing: error: there is no {path}.rank0 or of another rank", file=sys.stderr)
-        return 2
+        raise InputError(f"there is no {path}.rank0 or of another rank")
     merge(path, ranks)
     print(f"{path}: {len(ranks)} ranks")
     return 0

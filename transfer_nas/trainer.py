@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
+from graph_meta.graph import Layer
 from transfer_nas import tracing, trained_model, training
 from transfer_nas.applications import Application, as_tuple
 from transfer_nas.checkpoint import Checkpoint
@@ -33,6 +34,7 @@ __all__ = ["POLICIES", "TransferTrainer"]
 
 _Weights = dict[str, Sequence[npt.NDArray[Any]]]
 
+_DRAWN = 4  # networks of a space that tell which engine trains
 _log = logging.getLogger(__name__)
 
 
@@ -126,6 +128,18 @@ class TransferTrainer:
             engine=self._engine,
         )
 
+    def describe(self) -> str:
+        """Return in one line which engine trains and why: what a search says at its start.
+
+        Looks at a few networks of the space. Loads the data; raises as `Application.data` does.
+        """
+        engines, rng = self._engines, np.random.default_rng(0)
+        graphs = []
+        for _ in range(_DRAWN if len(engines) > 1 else 0):
+            with contextlib.suppress(Exception):  # one that cannot be built costs its candidate
+                graphs.append(self.space.graph(self.space.sample(rng)))
+        return training.describe(self.application, self._engine, engines, graphs)
+
     def evaluate(self, job: Job) -> Evaluation:
         """Train the model of a job's genome and judge it on the validation rows.
 
@@ -145,7 +159,8 @@ class TransferTrainer:
             ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and ``transfer_error``
             where the transfer method failed (the candidate then goes without it). ``F_nan`` if
             objective or loss is not a finite number; ``F_`` and the exception's name for whatever
-            building or training raised. Nothing but what is no `Exception` is raised.
+            building or training raised. A failure's measure ``error`` says why, in one line.
+            Nothing but what is no `Exception` is raised.
         """
         evaluation = self._try(job)
         self._log.section("evaluation", job.id).set(
@@ -160,10 +175,11 @@ class TransferTrainer:
             candidate, objective = self._evaluate(job, measures)
         except Exception as error:  # a user's application may raise anything
             _log.exception("job %d failed", job.id)
-            return Evaluation.failure(job, type(error).__name__, measures)
+            return Evaluation.failure(job, type(error).__name__, measures, error=error)
         if not math.isfinite(objective):
-            _log.warning("job %d failed: loss or objective is not a finite number", job.id)
-            return Evaluation.failure(job, "nan", measures)
+            why = "loss or objective is not a finite number"
+            _log.warning("job %d failed: %s", job.id, why)
+            return Evaluation.failure(job, "nan", measures, error=why)
         self._last = candidate
         return Evaluation(job, DONE, objective, measures)
 
@@ -194,7 +210,7 @@ class TransferTrainer:
 
     def _evaluate(self, job: Job, measures: dict[str, Measure]) -> tuple[Candidate, float]:
         """Return the trained candidate, stored unless it is worthless, and its objective."""
-        graph = self.space.graph(job.genome)
+        graph = self.space.graph(job.genome).without_dead_ends()
         measures |= {
             "layers": len(graph),
             "layers_transferred": 0,
@@ -205,14 +221,18 @@ class TransferTrainer:
         }
         if self._unreported:
             measures["transfer_error"] = self._unreported.popitem()[1]
-        engine = next(each for each in self._engines if each.supports(graph))
+        engine = next(each for each in self._engines if each.obstacle(graph) is None)
         measures["engine"] = engine.name
+        with _timed(measures, "build_seconds"):
+            # Before the candidate: it has the process to itself from its making on.
+            given = self.space.start(job.genome)
         resumption = self._resumption(job, engine)
         fetch = functools.partial(self._fetch, job, graph, resumption.task is None)
         with contextlib.ExitStack() as leases:
             fetched = self._started(fetch, leases, at_once=not engine.is_slow_to_build)
             with _timed(measures, "build_seconds"):
                 candidate = engine.candidate(graph, job.seed)
+                candidate.load(_completed(given, candidate))
             ancestry = fetched.result()
             measures |= ancestry.measures
             inheritance, loaded = ancestry.inheritance, ancestry.loaded
@@ -343,7 +363,8 @@ class TransferTrainer:
         starts = loaded | {name: arrays for name, arrays in grown.items() if name not in frozen}
         part = np.float32(self.policy.shrink_perturb)
         if part:
-            for name in starts.keys() - frozen:
+            own = {name for name, layer in _named(candidate.graph) if layer.spec.frozen}
+            for name in starts.keys() - frozen - own:
                 fresh: Sequence[npt.NDArray[Any]] = candidate.tensors([name])[name]
                 starts[name] = [  # biases and statistics stay as they are
                     old if old.ndim < 2 else (old + part * (new - old)).astype(old.dtype)
@@ -401,7 +422,7 @@ class TransferTrainer:
         if not math.isfinite(logs.pop("loss")):
             return math.nan
         (value,) = logs.values()
-        return value if self.application.mode == "max" else -value
+        return self.application.natural(value)
 
     def _put(
         self,
@@ -461,6 +482,23 @@ class _Ancestry:
     inheritance: Inheritance | None
     loaded: _Weights = field(default_factory=dict)
     parent: tuple[LayerGraph, Tensors] | None = None
+
+
+def _named(graph: LayerGraph) -> Iterable[tuple[str, Layer]]:
+    return zip(graph.names, graph.layers, strict=True)
+
+
+def _completed(
+    given: Mapping[str, Sequence[npt.NDArray[Any] | None]], candidate: Candidate
+) -> _Weights:
+    """Return all weights of the layers that start from given ones, some of them perhaps new."""
+    completed: _Weights = {}
+    for name, arrays in given.items():
+        new: Sequence[npt.NDArray[Any]] = candidate.tensors([name])[name]
+        completed[name] = [
+            old if array is None else array for array, old in zip(arrays, new, strict=True)
+        ]
+    return completed
 
 
 def _end_lease(fetched: Future[_Ancestry]) -> None:

@@ -190,3 +190,36 @@ def test_methods_give_back_what_they_were_given_and_redis_may_be_missing(tmp_pat
     results = json.loads((tmp_path / "out.json").read_text())["results"]
     for method in ("store", "hdf5", "safetensors", "npz", "raw"):
         assert results[f"{method}_ms_of_5"] > 0
+
+
+def test_no_question_needs_more_than_a_search_does() -> None:
+    """What a peer needs is imported where it is measured, so that the rest goes on without it."""
+    peers = ["deephyper", "matplotlib", "playwright", "plotly", "ray", "redis", "simpy"]
+    code = f"""
+import importlib, sys
+sys.modules |= dict.fromkeys({peers!r})
+for name in {[script.name for script in questions.find()]!r}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True,
+        timeout=120, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_helper_that_cannot_be_built_is_a_line_that_says_what_to_install() -> None:
+    code = "import bench_metadata as b; assert b.PrefixScan.make() is b.PrefixScan.make() is None"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True,
+        timeout=120, env=os.environ | {"PATH": "/nowhere"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "the scan in C++ is missing and is left out: apt-get install g++ cmake" in done.stderr
+
+
+def test_what_benchmarks_build_needs_no_test_library() -> None:
+    presets = json.loads((ROOT / "CMakePresets.json").read_text())["configurePresets"]
+    (preset,) = [preset for preset in presets if preset["name"] == "benchmarks"]
+    assert "CPP_STORE_TESTS" not in preset["cacheVariables"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-simulation = pytest.importorskip("simulation")  # needs simpy
+import simulation
 
 FREE = simulation.Costs(
     group=0, result=0, job=0, send=0, receive=0, latency=0, oversleep=1e-5, retire=0

@@ -176,8 +176,8 @@ class Client:
         names = [*shared, *(f"{model}.{i}" for i in range(self.random.randint(1, 3)))]
         table = cpp_store.LayerTable(names, [[i - 1] if i else [] for i in range(len(names))])
         match = store.best_match(table, namespace=self.name) if shared else None
-        owners = {} if match is None else owners_of(match.owners)
-        if match is not None and match.model not in self.state:
+        owners = owners_of(match.owners) if match else {}
+        if match and match.model not in self.state:
             raise Violation(f"{model} matches {match.model}, which was retired")
         layers = {name: owners.get(name, model) for name in names}
         after = self.state | {model: layers}
@@ -193,7 +193,7 @@ class Client:
                 score=self.random.random(),
             )
         finally:
-            if match is not None:
+            if match:
                 match.close()
         self.acknowledge(after)
 

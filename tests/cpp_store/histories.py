@@ -337,7 +337,7 @@ class Caller:
 
     def _descend(self, model: str, value: int) -> None:
         match = self._best_match(TRUNK)
-        if match is not None:
+        if match:
             self._put_child(model, value, match)
 
     def _put_child(self, model: str, value: int, match: LeasedMatch) -> None:
@@ -360,11 +360,11 @@ class Caller:
                 lambda _: "stored",
             )
 
-    def _best_match(self, layers: Sequence[str]) -> LeasedMatch | None:
+    def _best_match(self, layers: Sequence[str]) -> LeasedMatch:
         return self._store.best_match(chain(layers), namespace=self._namespace)
 
-    def _look_at(self, match: LeasedMatch | None) -> Hashable:
-        if match is None:
+    def _look_at(self, match: LeasedMatch) -> Hashable:
+        if not match:
             return "nothing"
         with match:
             return match.model, self._content(match)

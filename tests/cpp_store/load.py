@@ -184,7 +184,7 @@ class Client:
 
     def _match(self, tries: int) -> None:
         match = self._store.best_match(LayerTable(["trunk"]))
-        if match is None:
+        if not match:
             return
         with match:
             try:

@@ -1,7 +1,6 @@
 """Stores that keep their models in a directory."""
 
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -106,28 +105,6 @@ def test_the_end_of_the_process_closes_it(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program, tmp_path / "data"], check=True, timeout=60)
     with cpp_store.embedded(data_dir=tmp_path / "data") as store:
         assert (store.read("m")["a"][0] == np.arange(9)).all()
-
-
-def test_a_fork_can_read_but_not_write(tmp_path: Path) -> None:
-    with cpp_store.embedded(data_dir=tmp_path / "data", durability="sync") as store:
-        store.put("m", {"a": [np.arange(9)]})
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                assert (store.read("m")["a"][0] == np.arange(9)).all()
-                for change in (
-                    lambda: store.put("n", {"a": [np.ones(2)]}),
-                    lambda: store.retire("m"),
-                ):
-                    with pytest.raises(cpp_store.InvalidArgument, match="fork"):
-                        change()
-                code = 0
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        store.put("n", {"a": [np.ones(2)]})
-        assert store.list() == ["m", "n"]
 
 
 def test_segments_are_safetensors(tmp_path: Path) -> None:

@@ -1,10 +1,6 @@
 """What is particular to a store in this process."""
 
 import gc
-import os
-import sys
-import traceback
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -59,7 +55,7 @@ def test_an_owners_id_stays_taken_while_others_inherit() -> None:
     table = cpp_store.LayerTable(["a"])
     with cpp_store.embedded(memory="16MiB") as store:
         store.put("m", {"a": [np.zeros(3)]}, table=table)
-        with store.best_match(table) as match:  # type: ignore[union-attr]
+        with store.best_match(table) as match:
             store.put("n", {}, table=table, match=match, inherited=["a"])
         store.retire("m")
         with pytest.raises(cpp_store.AlreadyExists, match="choose another id"):
@@ -98,36 +94,3 @@ def test_allocates_only_what_can_be_kept(spec: object, says: str) -> None:
         pytest.raises(cpp_store.InvalidArgument, match=says),
     ):
         store.allocate("m", {"a": [spec]})  # type: ignore[list-item]
-
-
-def in_fork(work: Callable[[], None]) -> int:
-    """Run in a fork of this process. Returns its exit code: 0 unless something was raised."""
-    process = os.fork()
-    if process == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_fork_reads_but_cannot_put() -> None:
-    store = cpp_store.embedded(memory="16MiB")
-    store.put("m", {"a": [np.arange(1_000)]})
-
-    def work() -> None:
-        nonlocal store
-        assert store.read("m")["a"][0][-1] == 999
-        with pytest.raises(cpp_store.InvalidArgument, match=f"process {os.getppid()}"):
-            store.put("n", {"a": [np.zeros(1_000)]})
-        store.retire("m")
-        del store  # ends without waiting for a thread that is not here
-        gc.collect()
-
-    assert in_fork(work) == 0
-    store.put("n", {"a": [np.zeros(1_000)]})
-    np.testing.assert_array_equal(store.read("m")["a"][0], np.arange(1_000))

@@ -121,7 +121,7 @@ def test_awaits_what_calls_return(store: Store) -> None:
             found = await asyncio.gather(*(asynchronous.read(f"m{i}") for i in range(20)))
             assert [tensors["a"][0][0] for tensors in found] == list(range(20))
             match = await asynchronous.best_match(table)
-            assert match is not None
+            assert match
             async with match:
                 assert match.model == "m19"
                 await asynchronous.retire("m19")

@@ -174,7 +174,7 @@ def test_references_end_with_the_last_heir_at_every_server() -> None:
     with running(3) as group, cpp_store.connect(group.addresses, replicas=2) as store:
         put(store, "ancestor", 1)
         match = store.best_match(LayerTable(["a"]))
-        assert match is not None
+        assert match
         store.retire("ancestor")
         with match:  # its lease is at all servers of the ancestor
             store.put("heir", {}, table=LayerTable(["a"]), match=match, inherited=["a"])

@@ -249,7 +249,7 @@ def put_for_ever(address: str, ready: "multiprocessing.synchronize.Event") -> No
 def hold_a_lease(address: str, ready: "multiprocessing.synchronize.Event") -> None:
     store = cpp_store.connect(address)
     match = store.best_match(cpp_store.LayerTable(["layer_0"]), lease=3600)
-    assert match is not None
+    assert match
     ready.set()
     signal.pause()
 

@@ -250,7 +250,7 @@ def test_children_inherit_by_reference(store: Store) -> None:
     store.put("parent", parent, table=chain("a", "b", "p"))
     own = weights("c", seed=5)
 
-    with store.best_match(chain("a", "b", "c")) as match:  # type: ignore[union-attr]
+    with store.best_match(chain("a", "b", "c")) as match:
         assert match.lease
         assert match.owners == {"a": "parent", "b": "parent"}
         assert_equal(store.read_match(match), {"a": parent["a"], "b": parent["b"]})
@@ -276,10 +276,10 @@ def test_a_lease_outlives_retirement(store: Store) -> None:
     expected = weights("a", "b")
     store.put("m", expected, table=chain("a", "b"))
     match = store.best_match(chain("a", "b", "x"))
-    assert match is not None
+    assert match
     store.retire("m")
     assert "m" not in store
-    assert store.best_match(chain("a", "b")) is None
+    assert not store.best_match(chain("a", "b"))
     assert_equal(store.read_match(match), expected)
     store.put("n", weights("x"), table=chain("a", "b", "x"), match=match, inherited=["a", "b"])
     match.close()
@@ -289,7 +289,7 @@ def test_a_lease_outlives_retirement(store: Store) -> None:
 def test_without_a_lease_nothing_is_kept(store: Store) -> None:
     store.put("m", weights("a"))
     match = store.best_match(chain("a"), lease=0)
-    assert match is not None
+    assert match
     assert match.lease == 0
     store.retire("m")
     with pytest.raises(NotFound):
@@ -302,7 +302,7 @@ def test_without_a_lease_nothing_is_kept(store: Store) -> None:
 def test_only_layers_of_the_match_can_be_inherited(store: Store) -> None:
     store.put("m", weights("a", "b") | {"flat": []}, table=chain("a", "flat", "b"))
     match = store.best_match(chain("a", "flat", "c"))
-    assert match is not None
+    assert match
     table = chain("a", "flat", "c")
     with pytest.raises(InvalidArgument, match="'c' is not in the prefix of 2 layers"):
         store.put("n", {}, table=table, match=match, inherited=["a", "c"])
@@ -379,7 +379,7 @@ def test_what_is_not_there_is_not_found(store: Store) -> None:
     store.put("m", weights("a"))
     with pytest.raises(InvalidArgument, match="model 'm' has no layer 'b'"):
         store.read("m", ["b"])
-    with pytest.raises(InvalidArgument, match="is a collection of names"):
+    with pytest.raises(InvalidArgument, match="a collection of names"):
         store.read("m", "a")
 
 
@@ -421,7 +421,7 @@ def test_a_closed_store_says_so(store: Store) -> None:
         store.put("m", weights("a"))
         match = store.best_match(chain("a"))
     store.close()
-    assert match is not None
+    assert match
     with pytest.raises(cpp_store.StoreError, match="the store is closed"):
         store.read("m")
     with pytest.raises(cpp_store.StoreError, match="the store is closed"):
@@ -445,7 +445,7 @@ def test_threads_put_read_match_and_retire_at_once(store: Store) -> None:
                 with suppress(NotFound):
                     assert_equal(store.read(str(other)), content(other))
                 match = store.best_match(chain("l0", "l1", "l2", "x"))
-                assert match is not None
+                assert match
                 with match:
                     found = store.read_match(match)
                     assert_equal(

@@ -38,7 +38,7 @@ main("--application digits --max_evals 3 --epochs 1 --seed 1 --output_dir runs/f
 """,
 }
 FILES_OF = {"README": ROOT / "docs/tutorial.md"}
-SHORTER = {"max_evals=64": "max_evals=4"}  # in Python; in shell, the stand-ins do it
+SHORTER = {"max_evals=64": "max_evals=4", "for seed in 1 2 3": "for seed in 1"}  # beside stand-ins
 
 
 def script_of(blocks: list[Block], folder: Path) -> str:
@@ -57,7 +57,7 @@ def script_of(blocks: list[Block], folder: Path) -> str:
             (folder / name).write_text(code)
             lines.append(f"echo '--- line {block.line}' >&2\npython {name}")
         else:
-            lines.append(f"echo '--- line {block.line}' >&2\n{block.code}")
+            lines.append(f"echo '--- line {block.line}' >&2\n{code}")
     # Servers that a page starts in the background end with it.
     return "trap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n" + "\n".join(lines) + "\n"
 
@@ -109,6 +109,23 @@ def test_every_block_says_what_it_is(page: Path) -> None:
         assert block.language in {"python", "bash"} | NOT_CODE, (
             f"{where}: bash and python blocks run; what is no code is text, not {block.language!r}"
         )
+
+
+def test_no_page_writes_where_another_has_written() -> None:
+    """A run directory is written once: whoever types page after page must not be refused."""
+    written: dict[str, str] = {}
+    makefile = (ROOT / "Makefile").read_text()
+    for name in re.findall(r"run=([\w/]+);", makefile):
+        written[name] = "Makefile"
+    assert written
+    for page in PAGES:
+        for block in blocks_of(page):
+            for line in block.code.splitlines() if block.language == "bash" else ():
+                if "--resume" in line or "cluster" in block.why_not:
+                    continue
+                for name in re.findall(r"--output_dir (\S+)", line):
+                    where = f"{page.name}:{block.line}"
+                    assert written.setdefault(name, where) == where, f"{name}: {where}"
 
 
 def test_the_architecture_names_files_that_exist() -> None:

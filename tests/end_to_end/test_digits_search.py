@@ -74,8 +74,15 @@ def test_two_ranks_find_a_good_network(mpiexec: Any, tmp_path: Path, method: str
         check_best_model(path, result["best_objective"])
         assert stored == whole - result["bytes_transferred"] < whole
     check_what_readers_find(path, found, shares=method == "store")
-    # The terminal shows progress and nothing else; the noise is in the logs.
-    assert all("evaluations" in line for line in done.stderr.splitlines()), done.stderr
+    # The terminal shows what goes on and nothing else; the noise is in the logs.
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("digits: 1,348 rows to train on, 449 to judge by"), done.stderr
+    assert lines[1].startswith("2 ranks; space feed_forward of 12 genes; search evolution")
+    assert lines[2].startswith("the objective is sparse_categorical_accuracy")
+    assert lines[3].startswith("NumPy trains")
+    assert lines[4] == f"everything goes to {path}"
+    known = ("evaluation", "best.keras", "trained")
+    assert all(any(word in line for word in known) for line in lines[5:]), done.stderr
     assert (path / "logs" / "rank-0.log").stat().st_size > 0  # Keras wrote the best model
     description = json.loads((path / "run.json").read_text())
     assert description["settings"]["seed"] == 1 and "keras" in description["versions"]

@@ -149,11 +149,11 @@ def test_names_of_a_known_graph_never_change() -> None:
     left = builder.add(layers.dense(4), x)
     right = builder.add(layers.dense(4), x)
     assert builder.build(builder.add(layers.add(), left, right)).names == (
-        "InputLayer_d7fc78f08938fc51ffac088b9950c074",
-        "Dense_f88ae5bb7e36bf8507ce3071dcd15d2c",
-        "Dense_97f744d440901cde845e9426a06b92c4",
-        "Dense_97f744d440901cde845e9426a06b92c4_1",
-        "Add_fc1cb91c537ff68e282208693c08a62d",
+        "InputLayer_d61162df6270f8aa43e8f125c0fdf2d0",
+        "Dense_aa432ab686b3a3aaf36cc4a42baf363e",
+        "Dense_4bc596a92664a939d5f5b8d89970df9e",
+        "Dense_4bc596a92664a939d5f5b8d89970df9e_1",
+        "Add_2e6e4a160aca1928bf6eeab7d1597c03",
     )
 
 

@@ -2,9 +2,9 @@
 
 Arguments: the run directory, and JSON with ``max_evals``, ``population``, ``timeout``, ``resume``
 (also: if there is anything to resume), ``manager_error_at``, ``lost_after``, ``pids`` (a directory
-for the number of each rank's process), the arguments of `Fake` (``seconds`` may be a list, by rank)
-and ``evaluation_timeout``, which lets child processes evaluate. Rank 0 prints what happened as
-JSON.
+for the number of each rank's process), ``wide`` (12,000 genes), ``synchronous`` (each message waits
+for its receiver, as long ones do), the arguments of `Fake` (``seconds`` may be a list, by rank) and
+``evaluation_timeout``, which lets child processes evaluate. Rank 0 prints what happened as JSON.
 """
 
 import errno
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_nas.errors import Unwritable
-from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.ranks import MPIRanks, join
 from transfer_nas.search import serial
 from transfer_nas.search.evaluation import Evaluate, InProcess
@@ -32,6 +32,18 @@ from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=3)
+WIDE = FeedForward([(4,)], 2, max_depth=6000)  # 12,000 genes
+
+
+def synchronous(comm: Any) -> Any:
+    """Return a communicator, to duplicate, whose messages all wait for their receivers."""
+    from mpi4py import MPI
+
+    class Synchronous(MPI.Intracomm):
+        def Isend(self, buf: Any, dest: int, tag: int = 0) -> MPI.Request:
+            return self.Issend(buf, dest, tag)
+
+    return Synchronous(comm)
 
 
 class Fake:
@@ -47,6 +59,8 @@ class Fake:
         Jobs that never end, and that end their process.
     no_room
         Jobs that find the disk full.
+    padding
+        Bytes that a report is longer.
     slow
         A ``job`` that ends ``then_seconds`` after there are ``until_rows`` rows in ``results``.
     """
@@ -59,6 +73,7 @@ class Fake:
         hang: Sequence[int] = (),
         die: Sequence[int] = (),
         no_room: Sequence[int] = (),
+        padding: int = 0,
         slow: Mapping[str, Any] | None = None,
     ) -> None:
         self.seconds = seconds
@@ -67,6 +82,7 @@ class Fake:
         self.hang = hang
         self.die = die
         self.no_room = no_room
+        self.padding = padding
         self.slow = slow
         self.last: Job | None = None
 
@@ -87,7 +103,11 @@ class Fake:
         if self.fail_every and job.id % self.fail_every == 0:
             raise RuntimeError("as asked")
         self.last = job
-        measures = {"layers": 4, "layers_transferred": 1 if job.parent is not None else 0}
+        measures: dict[str, Measure] = {
+            "layers": 4,
+            "layers_transferred": 1 if job.parent is not None else 0,
+            "ancestor": self.padding * "x",
+        }
         return Evaluation(job, DONE, float(sum(job.genome)), measures)
 
     def save_model(self, path: Path) -> None:
@@ -113,14 +133,19 @@ def main() -> int:
         if len(reports) == 1:
             print("first evaluation", file=sys.stderr, flush=True)
 
+    def fail(error: BaseException) -> None:
+        print(error, file=sys.stderr, flush=True)
+        ranks.abort(1)
+
     manager = None
     if ranks.rank == 0:
         resume = options.get("resume") and (path / "run.json").exists()
         begin = RunDirectory.resume if resume else RunDirectory.create
-        directory = begin(path, SPACE, {}, {})
+        space = WIDE if options.get("wide") else SPACE
+        directory = begin(path, space, {}, {})
         population = options.get("population", 8)
         manager = Manager(
-            AgingEvolution(SPACE, population, min(3, population), seed=5),
+            AgingEvolution(space, population, min(3, population), seed=5),
             directory,
             max_evals=options.get("max_evals"),
             retire=retire,
@@ -130,7 +155,7 @@ def main() -> int:
     ranks.share(None)
     fake = {
         name: options[name]
-        for name in ("spread", "fail_every", "hang", "die", "no_room")
+        for name in ("spread", "fail_every", "hang", "die", "no_room", "padding")
         if name in options
     }
     if "slow" in options:
@@ -153,13 +178,15 @@ def main() -> int:
                 from transfer_nas.search import mpi
 
                 lost_after = options.get("lost_after", mpi.LOST_AFTER)
-                lost = mpi.run(ranks.comm, manager, evaluate, interruption, lost_after=lost_after)
+                comm = synchronous(ranks.comm) if options.get("synchronous") else ranks.comm
+                lost = mpi.run(
+                    comm, manager, evaluate, interruption, fail=fail, lost_after=lost_after
+                )
             else:
                 assert manager is not None
                 serial.run(manager, evaluate, interruption)
     except (OSError, Unwritable) as error:
-        print(error, file=sys.stderr, flush=True)
-        ranks.abort(1)
+        fail(error)
     seconds = time.perf_counter() - begun
     cpu = ranks.share(time.process_time() - cpu_before) if not lost else []
     if manager is not None:

@@ -103,13 +103,13 @@ class TestCommand:
         monkeypatch.setattr(builtins, "__import__", without)
 
         assert birthday.main([*self.FLAGS, "--output", "plot.svg"]) == 2
-        assert "pip install 'transfer-nas[plots]'" in capsys.readouterr().err
+        assert 'not installed: pip install "matplotlib' in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
             (["--population_size", "0"], "--population_size must be at least 1, not 0"),
-            (["--mutation-rate", "1.5"], "--mutation_rate must be from 0 to 1, not 1.5"),
+            (["--mutation-rate", "1.5"], "--mutation_rate must be at most 1, not 1.5"),
             (["--space", "dense_skp"], "did you mean 'dense_skip'"),
             (["--colour"], "unrecognized arguments: --colour"),
             (["--output", "plot.unknown", *FLAGS], "cannot write plot.unknown"),

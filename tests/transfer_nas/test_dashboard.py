@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer_nas.dashboard import Server, Sources, Watcher, main
+from transfer_nas.dashboard import Server, Sources, Watcher, main, wait_for
 from transfer_nas.testing import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -51,7 +51,8 @@ def serve(run: GrowingRun) -> Iterator[Callable[[], Server]]:
 
     def start() -> Server:
         watcher = Watcher(Sources([run.path]), interval=0.05)
-        server = Server("127.0.0.1", 0, watcher)
+        server = Server("127.0.0.1", 0)
+        server.watcher = watcher
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         watcher.__enter__()
         thread.start()
@@ -146,11 +147,29 @@ def test_a_port_in_use_is_one_line(
     )
 
 
+def test_waits_for_a_search_to_begin(
+    run: GrowingRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = tmp_path / "later"
+    sources = Sources([run.path], [later])
+    waiting = threading.Thread(target=wait_for, args=(sources, 0.02))
+    waiting.start()
+    (later / "logs").mkdir(parents=True)  # the directory alone is no run yet
+    while not (said := capsys.readouterr().out):
+        assert waiting.is_alive()
+    assert said == f"waiting for a search to begin in {later}; Ctrl-C ends\n"
+    assert waiting.is_alive()
+    shutil.copy(run.path / "run.json", later)
+    waiting.join(20)
+    assert not waiting.is_alive() and not sources.missing()
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nowhere"], "nowhere: there is no such directory"),
-        (["RUN", "--port", "70000"], "--port must be from 0 to 65535"),
+        (["POPULATION"], "holds a population, which nothing was trained of"),
+        (["RUN", "--port", "70000"], "--port must be at most 65535"),
         (["RUN", "--interval", "0"], "--interval must be at least 0.1"),
         (["RUN", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
     ],
@@ -158,7 +177,11 @@ def test_a_port_in_use_is_one_line(
 def test_bad_input_is_one_line(
     run: GrowingRun, arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(run.path) if a == "RUN" else a for a in arguments]) == 2
+    population = run.path.parent / "population"
+    population.mkdir()
+    (population / "population.json").write_text("{}")
+    known = {"RUN": str(run.path), "POPULATION": str(population)}
+    assert main([known.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("dashboard: error: ") and error.count("\n") == 1 and complaint in error
 
@@ -183,7 +206,15 @@ def test_an_open_page_follows_the_run(run: GrowingRun, serve: Callable[[], Serve
         page.focus(chart)
         page.evaluate("element => { element.seenBefore = true; }", page.query_selector(chart))
         page.keyboard.press("+")
+        table = "[data-rows='run0']"
+        page.evaluate("element => { element.scrollIntoView(); }", page.query_selector(table))
+        page.wait_for_selector(f"{table}[data-drawn]")
+        page.fill(f"{table} .filter input", "0")
+        page.click("text=Add filter")
+        page.wait_for_selector(f"{table} .count:has-text('10 of 10 evaluations')")
+        page.focus(chart)
         run.grow(40)
+        page.wait_for_selector(f"{table} .count:has-text('40 of 40 evaluations')")
         page.wait_for_selector(".notice:has-text('40 evaluations so far')")
         # The reader's choices, the focus and the charts stay where they were.
         assert page.evaluate("document.activeElement.seenBefore") is True

@@ -34,7 +34,7 @@ from transfer_nas.job import DONE, Evaluation
 from transfer_nas.search import evolution
 from transfer_nas.search.manager import Manager
 from transfer_nas.search.run_directory import RunDirectory
-from transfer_nas.spaces import FeedForward
+from transfer_nas.spaces import FeedForward, Gene
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)
 
@@ -231,3 +231,42 @@ def test_a_server_that_is_gone_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     transfer = TransferEvaluation("breast_cancer")
     with pytest.raises(InputError, match=r"no store at ofi.tcp://127.0.0.1:1"):
         transfer._store()
+
+
+def test_a_restarted_search_knows_what_was_chosen(tmp_path: Path) -> None:
+    """Whatever pandas takes texts for, and though failures make texts of all objectives."""
+    genes = (
+        Gene("text", ("None", "NA", "16", "True", "", "one\ntwo")),
+        Gene("mixed", (True, 2, "no")),
+        Gene("size", (1, 2, 3, 4)),
+    )
+    space = FeedForward([(4,)], 2)
+    space.genes = genes
+
+    def judge(job: Any) -> dict[str, Any]:
+        failed = job["size"] == 4
+        return {"objective": "F_size" if failed else float(job["size"]), "metadata": {"n": 1}}
+
+    def search(**options: Any) -> AgingEvolution:
+        return AgingEvolution(
+            problem_of(space), random_state=1, log_dir=str(tmp_path), population_size=50,
+            sample_size=2, **options,
+        )  # fmt: skip
+
+    def evaluator() -> Evaluator:
+        return Evaluator.create(judge, method="thread", method_kwargs={"num_workers": 1})
+
+    first = search()
+    first.search(evaluator(), max_evals=30)
+    again = search(checkpoint_restart=True)
+    again.search(evaluator(), max_evals=1)
+    before = [(member.job.genome, member.objective) for member in first._evolution.population]
+    after = [(member.job.genome, member.objective) for member in again._evolution.population]
+    assert len(before) < 30 and after[: len(before)] == before
+
+
+def test_a_problem_of_one_configuration_is_refused() -> None:
+    space = FeedForward([(4,)], 2)
+    space.genes = (Gene("a", (1,)),)
+    with pytest.raises(InputError, match="one configuration: there is nothing to search"):
+        AgingEvolution(problem_of(space), population_size=2, sample_size=1)

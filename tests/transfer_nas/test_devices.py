@@ -1,9 +1,13 @@
 """Which cores and which GPU a rank gets."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from transfer_nas.errors import InputError
 from transfer_nas.search.devices import choose_gpu, default_threads, pin_threads
 
 
@@ -51,3 +55,44 @@ def test_a_gpu_of_ones_own_is_not_to_be_shared(tmp_path: Path) -> None:
     environment = {"CUDA_VISIBLE_DEVICES": "0,1"}
     assert choose_gpu(1, 2, environment, tmp_path) == "1"
     assert environment == {"CUDA_VISIBLE_DEVICES": "1"}
+
+
+@pytest.mark.parametrize("text", ["many", "", "0", "-1", "100000", "1e3"])
+def test_an_environment_that_names_no_number_of_threads_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="OMP_NUM_THREADS must be"):
+        pin_threads(None, 1, {"OMP_NUM_THREADS": text})
+    assert pin_threads(None, 1, {"OMP_NUM_THREADS": "4,2"}) == 4  # of nested regions
+    assert pin_threads(3, 1, {"OMP_NUM_THREADS": text, "OPENBLAS_NUM_THREADS": "9"}) == 3
+
+
+def test_a_rank_computes_with_as_many_threads_as_it_was_told(tmp_path: Path) -> None:
+    """NumPy's linear algebra is loaded before anybody reads the command line."""
+    code = """
+import numpy, sys
+from threadpoolctl import threadpool_info
+before = [library["num_threads"] for library in threadpool_info()]
+from transfer_nas import trained_model
+from transfer_nas.evolve import main
+from transfer_nas.spaces import FeedForward
+counts = set()
+graph = FeedForward.graph
+def asking(self, genome):
+    counts.update(library["num_threads"] for library in threadpool_info())
+    return graph(self, genome)
+FeedForward.graph = asking
+arguments = "--application digits --space feed_forward --epochs 1 --max_evals 1 --transfer noop"
+trained_model.finish = lambda *_: None  # Keras is not what this is about
+run = ["--threads_per_rank", "1", "--output_dir", sys.argv[1]]
+assert main([*arguments.split(), *run]) == 0
+assert counts == {1} and 1 not in before, (counts, before)
+"""
+    environment = {name: text for name, text in os.environ.items() if "THREADS" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment | {"OMP_NUM_THREADS": "2"},
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """The command line: spellings, defaults, and each bad input with its message and exit code."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from transfer_nas import evolve
+from transfer_nas import applications, evolve, spaces
 from transfer_nas.errors import InputError
 from transfer_nas.evolve import parse
+from transfer_nas.settings import RANGES, Settings
 
 
 def test_defaults() -> None:
@@ -38,7 +40,7 @@ DIGITS = ["--application", "digits"]
     [
         (["--population_size", "0"], "--population_size must be at least 1, not 0"),
         (["--population_size", "-3"], "--population_size must be at least 1, not -3"),
-        (["--population_size", "many"], "argument --population_size: invalid int value: 'many'"),
+        (["--population_size", "many"], "--population_size must be a whole number, not 'many'"),
         (["--sample_size", "0"], "--sample_size must be at least 1"),
         (
             ["--sample_size", "9", "--population_size", "8"],
@@ -58,7 +60,7 @@ DIGITS = ["--application", "digits"]
         ([*DIGITS, "--evolve_count", "5"], "--evolve_count goes only with --application none"),
         (["--epochs", "5"], "--epochs needs an --application"),
         ([*DIGITS, "--search", "halve"], "unknown --search 'halve'; did you mean 'halving'"),
-        ([*DIGITS, "--beta", "inf"], "--beta must be a finite number, not inf"),
+        ([*DIGITS, "--beta", "inf"], "--beta must be at most 1000, not inf"),
         (
             [*DIGITS, "--beta", "1", "--search", "random"],
             "--beta goes only with --search evolution",
@@ -87,6 +89,59 @@ def test_bad_arguments(
     assert message in err and err.count("\n") == 1 and out == ""
 
 
+@pytest.mark.parametrize("flag", RANGES)
+def test_numbers_that_make_no_sense_are_refused_at_both_ends(
+    flag: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    numbers = RANGES[flag]
+    company = [] if flag in ("evolve_count", "population_size", "sample_size", "seed") else DIGITS
+    company = DIGITS if flag == "beta" else company
+    senseless = ["nan", "-inf", "inf", "-1e30", "1e30", "1e300", f"{10**30}", f"{-(10**30)}", "x"]
+    for text in [*senseless, *(["-1"] if flag != "beta" else [])]:
+        assert evolve.main([*company, f"--{flag}={text}"]) == 2, text
+        err = capfd.readouterr().err
+        assert err.startswith(f"evolve: error: --{flag} must be ") and err.count("\n") == 1
+    assert numbers.complaint(numbers.most + 1) or numbers.complaint(numbers.below)
+
+
+def test_every_number_has_a_range() -> None:
+    kinds = {field.name: str(field.type) for field in dataclasses.fields(Settings)}
+    assert set(RANGES) == {n for n, kind in kinds.items() if "int" in kind or "float" in kind}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--replicas", "2"], {}, "--replicas 2 needs 2 store servers, and a job that starts its"),
+        ([], {"MODEL_REPLICAS": "2"}, "MODEL_REPLICAS 2 needs 2 store servers"),
+        ([], {"MODEL_REPLICAS": "two"}, "MODEL_REPLICAS must be a whole number, not 'two'"),
+        ([], {"MODEL_REPLICAS": "0"}, "MODEL_REPLICAS must be at least 1, not 0"),
+        (["--replicas", "2", "--isolate"], {}, "a job that starts its own has 1, one a node"),
+        (["--replicas", "2", "--transfer", "hdf5"], {}, "--replicas goes only with --transfer sto"),
+        (["--store_host", "eth0", "--transfer", "noop"], {}, "--store_host goes only with"),
+        (["--store_host", "eth0"], {"MODEL_SERVERS": "ofi+tcp://h:1"}, "leave one of them out"),
+        (["--max_evals", "3"], {"OMP_NUM_THREADS": "none"}, "OMP_NUM_THREADS must be a whole"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_and_leaves_nothing(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MODEL_SERVERS", "MODEL_REPLICAS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    path = tmp_path / "run"
+    assert evolve.main([*DIGITS, *arguments, "--output_dir", str(path)]) == 2
+    out, err = capfd.readouterr()
+    assert message in err and err.count("\n") == 1 and out == ""
+    assert not path.exists()
+
+
 def run(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     import os
 
@@ -104,7 +159,7 @@ def test_help_names_every_setting_and_needs_neither_mpi_nor_numpy() -> None:
     code = (
         "import sys\nfrom transfer_nas import evolve\n"
         "try: evolve.main(['--help'])\n"
-        "finally: assert not {'numpy', 'mpi4py', 'tensorflow', 'cpp_store'} & set(sys.modules)"
+        "finally: assert not {'numpy', 'mpi4py', 'cpp_store._core'} & set(sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False
@@ -112,6 +167,8 @@ def test_help_names_every_setting_and_needs_neither_mpi_nor_numpy() -> None:
     assert done.returncode == 0 and done.stderr == ""
     for name in parse([]).to_dict():
         assert f"--{name}" in done.stdout
+    for name in (*applications.NAMES, *spaces.REGISTRY):
+        assert name in done.stdout
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -34,6 +36,11 @@ def test_the_example_of_the_documentation_works(
     # The second run went on with the models of the first.
     assert results["m:ancestor"][12:].notna().any()
     data = resolve("digits").data
+    judged = json.loads((search.output_dir / "best-validation.json").read_text())
+    counts = np.array(judged["counts"])
+    assert judged["rows"] == counts.sum() == len(data.y_valid)
+    assert counts.sum(axis=1).tolist() == np.bincount(data.y_valid).tolist()
+    assert np.trace(counts) / counts.sum() == pytest.approx(results["objective"].max(), abs=1e-6)
     accuracy = np.mean(model.predict(data.x_valid, verbose=0).argmax(axis=1) == data.y_valid)
     assert accuracy == pytest.approx(results["objective"].max(), abs=1e-6)
     assert search.best == {
@@ -41,6 +48,37 @@ def test_the_example_of_the_documentation_works(
         for name, value in results.loc[results["objective"].idxmax()].items()
         if name.startswith("p:")
     }
+
+
+def test_a_search_shows_how_far_it_is(tmp_path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    error = dataclasses.replace(
+        resolve("diabetes"), name="<b>", metric="mean_absolute_error", mode="min", epochs=1
+    )
+    with transfer_nas.Search(
+        "feed_forward",
+        error,
+        population_size=3,
+        seed=1,
+        output_dir=tmp_path / "run",
+        progress=False,
+    ) as search:
+        assert "evaluations: none yet" in repr(search)
+        with pytest.raises(InputError, match=r"run\(\) first"):
+            search.plot()
+        objective = search.run(max_evals=4)["objective"]
+        best = -objective.max()
+        assert f"mean_absolute_error {best:.4f}" in repr(search) and "lower is better" in repr(
+            search
+        )
+        assert "&lt;b&gt;" in search._repr_html_() and "<b>" not in search._repr_html_()
+        axes = search.plot()
+        points, line = axes.get_lines()
+        assert points.get_ydata().tolist() == (-objective).tolist()
+        assert line.get_ydata()[-1] == best > 0
+        assert search.plot(axes) is axes
+        pyplot.close("all")
 
 
 def test_the_best_is_not_there_before_the_first_run(tmp_path: Path) -> None:

@@ -80,8 +80,10 @@ def test_an_evaluation_comes_back_whole(start: Callable[..., InChild], tmp_path:
 
 def test_failures_of_the_candidate_keep_the_child(start: Callable[..., InChild]) -> None:
     with start() as evaluate:
-        assert evaluate(Job(1, ()), 0.0).status == "F_ValueError"
-        assert evaluate(Job(4, ()), 0.0).status == "F_nan"
+        raised, diverged = evaluate(Job(1, ()), 0.0), evaluate(Job(4, ()), 0.0)
+        assert (raised.status, diverged.status) == ("F_ValueError", "F_nan")
+        assert raised.measures["error"] == "ValueError: does not fit"
+        assert diverged.measures["error"] == "the objective is nan, not a finite number"
         assert evaluate(Job(5, ()), 0.0).measures["layers"] == 3
 
 
@@ -106,7 +108,9 @@ def test_a_crash_costs_the_child_and_the_next_job_gets_a_new_one(
     start: Callable[..., InChild],
 ) -> None:
     with start() as evaluate:
-        assert evaluate(Job(2, ()), 0.0).status == "F_lost"
+        crashed = evaluate(Job(2, ()), 0.0)
+        assert crashed.status == "F_lost"
+        assert crashed.measures["error"] == "the evaluation ended its process: killed by SIGABRT"
         assert evaluate.said == ["job 2 ended its process: killed by SIGABRT"]
         assert evaluate(Job(5, ()), 0.0).measures["layers"] == 1
 
@@ -115,7 +119,9 @@ def test_a_child_that_takes_too_long_is_ended(start: Callable[..., InChild]) -> 
     with start(timeout=1.0) as evaluate:
         pid = evaluate(Job(0, ()), 0.0).measures["parameters"]
         begin = time.monotonic()
-        assert evaluate(Job(3, ()), 0.0).status == "F_timeout"
+        late = evaluate(Job(3, ()), 0.0)
+        assert late.status == "F_timeout"
+        assert late.measures["error"] == "the evaluation took more than 1 seconds"
         assert time.monotonic() - begin >= 1.0
         assert not Path(f"/proc/{pid}").exists()
         assert evaluate(Job(5, ()), 0.0).done

@@ -1,21 +1,29 @@
 """The manager and the serial host: what is kept, retired, counted, and how a failure looks."""
 
+import io
 import json
 import math
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from graph_meta import LayerGraph, layers
+from graph_meta.graph import GraphBuilder
+from transfer_nas import runs
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search import serial
 from transfer_nas.search.evaluation import InProcess, checkpoints_path
 from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.finalists import Finalists
+from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager, Status
-from transfer_nas.search.progress import PlainProgress, describe, seconds_left
+from transfer_nas.search.progress import Goal, PlainProgress, describe, patience, seconds_left
+from transfer_nas.search.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
-from transfer_nas.spaces import FeedForward
+from transfer_nas.spaces import Choices, FeedForward, from_function
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)
 
@@ -40,7 +48,9 @@ class Evaluator:
 class Search:
     """A manager with everything that it reports to."""
 
-    def __init__(self, path: Path, max_evals: int, *, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, max_evals: int, *, resume: bool = False, give_up_after: int | None = None
+    ) -> None:
         begin = RunDirectory.resume if resume else RunDirectory.create
         self.directory = begin(path, SPACE, {}, {})
         self.retired: list[int] = []
@@ -54,6 +64,7 @@ class Search:
             retire=self._retire,
             report=self.reports.append,
             warn=self.warnings.append,
+            give_up_after=give_up_after,
         )
 
     def _retire(self, jobs: Sequence[int]) -> None:
@@ -151,6 +162,80 @@ def test_an_interrupted_evaluation_is_the_first_of_the_resumed_search(tmp_path: 
     assert len(read_jobs(tmp_path)) == 4
 
 
+def test_a_resumed_search_has_one_figure_for_each_thing(tmp_path: Path) -> None:
+    """Terminal and summary (the status) and reports (what is read) agree, without the pause."""
+    Search(tmp_path, 7).run(wavy)
+    description = json.loads((tmp_path / "run.json").read_text())
+    description["started"] -= 1000.0  # the first process ended a good while ago
+    (tmp_path / "run.json").write_text(json.dumps(description))
+    second = Search(tmp_path, 30, resume=True)
+    second.run(wavy)
+    status, found = second.manager.status, runs.read(tmp_path)
+    assert 0 < status.seconds < 100
+    assert found.seconds.max() == pytest.approx(status.seconds, abs=1e-5)  # as it is written
+    assert found.numbers("m:timestamp_gather").max() > 1000
+    figures = found.figures
+    for name, value in {
+        "evaluations": 30,
+        "failures": 0,
+        "seconds": status.seconds,
+        "evaluations_per_second": status.evaluations_per_second,
+        "share_transferred": status.share_transferred,
+        "bytes_stored": status.bytes_stored,
+        "bytes_whole_copies": status.bytes_whole_copies,
+    }.items():
+        assert figures[name] == pytest.approx(value, rel=1e-3), name
+    assert status.best is not None and found.best is not None
+    assert found.job[found.best] == status.best.job.id == 5
+
+
+def test_of_equals_the_first_one_told_is_the_best_everywhere(tmp_path: Path) -> None:
+    search = Search(tmp_path, 8)
+    search.run(lambda job: Evaluation(job, DONE, float(job.id in (2, 5)), {"parameters": -job.id}))
+    finalists = Finalists(2, lambda jobs: None, search.directory.evaluations)
+    for evaluation in Search(tmp_path, 8, resume=True).directory.evaluations:
+        finalists.observe(evaluation)
+    found = runs.read(tmp_path)
+    assert (tmp_path / "best.safetensors").read_text() == "2"
+    assert [evaluation.job.id for evaluation in finalists.best] == [2, 5]
+    assert found.job[found.ranking][:2].tolist() == [2, 5] and found.best == found.ranking[0]
+
+
+def constant(choices: Choices) -> LayerGraph:
+    builder = GraphBuilder()
+    width = choices.choose("width", [8])
+    return builder.build(builder.add(layers.dense(width), builder.input((4,))))
+
+
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+def test_a_space_of_one_genome_ends_in_order(tmp_path: Path, beta: float) -> None:
+    space = from_function(constant)([(4,)], 8)
+    algorithm = AgingEvolution(space, 4, 2, seed=1, beta=beta)
+    warnings: list[str] = []
+    with RunDirectory.create(tmp_path, space, {}, {}) as directory, Interruption() as interruption:
+        manager = Manager(
+            algorithm,
+            directory,
+            max_evals=12,
+            retire=lambda jobs: None,
+            report=lambda status: None,
+            warn=warnings.append,
+        )
+        evaluate = InProcess(
+            Evaluator(lambda job: Evaluation(job, DONE, 0.5)), tmp_path, lambda line: None
+        )
+        serial.run(manager, evaluate, interruption)
+    assert manager.exhausted and manager.status.evaluations == 1
+    assert warnings == ["space constant holds one genome: the search ends with it"]
+    assert (tmp_path / "best.safetensors").exists()
+
+
+def test_algorithms_agree_on_a_space_of_one_genome() -> None:
+    space = from_function(constant)([(4,)], 8)
+    assert len(RandomSearch(space, 4, seed=1).ask(5)) == 1
+    assert len(SuccessiveHalving(space, 9, seed=1).ask(5)) == 5  # for more and more epochs
+
+
 def test_models_that_a_killed_process_left_undecided(tmp_path: Path) -> None:
     search = Search(tmp_path, 6)
     search.run(wavy)
@@ -196,7 +281,8 @@ def status(**changed: float | None) -> Status:
         "bytes_transferred": 0,
         "bytes_stored": 0,
         "bytes_whole_copies": 0,
-        "seconds": 20.0,
+        "seconds": 50.0,
+        "here": 20.0,
         "fresh": 5,
         "best": Evaluation(Job(3, ()), DONE, 0.9639),
     }
@@ -220,3 +306,70 @@ def test_plain_progress_always_shows_the_end(capsys: pytest.CaptureFixture[str])
         progress.update(status(evaluations=39))
         progress.update(status(evaluations=40))
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["40/40"]
+
+
+def test_the_reason_of_a_failure_is_one_short_line() -> None:
+    job = Job(0, (0,))
+    cause = ValueError("labels 1..3,\n  expected\t0..2")
+    assert Evaluation.failure(job, "x", error=cause).measures == {
+        "error": "ValueError: labels 1..3, expected 0..2"
+    }
+    assert Evaluation.failure(job, "x", error=KeyError()).measures == {"error": "KeyError"}
+    (long,) = Evaluation.failure(job, "x", error="word " * 999).measures.values()
+    assert isinstance(long, str) and len(long) == 300 and long.endswith("…")
+    assert Evaluation.failure(job, "x").measures == {}
+
+
+def failing(status: str, why: str) -> Callable[[Job], Evaluation]:
+    return lambda job: Evaluation.failure(job, status, error=why.format(job.id))
+
+
+def test_a_search_ends_when_nothing_works_for_one_reason(tmp_path: Path) -> None:
+    search = Search(tmp_path, 100, give_up_after=5)
+    search.run(failing("ValueError", "ValueError: expected 10 labels, found {}"))
+    status = search.manager.status
+    assert status.evaluations == status.failures == 5 and search.manager.hopeless
+    assert search.warnings == ["job 0 failed: ValueError: expected 10 labels, found 0"]
+    assert status.first_failure is not None and status.first_failure.job.id == 0
+
+    # Resumed, it tries once more, as what was wrong may have been put right.
+    again = Search(tmp_path, 100, resume=True, give_up_after=5)
+    again.run(failing("ValueError", "ValueError: expected 10 labels, found {}"))
+    assert again.manager.status.evaluations == 6 and again.manager.hopeless
+
+
+@pytest.mark.parametrize("which", ["one works", "other reasons", "other exceptions"])
+def test_a_search_goes_on_while_there_is_hope(tmp_path: Path, which: str) -> None:
+    def function(job: Job) -> Evaluation:
+        if job.id == 3 and which == "one works":
+            return Evaluation(job, DONE, 1.0)
+        reason = "abcdefghij"[job.id % 10] if which == "other reasons" else "a"
+        kind = "OSError" if which == "other exceptions" and job.id == 2 else "ValueError"
+        return failing(kind, reason)(job)
+
+    search = Search(tmp_path, 12, give_up_after=5)
+    search.run(function)
+    assert search.manager.status.evaluations == 12 and not search.manager.hopeless
+
+
+def test_people_read_the_metric_and_which_way_is_better() -> None:
+    found = status(best=Evaluation(Job(3, ()), DONE, -0.2925))  # type: ignore[arg-type]
+    assert "lowest mae 0.2925 (job 3)" in describe(found, None, Goal("mae", minimized=True))
+    assert Goal("mae", minimized=True).value(0.0) == 0.0
+    assert "-" not in str(Goal("mae", minimized=True).value(0.0))
+
+
+def test_progress_comes_before_the_first_evaluation_ends() -> None:
+    said = threading.Event()
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            said.set()
+            return super().write(text)
+
+    with patience(Terminal(), "loading", silent=0.01):
+        assert said.wait(60)
+    quick = io.StringIO()
+    with patience(quick, "loading", silent=3600):
+        pass
+    assert quick.getvalue() == ""

@@ -209,8 +209,8 @@ def test_says_what_is_wrong_with_an_hdf5_file(tmp_path: Path) -> None:
         ("combo", "{}", "combined_rnaseq_data_lincs1000_source_scale or combined_rnaseq_data_linc"),
         ("breast_cancer", "{}", "application breast_cancer reads no files"),
         ("digits", "synthetic:64", "there is no synthetic data for it"),
-        ("nt3", "synthetic:all", "expected a number of features of 16 or more, found 'all'"),
-        ("nt3", "synthetic:3", "expected a number of features of 16 or more, found '3'"),
+        ("nt3", "synthetic:all", "expected a number of features from 16 to 9999999, found 'all'"),
+        ("nt3", "synthetic:3", "expected a number of features from 16 to 9999999, found '3'"),
     ],
 )
 def test_says_what_is_wrong_with_a_source(

@@ -16,6 +16,7 @@ from transfer_nas import population
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.population import Population, PopulationError, files, generation
 from transfer_nas.ranks import Alone
+from transfer_nas.search.journal import claim
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Gene
 from transfer_nas.spaces.feed_forward import FeedForward
@@ -252,7 +253,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_description(d, files=[{"name": "../x", "rows": 1}]),
         "files is not a list of names and rows",
     ),
-    "version": (lambda d: edit_description(d, format=99), "format 99, expected 1"),
+    "version": (lambda d: edit_description(d, format=99), "format 99, expected 2; digests differ"),
     "other space": (
         lambda d: edit_description(d, space=FeedForward([(4,)], 2).describe()),
         "is of space 'feed_forward', expected 'dense_skip'",
@@ -273,7 +274,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "columns": (
         lambda d: edit_members(d, lambda table: table.drop_columns("parent")),
-        "the columns are not those of format 1",
+        "the columns are not those of format 2",
     ),
     "gene too large": (
         lambda d: edit_members(d, with_cell("genome", 7, [99] + [0] * (len(SPACE.genes) - 1))),
@@ -362,3 +363,20 @@ def test_no_backend_is_imported(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_who_comes_second_to_a_directory_is_refused_and_touches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "members-of-the-club").write_text("mine")
+    with claim(tmp_path), pytest.raises(InputError, match="another process works on"):
+        run(tmp_path, population_size=5)
+    assert {path.name for path in tmp_path.iterdir()} == {"members-of-the-club"}
+    assert len(run(tmp_path, population_size=5)) == 5
+    assert (tmp_path / "members-of-the-club").read_text() == "mine"
+    with pytest.raises(PopulationError, match="was written by another run in the meantime"):
+        files.write_description(tmp_path, {})
+
+
+def test_a_generation_that_is_refused_leaves_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no population"):
+        run(tmp_path / "new", initial_population_dir=str(tmp_path), evolve_count=3)
+    assert not (tmp_path / "new").exists()

@@ -51,6 +51,41 @@ def test_the_running_best_is_drawn_with_every_improvement(run: Run) -> None:
     assert set(np.round(best["y"], 4)) == set(np.round(run.running_best, 4))
 
 
+def test_a_comparison_says_each_groups_figures(tmp_path: Path) -> None:
+    groups = []
+    for name, transfer in (("with", True), ("without", False)):
+        write_run(tmp_path / name, 40, seed=3, transfer=transfer, failures=0.1)
+        groups.append(runs.read(tmp_path / name))
+    content = page.content(groups[:1], groups[1:], ("with", "without"))
+    tiles = {tile.name: tile.figures for tile in content.tiles}
+    for i, (name, run) in enumerate(zip(("with", "without"), groups, strict=True)):
+        said = {title: figures[i] for title, figures in tiles.items()}
+        assert {figure.group for figure in said.values()} == {name}
+        assert run.best is not None
+        assert said["best accuracy"].value == f"{run.objective[run.best]:.4f}"
+        assert said["best accuracy"].remark.startswith(f"job {run.job[run.best]};")
+        assert said["transferred"].value == f"{run.figures['share_transferred']:.0%}"
+        assert said["evaluations"].remark == f"{run.figures['failures']} failed"
+        rate = f"{run.figures['evaluations_per_second']:.3g} evaluations/s"
+        assert said["time"].remark == rate
+    assert tiles["transferred"][1].value == "0%"
+    labels = {figure.id: figure.label for view in content.together.views for figure in view.figures}
+    assert labels["transfer-share"].endswith("“without” 0%.")
+    assert labels["storage-stored"].count("whole copies take") == 2
+
+
+def test_the_best_is_the_same_in_every_place(run: Run) -> None:
+    content = page.content([run])
+    (part,) = content.each
+    assert run.best is not None
+    best = f"job {run.job[run.best]}"
+    table = next(view for view in part.views if view.id == "best").tables[0]
+    assert content.tiles[0].figures[0].remark.startswith(f"{best};")
+    assert table.rows[0][1] == best and table.jobs[1][0] == run.job[run.best]
+    line = next(view for view in part.views if view.id == "lineage")
+    assert line.figures[0].label.startswith(f"The best, {best}, stands")
+
+
 def test_large_runs_are_drawn_thinned_and_say_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_POINTS", 50)
     figure = progress.objective([group(run)]).figures[0]

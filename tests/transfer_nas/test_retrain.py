@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from transfer_nas import runs
+from transfer_nas import runs, trained_model
 from transfer_nas.applications import resolve
 from transfer_nas.report.best import retrain_command
 from transfer_nas.retrain import main
@@ -39,6 +40,17 @@ def test_the_command_of_a_report_trains_the_model(
     assert (run / "alone-3.keras").read_bytes() == model
 
 
+def test_a_full_training_is_no_shorter_than_that_of_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    application = resolve("digits")
+    settings = {"space": "feed_forward", "batch_size": 256, "epochs": application.epochs + 2}
+    space = application.space("feed_forward")
+    write_run(tmp_path / "run", 3, space=space, settings=settings)
+    assert main([str(tmp_path / "run")]) == 0
+    assert f"after {application.epochs + 2} epochs alone" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -53,3 +65,22 @@ def test_bad_input_is_one_line(
     assert main([str(run), *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("retrain: error: ") and error.count("\n") == 1 and complaint in error
+
+
+def test_the_best_model_of_a_search_that_a_signal_ended(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trained_model.main([str(run)]) == 2
+    assert "holds no model: expected best.safetensors" in capsys.readouterr().err
+    space = resolve("digits").space("feed_forward")
+    graph = space.graph(space.sample(np.random.default_rng(3)))
+    weights = {
+        name: [np.full(weight.shape, 0.5, weight.dtype) for weight in layer.spec.weights]
+        for name, layer in zip(graph.names, graph.layers, strict=True)
+    }
+    trained_model.write(trained_model.best_path(run), graph, weights)
+    assert trained_model.main([str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'best.keras'}\n"
+    assert not trained_model.best_path(run).exists()
+    assert trained_model.main([str(run)]) == 0  # it is there already
+    assert (run / "best.keras").stat().st_size > 1_000

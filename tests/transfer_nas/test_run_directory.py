@@ -2,20 +2,32 @@
 
 import contextlib
 import csv
+import dataclasses
+import errno
 import json
 import math
 import re
 import resource
+import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from transfer_nas.errors import RunDirectoryError, Unwritable
+from graph_meta import LayerGraph, layers
+from graph_meta.graph import FORMAT_VERSION, GraphBuilder
+from transfer_nas import runs
+from transfer_nas.errors import RunDirectoryError, SpaceError, Unwritable
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.run_directory import MEASURES, RunDirectory
-from transfer_nas.spaces import FeedForward, Space
+from transfer_nas.search.clock import Clock
+from transfer_nas.search.journal import claim
+from transfer_nas.search.results import MEASURES
+from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.spaces import Choices, FeedForward, Space, from_function
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)
 SETTINGS = {"population_size": 4, "epochs": 3}
@@ -148,6 +160,17 @@ def test_a_run_of_a_newer_version_says_what_to_do(tmp_path: Path) -> None:
         resume(tmp_path)
 
 
+def test_a_run_with_other_digests_is_not_taken_up(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    description = json.loads((tmp_path / "run.json").read_text())
+    del description["layer_graphs"]  # as before there were two versions of them
+    before = json.dumps(description)
+    (tmp_path / "run.json").write_text(before)
+    with pytest.raises(RunDirectoryError, match="expected version 2 of layer graphs, found 1"):
+        resume(tmp_path)
+    assert (tmp_path / "run.json").read_text() == before
+
+
 def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> None:
     begin(tmp_path).close()
     (tmp_path / "results.csv").unlink()
@@ -172,8 +195,8 @@ def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> N
         ("results.csv", b"", r"results.csv, line 3: expected \d+ columns, found 0"),
         (
             "results.csv",
-            b"none,0.0,none,0.0,0.5,77,DONE" + b"," * len(MEASURES),
-            r"results.csv, line 3: job 77 is not in the checkpoint",
+            b"none,0.0,none,0.0,0.5,77777,DONE" + b"," * len(MEASURES),
+            r"results.csv, line 3: job 77777 is not in the checkpoint",
         ),
         (
             "results.csv",
@@ -195,19 +218,39 @@ def test_a_damaged_line_is_left_out_and_said(
     lines[1 if name == "checkpoint" else 2] = line
     damaged = b"\n".join(lines)
     (tmp_path / name).write_bytes(damaged)
+    rebuilt = dataclasses.replace(JOBS[1], seed=0)
+    evaluations = [DONE_0, dataclasses.replace(FAILED_1, job=rebuilt)]
 
     with resume(tmp_path) as directory:
         assert re.search(message, directory.damage[0]), directory.damage
-        # What job 1 was is lost with its line in the checkpoint, and then its row is no use.
-        assert [job.id for job in directory.jobs] == ([0, 2] if name == "checkpoint" else [0, 1, 2])
-        assert [evaluation.job.id for evaluation in directory.evaluations] == [0]
+        assert [job.id for job in directory.jobs] == [0, 1, 2]
+        if name == "checkpoint":  # what job 1 was, its row says
+            assert directory.evaluations == evaluations
+            assert re.search("checkpoint lacks 1 jobs that are finished", directory.damage[1])
+        else:
+            assert [evaluation.job.id for evaluation in directory.evaluations] == [0]
+            directory.told(FAILED_1)
         assert len(directory.damage) == (2 if name == "checkpoint" else 1)
-        directory.asked(JOBS[1])
-        directory.told(FAILED_1)
     assert (tmp_path / f"{name}.damaged").read_bytes() == damaged
     with resume(tmp_path) as directory:
         assert directory.damage == []
         assert [evaluation.job.id for evaluation in directory.evaluations] == [0, 1]
+        (tmp_path / name).write_bytes(damaged)
+    with resume(tmp_path):  # the first damage is not forgotten over the second
+        assert (tmp_path / f"{name}.damaged-2").read_bytes() == damaged
+
+
+def test_finished_evaluations_outlive_the_checkpoint(tmp_path: Path) -> None:
+    begin(tmp_path).close()
+    (tmp_path / "checkpoint").unlink()
+    with resume(tmp_path) as directory:
+        assert [e.job.genome for e in directory.evaluations] == [JOBS[0].genome, JOBS[1].genome]
+        assert [e.job.parent for e in directory.evaluations] == [None, 0]
+        assert directory.damage == [
+            f"{tmp_path}/checkpoint lacks 2 jobs that are finished; they are taken from results.csv"
+        ]
+    with resume(tmp_path) as directory:
+        assert directory.damage == [] and [job.id for job in directory.jobs] == [0, 1]
 
 
 def test_other_columns_are_not_damage(tmp_path: Path) -> None:
@@ -259,3 +302,141 @@ def test_resume_without_a_run(tmp_path: Path) -> None:
 def test_measures_without_a_column_are_a_mistake(tmp_path: Path) -> None:
     with begin(tmp_path) as directory, pytest.raises(ValueError, match="loss"):
         directory.told(Evaluation(JOBS[2], DONE, 0.5, {"loss": 1.0}))
+
+
+def odd(choices: Choices) -> LayerGraph:
+    """Build what tests/data/run_1 searched, by the version before there was `m:error`."""
+    units = choices.choose("units, first", [8, 16, 32])
+    choices.choose('the "scale"', [0.1, 1e-05, 2.5])
+    texts = ["None", "one\ntwo", 'say "so", she said', "16", " ü\u2028", "cr\rlf"]
+    choices.choose("text", texts)
+    choices.choose("mixed", [True, 2, "no"])
+    builder = GraphBuilder()
+    edge = builder.add(layers.dense(units), builder.input((4,)))
+    return builder.build(builder.add(layers.dense(2), edge))
+
+
+def test_a_run_of_an_earlier_version_is_read_and_taken_up(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parents[1] / "data" / "run_1", tmp_path / "run")
+    space = from_function(odd)([(4,)], 2)
+    expected = [
+        space.values(Job.from_dict(json.loads(line)).genome)
+        for line in (tmp_path / "run" / "checkpoint").open()
+    ]
+    before = runs.read(tmp_path / "run")
+    assert (len(before), before.damaged, before.best) == (14, 0, 7)  # 7 and 12 are as good
+    description = json.loads((tmp_path / "run" / "run.json").read_text())
+    settings = description["settings"]
+    with pytest.raises(RunDirectoryError, match=r"version \d of layer graphs, found 1"):
+        RunDirectory.resume(tmp_path / "run", space, settings, {})
+    # Its layers have other digests now; a run whose layers have not is taken up.
+    description["layer_graphs"] = FORMAT_VERSION
+    (tmp_path / "run" / "run.json").write_text(json.dumps(description))
+    with RunDirectory.resume(tmp_path / "run", space, settings, {}) as directory:
+        assert directory.damage == [] and len(directory.evaluations) == 14
+        unfinished = directory.jobs[14]
+        directory.told(Evaluation.failure(unfinished, "ValueError", error="no, not\nso"))
+    after = runs.read(tmp_path / "run")
+    assert [after.values(row) for row in range(15)] == expected
+    types = [type(value) for value in after.values(0).values()]
+    assert types == [type(value) for value in expected[0].values()]
+    assert list(after.frame()["p:text"]) == [values["text"] for values in expected]
+    assert after.texts("m:error")[14] == "no, not so"
+    assert not (tmp_path / "run" / "results.csv.damaged").exists()
+
+
+def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    with begin(tmp_path) as directory:
+        measures: dict[str, Any] = {"layers": np.int64(3), "train_seconds": np.float64(0.5)}
+        directory.told(Evaluation(JOBS[2], DONE, np.float64(0.25), measures))
+    with resume(tmp_path) as directory:
+        found = directory.evaluations[2]
+        assert (found.objective, found.measures["layers"]) == (0.25, 3)
+        assert found.measures["train_seconds"] == 0.5
+
+
+def without_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "no locks")
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_of_several_starts_in_one_directory_one_wins_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    if not locks:
+        monkeypatch.setattr("fcntl.flock", without_locks)
+    starters = 4
+    barrier = threading.Barrier(starters)
+
+    def start(path: Path, seed: int) -> RunDirectory | str:
+        barrier.wait()
+        try:
+            return RunDirectory.create(path, SPACE, {"seed": seed}, {})
+        except RunDirectoryError as refused:
+            return str(refused)
+
+    with ThreadPoolExecutor(starters) as threads:
+        for turn in range(40):
+            path = tmp_path / str(turn)
+            outcomes = list(threads.map(start, [path] * starters, range(starters)))
+            winners = [(n, one) for n, one in enumerate(outcomes) if not isinstance(one, str)]
+            assert len(winners) == 1, outcomes
+            seed, winner = winners[0]
+            description = json.loads((path / "run.json").read_text())
+            assert (description["id"], description["settings"]["seed"]) == (winner.id, seed)
+            for line in outcomes:
+                assert not isinstance(line, str) or re.search("another (run|process)", line)
+            winner.asked(JOBS[0])
+            winner.close()
+            names = {"run.json", "checkpoint", "results.csv", "logs"}
+            assert {file.name for file in path.iterdir()} == names
+
+
+def test_a_start_that_fails_before_it_began_is_in_nobodys_way(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with (
+        pytest.raises(RuntimeError, match="no such server"),
+        RunDirectory.create(path, SPACE, SETTINGS, {}),
+    ):
+        (path / "logs" / "rank-0.log").write_text("no such server")
+        raise RuntimeError("no such server")
+    assert not path.exists()
+    path.mkdir()
+    (path / "notes").write_text("mine")
+    with pytest.raises(RuntimeError), RunDirectory.create(path, SPACE, SETTINGS, {}) as directory:
+        directory.flush()
+        raise RuntimeError
+    assert [file.name for file in path.iterdir()] == ["notes"]
+    # But nothing that was begun goes.
+    with pytest.raises(RuntimeError), RunDirectory.create(path, SPACE, SETTINGS, {}) as directory:
+        directory.asked(JOBS[0])
+        raise RuntimeError
+    with pytest.raises(RunDirectoryError, match="nothing in it is finished: remove it to begin"):
+        RunDirectory.create(path, SPACE, SETTINGS, {})
+    with resume(path) as directory:
+        assert directory.jobs == JOBS[:1]
+
+
+def test_a_population_is_not_searched_over(tmp_path: Path) -> None:
+    (tmp_path / "population.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match="holds a population"):
+        RunDirectory.create(tmp_path, SPACE, SETTINGS, {})
+    with claim(tmp_path / "."), pytest.raises(RunDirectoryError, match="another process works on"):
+        RunDirectory.create(tmp_path, SPACE, SETTINGS, {})
+    assert [file.name for file in tmp_path.iterdir()] == ["population.json"]
+
+
+def test_the_clock_leaves_pauses_out() -> None:
+    # Three processes: results until 10 s; killed before any result; from 200 s on.
+    clock = Clock([100.0, 200.0], [4.0, 10.0, 205.0, math.nan])
+    moments = [4.0, 10.0, 50.0, 100.0, 103.0, 199.0, 200.0, 205.0]
+    assert clock(moments).tolist() == [4.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 15.0]
+    assert math.isnan(clock(math.nan)) and Clock([], [])(7.0) == 7.0
+
+
+def test_two_genes_of_one_name_are_refused(tmp_path: Path) -> None:
+    space = FeedForward([(4,)], 2, max_depth=2)
+    space.genes = (*space.genes, space.genes[0])
+    with pytest.raises(SpaceError, match="two genes have one name"):
+        RunDirectory.create(tmp_path / "run", space, {}, {})
+    assert not (tmp_path / "run").exists()

@@ -4,14 +4,44 @@ A new space goes into `VARIANTS`; a space that is registered but not listed fail
 """
 
 import math
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from graph_meta import LayerGraph, layers
+from graph_meta.graph import GraphBuilder
 from transfer_nas import spaces
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces import Attn, CellCnn, Combo, DenseSkip, FeedForward, Nt3, Space, Uno
+from transfer_nas.spaces import (
+    Attn,
+    CellCnn,
+    Choices,
+    Combo,
+    DenseSkip,
+    FeedForward,
+    Nt3,
+    Space,
+    Uno,
+    _function,
+    from_function,
+)
+
+
+def two_layers(choices: Choices) -> LayerGraph:
+    builder = GraphBuilder()
+    edge = builder.add(layers.flatten(), builder.input(choices.input_shapes[0]))
+    for i in range(2):
+        activation = choices.choose(f"activation_{i}", ["relu", "tanh"])
+        units = choices.choose(f"units_{i}", [4, 8, 16])
+        edge = builder.add(layers.dense(units, activation=activation), edge)
+    return builder.build(builder.add(layers.dense(choices.output_units), edge))
+
+
+FUNCTION = from_function(two_layers)
 
 VARIANTS: dict[str, Space] = {
     "feed_forward": FeedForward([(8, 8)], 10, "softmax"),
@@ -27,6 +57,7 @@ VARIANTS: dict[str, Space] = {
     "combo, twins": Combo([(2, 2), (2, 2), (2, 2), (2, 2)], 1, cells=2, activations=("relu",)),
     "attn": Attn([(8, 8)], 10, "softmax"),
     "attn, two inputs": Attn([(5,), (2, 3)], 1, units=(4, 8), trunk_nodes=2),
+    "function": FUNCTION([(8, 8)], 10),
     "cell_cnn": CellCnn([(8, 8)], 10, "softmax"),
     "cell_cnn, colours": CellCnn([(4, 6, 3)], 2, "softmax", depths=(4, 5), sizes=(8, 12)),
 }
@@ -46,7 +77,7 @@ def genomes(space: Space, count: int, seed: int = 0) -> list[tuple[int, ...]]:
 
 
 def test_every_registered_space_is_tested() -> None:
-    assert {type(space) for space in VARIANTS.values()} == set(spaces.REGISTRY.values())
+    assert {type(space) for space in VARIANTS.values()} == {FUNCTION, *spaces.REGISTRY.values()}
 
 
 def test_genes_have_unique_names_and_distinct_values(space: Space) -> None:
@@ -129,6 +160,31 @@ def test_refuses_genomes_that_are_not_its_own(space: Space) -> None:
 def test_a_graph_is_a_function_of_the_genome(space: Space) -> None:
     for genome in genomes(space, 10):
         assert space.graph(genome) == space.graph(genome)
+
+
+def test_several_threads_may_use_a_space(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0's manager mutates while its worker builds: nobody may notice the other."""
+    monkeypatch.setattr(_function, "_BUILT", 3)  # what is remembered shall be forgotten, too
+    rng = np.random.default_rng(7)
+    parents = [space.sample(rng) for _ in range(40)]
+    expected = [(space.mutate(p, np.random.default_rng(0)), space.graph(p)) for p in parents]
+    barrier = threading.Barrier(3)
+
+    def use(turn: int) -> None:
+        barrier.wait()
+        for _ in range(3):
+            for parent, (child, graph) in zip(parents[turn:], expected[turn:], strict=True):
+                assert space.mutate(parent, np.random.default_rng(0)) == child
+                assert space.graph(parent) == graph
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            for done in [threads.submit(use, turn) for turn in range(3)]:
+                done.result(60)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_graph_and_keras_model_are_the_same_network(space: Space) -> None:

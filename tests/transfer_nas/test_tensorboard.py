@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,25 +31,31 @@ EVALUATIONS = [
     )
     for i in (0, 2, 1)
 ]
+GENES = {"units, first": (8, "relu")}  # a job's genome is (0,): the value 8
 FAILURE = Evaluation.failure(Job(3, (0,)), "nan", {"timestamp_gather": 9.0})
 
 
 def scalars(directory: Path) -> Iterator[tuple[str, int, float, float]]:
-    """Yield tag, step, value and time of all events; see TensorFlow's TFRecord format."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    for file in sorted((directory / "tensorboard").iterdir()):
-        content, at = file.read_bytes(), 0
-        while at < len(content):
-            (length,) = struct.unpack_from("<Q", content, at)
-            event = Event.FromString(content[at + 12 : at + 12 + length])
-            at += 16 + length
+    """Yield tag, step, value and time of all scalars."""
+    for file in sorted((directory / "tensorboard").glob("events.*")):
+        for event in events(file):
             for value in event.summary.value:
                 yield value.tag, event.step, round(value.simple_value, 4), event.wall_time
 
 
+def events(file: Path) -> Iterator[Any]:
+    """Yield the events of a file; see TensorFlow's TFRecord format."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    content, at = file.read_bytes(), 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        yield Event.FromString(content[at + 12 : at + 12 + length])
+        at += 16 + length
+
+
 def test_scalars_go_over_evaluations(tmp_path: Path) -> None:
-    with EventFile(tmp_path, started=1000.0) as file:
+    with EventFile(tmp_path, 1000.0, GENES) as file:
         for evaluation in (*EVALUATIONS, FAILURE):
             file.write(evaluation)
     found = list(scalars(tmp_path))
@@ -64,16 +71,60 @@ def test_scalars_go_over_evaluations(tmp_path: Path) -> None:
 
 
 def test_a_later_process_goes_on_counting(tmp_path: Path) -> None:
-    with EventFile(tmp_path, 0.0, before=EVALUATIONS) as file:
+    with EventFile(tmp_path, 0.0, GENES, EVALUATIONS) as file:
         file.write(FAILURE)
     assert {step for _, step, *_ in scalars(tmp_path)} == {4}
+
+
+def sessions(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return the genes and the metrics of each session, as TensorBoard's HPARAMS reads them."""
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+    found = {}
+    for folder in (directory / "tensorboard").glob("job-*"):
+        (file,) = folder.iterdir()
+        of: dict[str, Any] = {}
+        for event in events(file):
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name != "hparams":
+                    of[value.tag] = round(value.simple_value, 4)
+                    continue
+                data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                of |= {k: v.number_value for k, v in data.session_start_info.hparams.items()}
+                names = [one.name.tag for one in data.experiment.metric_infos]
+                of |= {"columns": names} if names else {}
+        found[folder.name] = of
+    return found
+
+
+def test_each_evaluation_is_a_session_of_hparams(tmp_path: Path) -> None:
+    with EventFile(tmp_path, 0.0, GENES) as file:
+        for evaluation in (*EVALUATIONS, FAILURE):
+            file.write(evaluation)
+    found = sessions(tmp_path)
+    assert found.keys() == {"job-0", "job-1", "job-2", "job-3"}
+    assert found["job-2"]["units, first"] == 8
+    assert found["job-2"]["hparams/objective"] == 0.2
+    assert found["job-2"]["hparams/train_seconds"] == 0.5
+    assert "hparams/objective" in found["job-2"]["columns"]
+    assert "hparams/objective" not in found["job-3"]  # it failed
+
+
+def test_after_many_sessions_only_what_improves_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transfer_nas.tensorboard._SESSIONS", 1)
+    with EventFile(tmp_path, 0.0, GENES) as file:
+        for evaluation in (*EVALUATIONS, FAILURE):
+            file.write(evaluation)
+    assert sessions(tmp_path).keys() == {"job-0", "job-2"}  # 0.0, then 0.2; 0.1 is no better
 
 
 def test_tensorflow_stays_out(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from transfer_nas.tensorboard import EventFile\n"
-        f"EventFile(Path({str(tmp_path)!r}), 0.0).__exit__(None, None, None)\n"
+        f"EventFile(Path({str(tmp_path)!r}), 0.0, {{}}).__exit__(None, None, None)\n"
         "assert not {'tensorflow', 'torch', 'keras'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

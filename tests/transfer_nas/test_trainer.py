@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import cpp_store
-from graph_meta import LayerGraph, layers, prefix
+from graph_meta import LayerGraph, keras_io, layers, prefix
 from graph_meta.graph import GraphBuilder
 from transfer_nas import logs, trained_model
 from transfer_nas.applications import Application, Data
@@ -114,7 +118,7 @@ def saved(trainer: TransferTrainer, path: Path) -> dict[str, list[np.ndarray]]:
     import keras
 
     trainer.save_model(path)
-    return {layer.name: layer.get_weights() for layer in keras.models.load_model(path).layers}
+    return keras_io.get_weights(keras.models.load_model(path))
 
 
 def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
@@ -365,16 +369,67 @@ def test_what_plain_keras_opens_is_the_model(
 
     assert not recwarn.list
     assert all(layer.trainable for layer in model.layers)
+    graph, names = SPACE.graph(PARENT), [layer.name for layer in model.layers]
+    assert names[:2] == ["input_layer", "dense"] and "dense_1" in names
+    assert keras_io.from_keras(model).names == graph.names
+    with zipfile.ZipFile(tmp_path / "best.keras") as file:
+        metadata = json.loads(file.read("metadata.json"))
+    assert metadata["keras_version"] == keras.__version__  # what Keras wrote is still there
+    assert sorted(metadata["transfer_nas"]["stable_names"]) == sorted(names)
+    assert sorted(metadata["transfer_nas"]["stable_names"].values()) == sorted(graph.names)
+    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".keras", ".json")]
+    assert not (tmp_path / "best.new.keras").exists()
     data = APPLICATION.data
     _, accuracy = model.evaluate(data.x_valid, data.y_valid, verbose=0)
     assert accuracy == pytest.approx(evaluation.objective, abs=1e-6)
 
 
-def test_less_is_better_where_the_application_says_so() -> None:
-    job, metric = Job(0, PARENT, None, seed=1), "sparse_categorical_crossentropy"
-    more = trainer(metric=metric, mode="max").evaluate(job).objective
-    less = trainer(metric=metric, mode="min").evaluate(job).objective
-    assert less == -more < 0
+@pytest.mark.parametrize("engine", ENGINES)
+def test_less_of_an_error_is_better(engine: str) -> None:
+    trains = trainer(metric="sparse_categorical_crossentropy", engine=engine)
+    objective = trains.evaluate(Job(0, PARENT, None, seed=1)).objective
+    assert objective < 0 < trains.application.natural(objective)
+
+
+LABELS = {
+    "float": lambda y: y.astype(np.float32),
+    "a column": lambda y: y.reshape(-1, 1),
+    "a list": lambda y: y.tolist(),
+    "objects": lambda y: y.astype(object),
+    "a series": lambda y: pd.Series(y, index=range(7, 7 + len(y))),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_labels_of_any_dtype_mean_the_same_to_all_engines(engine: str) -> None:
+    def load(relabelled: Callable[[Any], Any]) -> Data:
+        data = clusters()
+        frame = pd.DataFrame(data.x_train.astype(np.float64))
+        return Data(frame, relabelled(data.y_train), data.x_valid, relabelled(data.y_valid))
+
+    job = Job(0, PARENT, None, seed=1)
+    expected = trainer(engine=engine, epochs=1).evaluate(job)
+    for name, relabelled in LABELS.items():
+        load_them = functools.partial(load, relabelled)
+        for metric in ("accuracy", "acc"):
+            found = trainer(engine=engine, epochs=1, load=load_them, metric=metric).evaluate(job)
+            assert found.objective == pytest.approx(expected.objective), (name, metric)
+            assert found.measures["engine"] == expected.measures["engine"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "NumPy trains, which is faster"),
+        ({"engine": "keras"}, "Keras trains, as was asked for"),
+        ({"optimizer": "Lion"}, "Keras trains, as the NumPy engine does not know the optimizer"),
+        ({"metric": "accuracy", "optimizer": "SGD"}, "NumPy trains"),
+        ({"epochs": 10**9}, "Keras trains, as a network of this space takes longer in NumPy"),
+    ],
+)
+def test_says_which_engine_trains_and_why(options: dict[str, Any], said: str) -> None:
+    line = trainer(**options).describe()
+    assert line.startswith(said) and "\n" not in line
 
 
 def test_several_inputs(tmp_path: Path) -> None:
@@ -402,9 +457,13 @@ def test_what_goes_wrong_is_recorded_and_leaves_nothing(
 ) -> None:
     raises = trainer(transfer, loss=raising(ZeroDivisionError))
     diverges = trainer(transfer, learning_rate=1e30)
-    for trains, status in [(raises, "F_ZeroDivisionError"), (diverges, "F_nan")]:
+    reasons = {
+        "F_ZeroDivisionError": "ZeroDivisionError: on purpose",
+        "F_nan": "loss or objective is not a finite number",
+    }
+    for trains, status in zip((raises, diverges), reasons, strict=True):
         evaluation = trains.evaluate(Job(3, PARENT, None, seed=1))
-        assert evaluation.status == status
+        assert (evaluation.status, evaluation.measures["error"]) == (status, reasons[status])
         assert np.isnan(evaluation.objective)
         assert evaluation.measures["bytes_stored"] == 0
         assert transfer.best_match(SPACE.graph(PARENT)) is None

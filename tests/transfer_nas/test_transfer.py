@@ -18,6 +18,7 @@ import pytest
 
 import cpp_store
 from graph_meta import GraphBuilder, LayerGraph, LayerSpec, WeightSpec, layers
+from graph_meta.graph import _ITEM_SIZES
 from transfer_nas import transfer
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer import (
@@ -134,6 +135,25 @@ def put_child(method: TransferMethod, model: str, graph: LayerGraph, value: floa
             inheritance=match,
             inherited=inherited,
         )
+
+
+def test_models_of_another_version_of_layer_graphs_are_refused(
+    place: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = place("digits")
+    graph = chain(3, 2)
+    older = LayerGraph.to_json(graph).replace('"version":2', '"version":1')
+    assert older != graph.to_json()
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerGraph, "to_json", lambda _: older)
+        method.put("old", graph, tensors_of(graph, 1.0), score=0.0)
+    with pytest.raises(InputError, match="expected version 2 of layer graphs, found 1") as caught:
+        place("digits")
+    assert "\n" not in str(caught.value)
+    place("other data")
+    method.retire(["old"])
+    method.put("new", graph, tensors_of(graph, 1.0), score=0.0)
+    place("digits")
 
 
 def test_an_empty_place_matches_nothing(method: TransferMethod) -> None:
@@ -303,16 +323,7 @@ def test_an_interrupted_evaluation_that_is_put_again_changes_nothing(
 
 
 def test_every_kind_of_tensor_comes_back(method: TransferMethod) -> None:
-    dtypes = [
-        "float32",
-        "float16",
-        "bfloat16",
-        "float8_e4m3fn",
-        "float64",
-        "int64",
-        "uint8",
-        "bool",
-    ]
+    dtypes = list(_ITEM_SIZES)  # all that layer graphs know
     shapes = [(), (0, 3), (2, 1, 3)]
     builder = GraphBuilder()
     spec = LayerSpec("Many", {}, [WeightSpec(s, d) for d in dtypes for s in shapes])
@@ -522,7 +533,7 @@ class TestRedis:
         with pytest.raises(InputError, match="REDIS_URL: 'no address'"):
             transfer.get("redis", "digits")
         monkeypatch.setitem(sys.modules, "redis", None)
-        with pytest.raises(InputError, match=r"pip install 'transfer-nas\[redis\]'"):
+        with pytest.raises(InputError, match=r'pip install "redis.*" "hiredis.*"$'):
             transfer.get("redis", "digits")
 
 

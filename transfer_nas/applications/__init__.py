@@ -7,10 +7,12 @@ what comes along, and `docs/own_application.md` shows how to bring one's own.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 from transfer_nas.applications._base import Application, Arrays, Data, SpaceChoice, as_tuple
+from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, near_misses
-from transfer_nas.plugins import is_plugin, load_attribute
+from transfer_nas.plugins import is_plugin, load_attribute, load_only
 
 NAMES = (
     "attn",
@@ -24,7 +26,16 @@ NAMES = (
 )
 """Applications that come along, each a module of this package with an `application` in it."""
 
-__all__ = ["NAMES", "Application", "Arrays", "Data", "SpaceChoice", "as_tuple", "resolve"]
+__all__ = [
+    "NAMES",
+    "Application",
+    "Arrays",
+    "Data",
+    "SpaceChoice",
+    "Terms",
+    "as_tuple",
+    "resolve",
+]
 
 
 def resolve(spec: str, data: str | None = None) -> Application:
@@ -34,7 +45,7 @@ def resolve(spec: str, data: str | None = None) -> Application:
     ----------
     spec
         A name in `NAMES`, or ``package.module:attribute`` or ``path/to/file.py:attribute`` of an
-        `Application`.
+        `Application`; of a file that holds one only, ``path/to/file.py`` will do.
     data
         Other data than what comes along; see `Application.with_data`.
 
@@ -46,6 +57,8 @@ def resolve(spec: str, data: str | None = None) -> Application:
     """
     if spec in NAMES:
         found = importlib.import_module(f"transfer_nas.applications.{spec}").application
+    elif spec.endswith(".py"):
+        found = load_only(Path(spec), Application, ApplicationError)
     elif is_plugin(spec):
         found = load_attribute(spec, ApplicationError)
     else:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from graph_meta import LayerGraph
+from transfer_nas.applications import _network, _rows, _terms
+from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, SpaceError
-from transfer_nas.spaces import Choices, Space, find, from_function
+from transfer_nas.spaces import Choices, Space, find, from_function, shapes_of
 
 Arrays = npt.NDArray[np.generic] | tuple[npt.NDArray[np.generic], ...]
 """One array, or one for each input of the model; the first axis counts the rows."""
@@ -21,7 +24,10 @@ Arrays = npt.NDArray[np.generic] | tuple[npt.NDArray[np.generic], ...]
 SpaceChoice = str | type[Space] | Callable[[Choices], Any]
 """The name of a space (`find`), a subclass of `Space`, or a function (`from_function`)."""
 
+T = TypeVar("T")
+
 _SYNTHETIC = "synthetic"
+_HASHED = 2**26  # bytes that are copied at a time to be hashed, of arrays that are not contiguous
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,9 @@ class Data:
         Inputs, ``(rows, *shape)``; a tuple of arrays if the model has several inputs.
     y_train, y_valid
         Targets, ``(rows, ...)``, as the loss expects them.
+
+    What `Application.load` returns may hold frames, lists and labels of any dtype;
+    `Application.data` holds arrays.
     """
 
     x_train: Arrays
@@ -46,10 +55,23 @@ class Data:
         """Return 16 hexadecimal digits that stand for all bytes, shapes and dtypes."""
         digest = hashlib.blake2b(digest_size=8)
         for name in ("x_train", "y_train", "x_valid", "y_valid"):
-            for array in as_tuple(getattr(self, name)):
+            for array in map(np.asarray, as_tuple(getattr(self, name))):
                 digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+                for part in _bytes_of(array):
+                    digest.update(part)
         return digest.hexdigest()
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> Iterator[Any]:
+    """Yield the bytes of an array's elements in C order, copying few of them at a time."""
+    if array.dtype.hasobject:
+        yield repr(array.tolist()).encode()  # the elements' own bytes are addresses
+    elif array.flags.c_contiguous:
+        yield array.reshape(-1).view(np.uint8)
+    else:
+        step = max(1, _HASHED * len(array) // max(array.nbytes, 1))
+        for begin in range(0, len(array), step):
+            yield np.ascontiguousarray(array[begin : begin + step]).reshape(-1).view(np.uint8)
 
 
 def as_tuple(arrays: Arrays) -> tuple[npt.NDArray[np.generic], ...]:
@@ -69,7 +91,7 @@ class Application:
     load
         Returns the data; called once in each process that trains. Same data at each call.
     input_shapes
-        Shape of each input without the batch axis.
+        Shape of each input without the batch axis; for one input of one axis its width will do.
     output_units
         Width of the model's last layer.
     output_activation
@@ -77,10 +99,11 @@ class Application:
     loss
         Keras name of the loss.
     metric
-        Keras name of the metric that, on the validation rows, is the objective.
+        Keras name of the metric that, on the validation rows, is the objective. ``accuracy`` is the
+        one that goes with the targets, as in Keras.
     mode
         ``max`` if more of the metric is better, ``min`` if less is (the objective, which is
-        maximised, is then the metric's negative).
+        maximised, is then the metric's negative). None: as is known of the metric (`direction`).
     optimizer
         Keras name of the optimizer.
     learning_rate
@@ -101,12 +124,12 @@ class Application:
 
     name: str
     load: Callable[[], Data]
-    input_shapes: Sequence[Sequence[int]]
+    input_shapes: Sequence[Sequence[int]] | Sequence[int] | int
     output_units: int
     loss: str
     metric: str
     output_activation: str | None = None
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] | None = None
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     epochs: int = 10
@@ -115,15 +138,30 @@ class Application:
     read: Callable[[Path], Data] | None = None
     generate: Callable[[int], Data] | None = None
 
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "input_shapes", shapes_of(self.input_shapes))
+        except SpaceError as wrong:
+            raise self._error(str(wrong)) from wrong
+        if self.mode is not None:
+            object.__setattr__(self, "mode", self._saying(_terms.mode_of, self.mode))
+        for name in ("output_units", "epochs", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise self._error(f"{name} must be a whole number of at least 1, not {value!r}")
+
     @functools.cached_property
     def data(self) -> Data:
-        """The data, loaded once and checked against the shapes.
+        """The data, loaded once, as arrays that all engines take alike, and checked.
 
         Raises
         ------
         ApplicationError
-            `load` raises, or what it returns does not fit the application.
+            `load` raises; what it returns does not fit the application; or loss, metric, optimizer,
+            targets and outputs do not go together.
         """
+        self._saying(_terms.check_names, self.loss, self.metric, self.optimizer)
+        _ = self.direction
         try:
             data = self.load()
         except ApplicationError:
@@ -138,9 +176,27 @@ class Application:
                 f"application {self.name}: load() must return transfer_nas.applications.Data, "
                 f"not {type(data).__name__}"
             )
-        for part in ("train", "valid"):
-            self._check(part, getattr(data, f"x_{part}"), getattr(data, f"y_{part}"))
-        return data
+        return self._saying(self._prepared, data)
+
+    @functools.cached_property
+    def terms(self) -> Terms:
+        """Loss, metric and optimizer by the names that engines know; raises as `data`."""
+        return self._terms_for(self.data)
+
+    @property
+    def direction(self) -> Literal["max", "min"]:
+        """Which way of the metric is better.
+
+        Raises
+        ------
+        ApplicationError
+            Nothing is known of the metric and `mode` does not say it, or it says the opposite.
+        """
+        return self._saying(_terms.direction_of, self.metric, self.mode)
+
+    def natural(self, value: float) -> float:
+        """Return the metric's own value of an objective, and the objective of a metric's value."""
+        return value if self.direction == "max" else 0.0 - value  # no negative zero
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the data behind: the process that this is sent to loads it again."""
@@ -178,10 +234,10 @@ class Application:
     def _synthetic(self, size: str) -> Application:
         if self.generate is None:
             raise ApplicationError(f"application {self.name}: there is no synthetic data for it")
-        if not (size.isascii() and size.isdigit() and int(size) >= 16):
+        if not (size.isascii() and size.isdigit() and len(size) < 8 and int(size) >= 16):
             raise ApplicationError(
-                f"--data synthetic:FEATURES: expected a number of features of 16 or more, "
-                f"found {size!r}"
+                f"--data synthetic:FEATURES: expected a number of features from 16 to 9999999, "
+                f"found {size[:20]!r}"
             )
         return self._on(self.name, functools.partial(self.generate, int(size)))
 
@@ -190,15 +246,19 @@ class Application:
         data = load()
         shapes = [array.shape[1:] for array in as_tuple(data.x_train)]
         found = replace(self, name=name, load=load, input_shapes=shapes)
-        for part in ("train", "valid"):
-            found._check(part, getattr(data, f"x_{part}"), getattr(data, f"y_{part}"))
-        vars(found)["data"] = data  # where `functools.cached_property` looks first
+        # Where `functools.cached_property` looks first.
+        vars(found)["data"] = found._saying(found._prepared, data)
         return found
 
     @property
     def namespace(self) -> str:
         """Name and digest of the data: models of different namespaces never match."""
         return f"{self.name}-{self.data.digest}"
+
+    def objective(self) -> dict[str, str | int]:
+        """Return what an objective is here, for the record: metric, mode, validation rows."""
+        rows = len(as_tuple(self.data.y_valid)[0])
+        return {"metric": str(self.metric), "mode": self.direction, "validation_rows": rows}
 
     def space(self, chosen: SpaceChoice | None = None) -> Space:
         """Make a space for this application's shapes; None: the default space."""
@@ -210,22 +270,58 @@ class Application:
         else:
             found = from_function(chosen)
         try:
-            return found(self.input_shapes, self.output_units, self.output_activation)
+            space = found(self.input_shapes, self.output_units, self.output_activation)
         except SpaceError as misfit:
             raise SpaceError(f"application {self.name}: {misfit}") from misfit
+        graph = _drawn(space)
+        if graph is not None:
+            shapes = shapes_of(self.input_shapes)
+            self._saying(_network.check, space.name, graph, shapes, self.loss, self.output_units)
+        return space
 
-    def _check(self, part: str, x: Arrays, y: Arrays) -> None:
-        inputs, targets = as_tuple(x), as_tuple(y)
-        shapes = [tuple(array.shape[1:]) for array in inputs]
-        expected = [tuple(shape) for shape in self.input_shapes]
-        if shapes != expected:
-            raise ApplicationError(
-                f"application {self.name}: x_{part} must hold inputs of shapes {expected} after "
-                f"the first axis, found {shapes}"
-            )
-        rows = {len(array) for array in (*inputs, *targets)}
-        if len(rows) != 1 or 0 in rows:
-            raise ApplicationError(
-                f"application {self.name}: x_{part} and y_{part} must have the same number of "
-                f"rows, at least one; found {[len(array) for array in (*inputs, *targets)]}"
-            )
+    def _prepared(self, data: Data) -> Data:
+        """Return data as engines take it; raises ApplicationError."""
+        parts: dict[str, Arrays] = {}
+        shapes = shapes_of(self.input_shapes)
+        for part in ("train", "valid"):
+            x = _rows.inputs_of(f"x_{part}", getattr(data, f"x_{part}"), shapes)
+            y = _rows.targets_of(f"y_{part}", getattr(data, f"y_{part}"), len(x[0]))
+            _rows.check_rows(f"x_{part} and y_{part}", (*x, *y))
+            parts |= {f"x_{part}": _alone(x), f"y_{part}": _alone(y)}
+        terms = self._terms_for(Data(**parts))
+        for name in ("y_train", "y_valid"):
+            if not isinstance(target := parts[name], tuple):
+                parts[name] = _rows.fit(
+                    name, target, terms, self.output_units, self.output_activation
+                )
+        return Data(**parts)
+
+    def _terms_for(self, data: Data) -> Terms:
+        y, units = data.y_train, self.output_units
+        target = None if isinstance(y, tuple) else y.shape[1:]
+        loss = _terms.resolved_loss(self.loss, units, target)
+        metric = _terms.resolved_metric(self.metric, loss, units, target)
+        optimizer = self.optimizer
+        return Terms(loss, metric, optimizer.lower() if isinstance(optimizer, str) else optimizer)
+
+    def _error(self, what: str) -> ApplicationError:
+        return ApplicationError(f"application {self.name}: {what}")
+
+    def _saying(self, check: Callable[..., T], *arguments: Any) -> T:
+        """Call what may find something wrong, and say which application it is wrong with."""
+        try:
+            return check(*arguments)
+        except ApplicationError as wrong:
+            raise self._error(str(wrong)) from wrong
+
+
+def _alone(arrays: tuple[npt.NDArray[Any], ...]) -> Arrays:
+    return arrays[0] if len(arrays) == 1 else arrays
+
+
+def _drawn(space: Space) -> LayerGraph | None:
+    """Return a network of a space; None if that one cannot be built, others may be."""
+    try:
+        return space.graph(space.sample(np.random.default_rng(0)))
+    except Exception:  # a user's function may raise anything
+        return None

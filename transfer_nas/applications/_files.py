@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cpp_store import extras
 from transfer_nas.errors import ApplicationError
 
 Matrix = npt.NDArray[np.float32]
@@ -168,7 +169,7 @@ class Frames:
         except OSError as cause:
             raise ApplicationError(
                 f"{self._path}: cannot read table {key!r} (is it compressed? "
-                f"pip install 'transfer-nas[candle]'): {_short(cause)}"
+                f"{extras.install('candle')}): {_short(cause)}"
             ) from cause
         numeric = [block.reshape(len(block), -1) for block in blocks if block.dtype.kind in "fiub"]
         if not numeric:

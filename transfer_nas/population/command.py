@@ -22,6 +22,7 @@ from transfer_nas.population import files, generation
 from transfer_nas.population.files import MembersWriter, Population
 from transfer_nas.population.generation import Totals
 from transfer_nas.ranks import MPIRanks, Ranks, together
+from transfer_nas.search.journal import claim
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 
@@ -58,29 +59,30 @@ def run(settings: Settings, ranks: Ranks) -> int:
     """
     started = time.perf_counter()
     space = together(ranks, lambda: _space(settings))
-    together(ranks, lambda: _prepare(settings.directory, ranks.rank))
     population = None
     if settings.initial_population_dir is not None:
         source = Path(settings.initial_population_dir)
         population = together(ranks, lambda: Population(source, space))
     description = _describe(settings, space, population)
     comm = ranks.comm if isinstance(ranks, MPIRanks) else None
-    # Only bulk calls: a serving thread would have nothing to do.
-    with (
-        PrefixService(comm, threaded=False) as service,
-        MembersWriter(
-            settings.directory, ranks.rank, ranks.size, description["identity"]
-        ) as writer,
-    ):
+    with contextlib.ExitStack() as stack:
+        together(ranks, lambda: _prepare(settings.directory, ranks.rank, stack))
+        # Only bulk calls: a serving thread would have nothing to do.
+        service = stack.enter_context(PrefixService(comm, threaded=False))
+        identity = description["identity"]
+        writer = stack.enter_context(
+            MembersWriter(settings.directory, ranks.rank, ranks.size, identity)
+        )
         made = _make(settings, space, population, service, writer, ranks)
         entries = ranks.share(writer.close())
-    summary = _summarize(settings, space, made, ranks, time.perf_counter() - started)
+        summary = _summarize(settings, space, made, ranks, time.perf_counter() - started)
+        if ranks.rank == 0:
+            description["models"] = sum(entry["rows"] for entry in entries)
+            description["next_model"] = made.next_model
+            files.write_description(
+                settings.directory, {**description, "files": entries, "summary": summary}
+            )
     if ranks.rank == 0:
-        description["models"] = sum(entry["rows"] for entry in entries)
-        description["next_model"] = made.next_model
-        files.write_description(
-            settings.directory, {**description, "files": entries, "summary": summary}
-        )
         print(json.dumps(summary) if settings.json else _in_words(summary), flush=True)
     return 0
 
@@ -144,22 +146,34 @@ def _space(settings: Settings) -> Space:
     return default_space(name)
 
 
-def _prepare(directory: Path, rank: int) -> None:
-    """Make the output directory; refuse one in use."""
+def _prepare(directory: Path, rank: int, stack: contextlib.ExitStack) -> None:
+    """Make the output directory in rank 0, and keep others out of it; refuse one in use."""
     if rank != 0:
         return
-    for name in (files.DESCRIPTION, "run.json"):
-        if (directory / name).exists():
-            raise RunDirectoryError(
-                f"output directory {directory} holds another run ({name}); choose another directory"
-            )
+    made = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        if made:
+            stack.callback(_remove_empty, directory)
+        stack.enter_context(claim(directory))
+        for name in (files.DESCRIPTION, "run.json"):
+            if (directory / name).exists():
+                raise RunDirectoryError(
+                    f"output directory {directory} holds another run ({name}); choose another "
+                    "directory"
+                )
         # A run that was killed leaves files of perhaps another number of ranks.
-        for path in directory.glob("members-*"):
-            path.unlink()
+        for path in directory.iterdir():
+            if files.MEMBERS.fullmatch(path.name):
+                path.unlink()
     except OSError as error:
         raise RunDirectoryError(f"cannot write to {directory}: {error.strerror}") from error
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove a directory that was made for what then was not written."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _describe(settings: Settings, space: Space, population: Population | None) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from transfer_nas.errors import InputError
+from transfer_nas.search.journal import write_new
 from transfer_nas.spaces import Space
 
 DESCRIPTION = "population.json"
-FORMAT = 1
+FORMAT = 2  # 1: with the digests of version 1 of layer graphs
 
 Integers = NDArray[np.int64]
 
@@ -34,6 +37,9 @@ _ROW_GROUP = 8192
 # than generation does.
 _COMPRESSION = {"table": "lz4"}
 _TEMPORARY = ".part"
+
+MEMBERS = re.compile(r"members-\d{5,}-of-\d{5,}\.parquet(\.part)?")
+"""What files of a population are called."""
 
 _SCHEMA = pa.schema(
     [
@@ -139,8 +145,9 @@ class MembersWriter:
         self._temporary = self.path.with_name(self.path.name + _TEMPORARY)
         metadata = {_METADATA_KEY: json.dumps({"format": FORMAT, "identity": identity}).encode()}
         self._schema = _SCHEMA.with_metadata(metadata)
+        self._sink = pa.OSFile(os.fsencode(self._temporary), "w")  # its name need not be UTF-8
         self._file = pq.ParquetWriter(
-            self._temporary,
+            self._sink,
             self._schema,
             compression={name: _COMPRESSION.get(name, "zstd") for name in _leaves(self._schema)},
             use_dictionary=[name for name in _leaves(self._schema) if name != "table"],
@@ -156,6 +163,7 @@ class MembersWriter:
     def close(self) -> dict[str, Any]:
         """Finish the file; return its entry in ``population.json``."""
         self._file.close()
+        self._sink.close()
         self._temporary.replace(self.path)
         return {"name": self.path.name, "rows": self.rows}
 
@@ -171,6 +179,7 @@ class MembersWriter:
         """Remove what an error left unfinished."""
         if kind is not None:
             self._file.close()
+            self._sink.close()
             self._temporary.unlink(missing_ok=True)
 
 
@@ -191,9 +200,12 @@ def identity(description: Mapping[str, Any]) -> str:
 def write_description(directory: Path, description: Mapping[str, Any]) -> None:
     """Write ``population.json``, whole or not at all; from here on there is a population."""
     path = directory / DESCRIPTION
-    temporary = path.with_name(path.name + _TEMPORARY)
-    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        write_new(path, json.dumps(description, indent=2) + "\n")
+    except FileExistsError as cause:
+        raise PopulationError(
+            f"{path} was written by another run in the meantime; choose another directory"
+        ) from cause
 
 
 class Population:
@@ -300,7 +312,8 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+            source = pa.memory_map(os.fsencode(path))  # its name need not be UTF-8
+            self._file = pq.ParquetFile(source, page_checksum_verification=True)
         except FileNotFoundError as error:
             raise PopulationError(f"{path}: the file is missing") from error
         except (OSError, pa.ArrowException) as error:
@@ -362,11 +375,14 @@ def _read_description(directory: Path) -> dict[str, Any]:
         raise PopulationError(
             f"{directory} holds no population: there is no {DESCRIPTION} in it"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise _damaged(path, error) from error
     version = description.get("format") if isinstance(description, dict) else None
     if version != FORMAT:
-        raise PopulationError(f"{path}: format {version!r}, expected {FORMAT}")
+        raise PopulationError(
+            f"{path}: format {version!r}, expected {FORMAT}; digests differ between the two: "
+            "generate the population anew, or use the version of transfer-nas that did"
+        )
     try:
         expected: dict[str, type] = {
             "identity": str,
@@ -378,6 +394,8 @@ def _read_description(directory: Path) -> dict[str, Any]:
         for key, kind in expected.items():
             if not isinstance(description[key], kind):
                 raise TypeError(f"{key} is not of type {kind.__name__}")
+        if not description["files"]:
+            raise TypeError("files is empty")
         for entry in description["files"]:
             name, rows = entry["name"], entry["rows"]
             if not isinstance(name, str) or Path(name).name != name or not isinstance(rows, int):

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_nas import command_line
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+
+from cpp_store import command_line
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.report.arguments import add_groups
 
@@ -18,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     output = Path(given.output)
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no directory {output.parent}")
@@ -32,7 +34,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     content = page.content(found, against, given.labels, given.space)
     text = page.render(content)
     try:
-        output.write_text(text, encoding="utf-8")
+        # Names of directories may be any bytes.
+        output.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as cause:
         raise InputError(f"cannot write {output}: {cause.strerror}") from cause
     everything = [*found, *against]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from transfer_nas.errors import SpaceError
 from transfer_nas.report import charts
 from transfer_nas.report.charts import Table, View
 from transfer_nas.report.lineage import line_of_descent
+from transfer_nas.report.scale import Scale
 from transfer_nas.runs import Run
 from transfer_nas.spaces import Space
 
@@ -35,6 +36,7 @@ class Architectures:
 
     space: Space | None
     why_not: str = ""
+    _made: dict[tuple[int, ...], LayerGraph] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, run: Run, own_space: str | None = None) -> Architectures:
@@ -66,20 +68,19 @@ class Architectures:
 
     def graph(self, run: Run, row: int) -> LayerGraph | None:
         """Return the layer graph of an evaluation; None if the space is not known."""
-        genome = run.genomes[row]
-        if self.space is None or (genome < 0).any():
+        genome = tuple(run.genomes[row].tolist())
+        if self.space is None or min(genome, default=0) < 0:
             return None
-        return self.space.graph(tuple(genome.tolist()))
+        if genome not in self._made:
+            self._made[genome] = self.space.graph(genome)
+        return self._made[genome]
 
 
 def view(run: Run, architectures: Architectures) -> View:
     """Return the table of a run's best models and their architectures."""
     if run.best is None:
         return View("best", "Best models", missing="No evaluation has worked yet.")
-    good = np.flatnonzero(run.done)
-    # Of equally good ones, the smaller.
-    sizes = np.nan_to_num(run.measure("parameters")[good])
-    ranked = good[np.lexsort((sizes, -run.objective[good]))].tolist()
+    ranked = run.ranking[:_ROWS].tolist()
     pictures = [
         (f"{place + 1}. {title}", svg)
         for place, row in enumerate(ranked[:_PICTURES])
@@ -90,26 +91,35 @@ def view(run: Run, architectures: Architectures) -> View:
     return View(
         "best",
         "Best models",
-        tables=[_table(run, ranked[:_ROWS])],
+        tables=[_table(run, ranked)],
         pictures=pictures,
         notes=() if architectures.space is not None else notes,
     )
 
 
 def retrain_command(run: Run, job: int) -> str:
-    """Return the command that trains the model of a job once more, fully."""
+    """Return the command that trains the model of a job alone, as long as the search trains."""
     words = ["python", "-m", "transfer_nas.retrain", str(run.path), "--job", str(job)]
-    return shlex.join(words)
+    epochs = _epochs(run)
+    return shlex.join([*words, *(["--epochs", str(epochs)] if epochs else [])])
+
+
+def _epochs(run: Run) -> int:
+    """Return the most epochs that a model was trained for, 0 if nobody knows."""
+    chosen = run.settings.get("epochs")
+    found = run.measure("epochs")
+    trained = int(found[np.isfinite(found)].max(initial=0)) if len(found) else 0
+    return max(trained, chosen if isinstance(chosen, int) and 0 < chosen < 2**31 else 0)
 
 
 def _table(run: Run, rows: Sequence[int]) -> Table:
-    cells = []
+    cells, scale = [], Scale.of(run)
     for place, row in enumerate(rows, start=1):
         cells.append(
             [
                 str(place),
                 f"job {run.job[row]}",
-                f"{run.objective[row]:.4f}",
+                scale.text(run.objective[row]),
                 _number(run.measure("layers")[row]),
                 _number(run.measure("parameters")[row]),
                 _share(run, row),
@@ -118,12 +128,13 @@ def _table(run: Run, rows: Sequence[int]) -> Table:
             ]
         )
     columns = [
-        *("place", "model", "objective", "layers", "parameters"),
+        *("place", "model", scale.name, "layers", "parameters"),
         *("transferred", "ancestors", "training"),
     ]
     commands = [retrain_command(run, int(run.job[row])) for row in rows]
     numeric = frozenset(set(range(len(columns))) - {1})
-    return Table("The best", columns, cells, numeric, commands)
+    jobs = {1: [int(run.job[row]) for row in rows]}
+    return Table("The best", columns, cells, numeric, commands, "train it alone", jobs)
 
 
 def _picture(run: Run, row: int, architectures: Architectures) -> tuple[str, str]:
@@ -131,13 +142,13 @@ def _picture(run: Run, row: int, architectures: Architectures) -> tuple[str, str
     graph = architectures.graph(run, row)
     if graph is None:
         return "", ""
-    job, objective = run.job[row], run.objective[row]
-    own = f"job {job}: {objective:.4f}"
+    scale = Scale.of(run)
+    own = f"job {run.job[row]}: {scale.text(run.objective[row])}"
     above = run.row_of.get(int(run.ancestor[row]))
     ancestor = None if above is None else architectures.graph(run, above)
     if ancestor is None or above is None:
         return own, drawing.draw([(graph, own)], (), style=False)
-    theirs = f"job {run.job[above]}: {run.objective[above]:.4f}"
+    theirs = f"job {run.job[above]}: {scale.text(run.objective[above])}"
     shared = prefix(ancestor, graph)
     pair = [(ancestor, f"ancestor, {theirs}"), (graph, own)]
     return f"{own}, from {theirs}", drawing.draw(pair, shared, style=False)

@@ -34,6 +34,10 @@ class Figure:
         By name: if there are several, the reader chooses.
     caption
         Stands below it: what is left out, how to read it.
+    second
+        A second choice of the reader's, by name: what the chart gets as ``second``.
+    logarithmic
+        Axes, ``x`` and ``y``, that the reader may make logarithmic.
     """
 
     id: str
@@ -41,17 +45,33 @@ class Figure:
     label: str
     charts: Mapping[str, Chart]
     caption: str = ""
+    second: Mapping[str, str] = field(default_factory=dict)
+    logarithmic: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people; cells are texts. ``numeric`` columns are aligned right."""
+    """A table for people; cells are texts.
+
+    Attributes
+    ----------
+    title, columns, rows
+        What it says.
+    numeric
+        Columns that are aligned right.
+    commands
+        One for each row, to copy; `command` says for what.
+    jobs
+        By column: the job that each cell names, None where it names none.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: frozenset[int] = frozenset()
     commands: Sequence[str] = ()
+    command: str = ""
+    jobs: Mapping[int, Sequence[int | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,8 @@ class View:
         Title and SVG element (trusted: made by `graph_meta.drawing`) of drawings.
     missing
         Why there is nothing to see, instead of all that.
+    rows
+        Whether the table of all evaluations stands here.
     """
 
     id: str
@@ -80,6 +102,7 @@ class View:
     pictures: Sequence[tuple[str, str]] = ()
     missing: str = ""
     notes: Sequence[str] = field(default_factory=list)
+    rows: bool = False
 
 
 def xy(x: str, y: str, series: Sequence[Chart], **options: Any) -> Chart:
@@ -94,7 +117,8 @@ def xy(x: str, y: str, series: Sequence[Chart], **options: Any) -> Chart:
     **options
         ``x_format``, ``y_format``: ``number``, ``percent`` or ``bytes``; ``x_zero``, ``y_zero``:
         whether the axis starts at zero; ``y_min``, ``y_max``: where the vertical one is cut;
-        ``stack``: whether series stand on each other.
+        ``x_inverse``: whether it goes from right to left; ``stack``: whether series stand on each
+        other.
     """
     return {"kind": "xy", "x": x, "y": y, "series": list(series), **options}
 

@@ -11,8 +11,13 @@ import numpy as np
 from transfer_nas.report import charts
 from transfer_nas.report.charts import Figure, Floats, Table, View
 from transfer_nas.report.progress import Group
+from transfer_nas.report.scale import Scale
 
 _WORK = 40_000_000  # values that a permutation test may draw
+_STATISTICS = (
+    *("values", "means", "difference of means, 95 % interval", "Cliff's delta, 95 % interval"),
+    *("Mann-Whitney p", "permutation p"),
+)
 _DENSITY = 4_000  # values that a density is estimated from at most
 
 
@@ -157,34 +162,42 @@ def view(groups: Sequence[Group]) -> View:
     bests = [_bests(group) for group in groups]
     if min(map(len, bests)) >= 2:
         tests.append(("best objective of each run", compare(bests[0], bests[1])))
+    scale = Scale.common([run for group in groups for run in group.runs])
+    halves = [scale.text(value) for value in every.medians]
     figure = Figure(
         "comparison-density",
         "Objectives of all evaluations",
-        f"Half of the objectives of “{first.name}” lie above {every.medians[0]:.4g}, half of those "
-        f"of “{second.name}” above {every.medians[1]:.4g}.",
+        f"Half of the evaluations of “{first.name}” are better than {halves[0]}, half of those of "
+        f"“{second.name}” better than {halves[1]}.",
         {
-            "density": _densities(groups, samples),
-            "share at or below": _cumulative(groups, samples),
+            "density": _densities(groups, [scale.natural(sample) for sample in samples], scale),
+            "share at or below": _cumulative(
+                groups, [scale.natural(sample) for sample in samples], scale
+            ),
         },
         "Density: a Gaussian kernel estimate. Share at or below: no smoothing.",
     )
     table = Table(
         "Statistical tests",
+        ["", *(f"by the {name}" for name, _ in tests)],
         [
-            *("of", "values", "means", "difference, 95 % interval", "Cliff's delta, 95 % interval"),
-            *("Mann-Whitney p", "permutation p"),
+            [name, *cells]
+            for name, *cells in zip(
+                _STATISTICS, *(_column(test, scale) for _, test in tests), strict=True
+            )
         ],
-        [_row(name, test) for name, test in tests],
     )
     notes = [
+        *_uncertainty(groups, scale),
         "Evaluations of one run are not independent: children resemble their parents. Their "
         "p-values say more than the data can; the test over runs is the one to trust."
         if len(tests) > 1
         else "Evaluations of one run are not independent: children resemble their parents, so that "
         "the p-values say more than the data can. Compare several runs a group, of other seeds, "
         "for a test over runs.",
-        "Cliff's delta is P(first > second) - P(first < second): 0 for none, 1 if all of the first "
-        "lie above all of the second; 0.15, 0.33 and 0.47 are called small, medium and large.",
+        "Cliff's delta is the share of pairs in which the first is better less that in which the "
+        "second is: 0 for none, 1 if all of the first are better; 0.15, 0.33 and 0.47 "
+        "are called small, medium and large.",
     ]
     text = _verdict(first, second, *tests[-1])
     return View("comparison", "Comparison", text, [figure], [table], notes=notes)
@@ -204,16 +217,40 @@ def _verdict(first: Group, second: Group, what: str, test: Difference) -> str:
     return f"By the {what}, “{high.name}” is better than “{low.name}” {interval}."
 
 
-def _row(name: str, test: Difference) -> list[str]:
-    deals = "all" if test.exact else f"{test.permutations:,}"
+def _column(test: Difference, scale: Scale) -> list[str]:
+    deals = "all deals" if test.exact else f"{test.permutations:,} deals"
+    sign = scale.sign
+    ends = sorted((sign * test.difference_low, sign * test.difference_high))
     return [
-        name,
         f"{test.sizes[0]:,} and {test.sizes[1]:,}",
-        f"{test.means[0]:.4g} and {test.means[1]:.4g}",
-        f"{test.difference:+.3g} ({test.difference_low:+.3g} to {test.difference_high:+.3g})",
+        f"{scale.text(test.means[0])} and {scale.text(test.means[1])}",
+        f"{sign * test.difference:+.3g} ({ends[0]:+.3g} to {ends[1]:+.3g})",
         f"{test.delta:+.2f} ({test.delta_low:+.2f} to {test.delta_high:+.2f})",
         _p(test.p_mann_whitney),
-        f"{_p(test.p_permutation)} ({deals} deals)",
+        f"{_p(test.p_permutation)} ({deals})",
+    ]
+
+
+def _uncertainty(groups: Sequence[Group], scale: Scale) -> list[str]:
+    """Return what the number of validation rows says of the best of each group."""
+    finals = [max(map(float, _bests(group)), default=math.nan) for group in groups]
+    errors = [scale.deviation(best) for best in finals]
+    if not all(map(math.isfinite, errors)):
+        return []
+    parts = [
+        f"{scale.text(best)} ± {error:.4f} (“{group.name}”)"
+        for group, best, error in zip(groups, finals, errors, strict=True)
+    ]
+    apart, reach = abs(finals[0] - finals[1]), math.hypot(*errors)
+    verdict = (
+        "their difference is within what as many other rows would make"
+        if apart < 1.96 * reach
+        else "their difference is more than as many other rows would make"
+    )
+    return [
+        f"The best of each group, with the standard error from {scale.rows:,} validation rows: "
+        f"{' and '.join(parts)}; {verdict}. Both were chosen by these rows, so that both are "
+        "likely to be worse on others."
     ]
 
 
@@ -229,7 +266,7 @@ def _bests(group: Group) -> Floats:
     return np.array([run.running_best[-1] for run in group.runs if run.best is not None])
 
 
-def _densities(groups: Sequence[Group], samples: Sequence[Floats]) -> charts.Chart:
+def _densities(groups: Sequence[Group], samples: Sequence[Floats], scale: Scale) -> charts.Chart:
     from scipy import stats
 
     low, high = _range(samples)
@@ -248,10 +285,10 @@ def _densities(groups: Sequence[Group], samples: Sequence[Floats]) -> charts.Cha
             charts.band(f"{group.name}: area", grid, np.zeros(len(grid)), density, group.colour),
             charts.line(group.name, grid, density, group.colour),
         ]
-    return charts.xy("objective", "density", series, y_zero=True)
+    return charts.xy(scale.axis, "density", series, y_zero=True)
 
 
-def _cumulative(groups: Sequence[Group], samples: Sequence[Floats]) -> charts.Chart:
+def _cumulative(groups: Sequence[Group], samples: Sequence[Floats], scale: Scale) -> charts.Chart:
     series = []
     for group, sample in zip(groups, samples, strict=True):
         ordered = np.sort(sample)
@@ -259,11 +296,11 @@ def _cumulative(groups: Sequence[Group], samples: Sequence[Floats]) -> charts.Ch
         series.append(
             charts.line(group.name, ordered[at], (at + 1) / len(ordered), group.colour, step=True)
         )
-    return charts.xy("objective", "share", series, y_format="percent", y_zero=True)
+    return charts.xy(scale.axis, "share", series, y_format="percent", y_zero=True)
 
 
 def _range(samples: Sequence[Floats]) -> tuple[float, float]:
-    """Return from where to where there is something to see: outliers far below are cut off."""
+    """Return from where to where there is something to see: outliers far off are cut off."""
     both = np.concatenate(samples)
     quarter, three_quarters = np.quantile(both, (0.25, 0.75))
     reach = 3 * (three_quarters - quarter)

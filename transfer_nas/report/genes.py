@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from transfer_nas.report import charts
 from transfer_nas.report.charts import Figure, Floats, Table, View
+from transfer_nas.report.scale import Scale
 from transfer_nas.runs import Run
 
 _LINES = 900  # drawn at most: the best third, the others evenly
@@ -26,10 +29,13 @@ def explained(run: Run) -> Floats:
     result = np.zeros(len(run.genes))
     if total <= 0:
         return result
+    genomes = run.genomes[good]
     for column in range(len(run.genes)):
-        _, values = np.unique(run.genomes[good, column], return_inverse=True)
+        values = genomes[:, column] + 1  # from 0: unknown
         sizes = np.bincount(values)
-        means = np.bincount(values, objective) / sizes
+        sums = np.bincount(values, objective)[sizes > 0]
+        sizes = sizes[sizes > 0]
+        means = sums / sizes
         between = float((sizes * (means - objective.mean()) ** 2).sum())
         freedom = count - len(sizes)
         if freedom > 0:
@@ -38,12 +44,12 @@ def explained(run: Run) -> Floats:
     return result
 
 
-def view(run: Run) -> View:
-    """Return the parallel coordinates of a run's genes and objective."""
+def view(run: Run, more: Sequence[Figure] = ()) -> View:
+    """Return the parallel coordinates of a run's genes and objective, and `more` figures."""
     good = np.flatnonzero(run.done)
     if not run.genes or len(good) < 2:
         return View("genes", "Genes", missing="There are too few evaluations that worked.")
-    share = explained(run)
+    share, scale = explained(run), Scale.of(run)
     order = np.argsort(-share, kind="stable")
     names = list(run.genes)
     figure = Figure(
@@ -63,18 +69,18 @@ def view(run: Run) -> View:
     rows = []
     for column in order[:_FEW].tolist():
         best, mean = _best_value(run, good, column)
-        rows.append([names[column], f"{share[column]:.1%}", best, f"{mean:.4f}"])
+        rows.append([names[column], f"{share[column]:.1%}", best, scale.text(mean)])
     table = Table(
         "Genes that tell most about the objective",
-        ["gene", "variance explained", "best value on average", "mean objective of it"],
+        ["gene", "variance explained", "value that is best on average", f"mean {scale.name}"],
         rows,
         frozenset({1, 3}),
     )
-    return View("genes", "Genes", figures=[figure], tables=[table])
+    return View("genes", "Genes", figures=[figure, *more], tables=[table])
 
 
 def _chart(run: Run, good: charts.Integers, columns: list[int]) -> charts.Chart:
-    ranked = good[np.argsort(-run.objective[good], kind="stable")]
+    ranked = run.ranking
     best, others = ranked[: _LINES // 3], ranked[_LINES // 3 :]
     chosen = np.concatenate([best, others[charts.thinned(len(others), _LINES - len(best))]])
     chosen = chosen[::-1]  # the best are drawn last, in front
@@ -86,7 +92,9 @@ def _chart(run: Run, good: charts.Integers, columns: list[int]) -> charts.Chart:
             for column in columns
         ],
         "rows": [[genome[column] for column in columns] for genome in run.genomes[chosen].tolist()],
-        "objective": charts.numbers(run.objective[chosen]),
+        "objective": charts.numbers(Scale.of(run).natural(run.objective[chosen])),
+        "name": Scale.of(run).name,
+        "less": Scale.of(run).sign < 0,
         "labels": [f"job {job}" for job in run.job[chosen].tolist()],
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from transfer_nas.report import charts
 from transfer_nas.report.charts import Chart, Figure, Table, View
+from transfer_nas.report.scale import Scale
 from transfer_nas.runs import Run
 
 _KIN = 240  # models beside the line that are drawn at most
@@ -75,6 +76,8 @@ def view(run: Run) -> View:
             f"with job {run.job[line[0]]}; it inherits {_taken(run, best)} from "
             f"job {run.job[line[-2]]}."
         )
+    if len(line) == 1 and not heirs[best]:
+        return View("lineage", "Lineage of the best", missing=f"{label} None inherited from it.")
     figure = Figure(
         "lineage-tree",
         "Who inherited from whom",
@@ -107,9 +110,9 @@ def _chart(run: Run, line: Sequence[int], heirs: dict[int, list[int]]) -> Chart:
     return {
         "kind": "lineage",
         "x": "generation",
-        "y": "objective",
+        "y": Scale.of(run).axis,
         "generation": [generation[row] for row in rows],
-        "objective": charts.numbers(run.objective[at]),
+        "objective": charts.numbers(Scale.of(run).natural(run.objective[at])),
         "share": charts.numbers(np.nan_to_num(share), 3),
         "labels": [f"job {run.job[row]}: inherits {_taken(run, row)}" for row in rows],
         "line": len(line),
@@ -119,14 +122,14 @@ def _chart(run: Run, line: Sequence[int], heirs: dict[int, list[int]]) -> Chart:
 
 def _table(run: Run, steps: Sequence[Step]) -> Table:
     shown = steps if len(steps) <= _ROWS else [*steps[:5], *steps[5 - _ROWS :]]
-    rows = []
+    rows, scale = [], Scale.of(run)
     for step in shown:
         ancestor = int(run.ancestor[step.row])
         whom = {-1: "nobody", -2: "another run"}.get(ancestor, f"job {ancestor}")
         rows.append(
             [
                 f"job {run.job[step.row]}",
-                f"{run.objective[step.row]:.4f}",
+                scale.text(run.objective[step.row]),
                 whom,
                 _taken(run, step.row).removesuffix(" layers"),
                 charts.bytes_text(np.nan_to_num(run.measure("bytes_transferred")[step.row])),
@@ -139,14 +142,21 @@ def _table(run: Run, steps: Sequence[Step]) -> Table:
         title += f" ({len(shown)} of {len(steps)} models: the first 5 and the last)"
     columns = [
         "model",
-        "objective",
+        scale.name,
         "inherits from",
         "layers transferred",
         "bytes",
         "changed",
         "heirs",
     ]
-    return Table(title, columns, rows, frozenset({1, 4, 6}))
+    jobs: dict[int, list[int | None]] = {
+        0: [int(run.job[step.row]) for step in shown],
+        2: [
+            above if (above := int(run.ancestor[step.row])) in run.row_of else None
+            for step in shown
+        ],
+    }
+    return Table(title, columns, rows, frozenset({1, 4, 6}), jobs=jobs)
 
 
 def _taken(run: Run, row: int) -> str:

@@ -4,47 +4,102 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from transfer_nas.report import charts
+from transfer_nas.report import charts, judged
 from transfer_nas.report.charts import Table, View
-from transfer_nas.report.progress import Group, layer_share
+from transfer_nas.report.progress import Group, share_transferred
+from transfer_nas.report.scale import Scale
 from transfer_nas.report.storage import whole_copies
 from transfer_nas.runs import FINISHED, IN_PROGRESS, Run
 
-Tile = tuple[str, str, str]
-"""A figure: what it is, its value, a remark."""
+
+@dataclass(frozen=True)
+class Number:
+    """What a tile says of one group, or of all.
+
+    Attributes
+    ----------
+    value, remark
+        The figure, and what to know of it.
+    group, colour
+        Whose it is; empty if there is one group.
+    """
+
+    value: str
+    remark: str
+    group: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the figures at the top; groups that are compared have one each."""
+
+    name: str
+    figures: Sequence[Number]
+
 
 _REASONS = 12  # of failures
 
 
-def tiles(runs: Sequence[Run]) -> list[Tile]:
-    """Return the figures of all runs together."""
+def tiles(groups: Sequence[Group]) -> list[Tile]:
+    """Return the figures of each group."""
+    found: dict[str, dict[int, Number]] = {}
+    for i, group in enumerate(groups):
+        name, colour = (group.name, group.colour) if len(groups) > 1 else ("", "")
+        for title, value, remark in _figures(group):
+            found.setdefault(title, {})[i] = Number(value, remark, name, colour)
+    return [
+        Tile(title, [of.get(i, _nothing(group)) for i, group in enumerate(groups)])
+        for title, of in found.items()
+    ]
+
+
+def _nothing(group: Group) -> Number:
+    return Number("–", "", group.name, group.colour)
+
+
+def _figures(group: Group) -> Iterator[tuple[str, str, str]]:
+    """Yield title, value and remark of the figures of a group's runs together."""
+    runs = group.runs
     evaluations, failures = sum(map(len, runs)), sum(int((~run.done).sum()) for run in runs)
-    tried = [run for run in runs if run.best is not None]
-    best = max(tried, key=lambda run: run.running_best[-1], default=None)
-    shares = np.concatenate([layer_share(run) for run in runs]) if runs else np.empty(0)
+    tried = [(run, name) for run, name in zip(runs, group.names, strict=True) if run.done.any()]
+    if tried:
+        run, name = max(tried, key=lambda one: one[0].running_best[-1])
+        yield best_figure(run, name if len(runs) > 1 else "")
+    failed = f"{failures:,} failed" if failures else "none failed"
+    yield "evaluations", f"{evaluations:,}", failed
+    share = share_transferred(runs)
+    if np.isfinite(share):
+        yield "transferred", f"{share:.0%}", "of the children's layers"
     stored = sum(float(np.nansum(run.measure("bytes_stored"))) for run in runs)
     whole = sum(float(np.nansum(whole_copies(run))) for run in runs)
-    seconds = [float(np.nanmax(run.seconds)) for run in runs if np.isfinite(run.seconds).any()]
-    found: list[Tile] = []
-    if best is not None and best.best is not None:
-        remark = f"job {best.job[best.best]}"
-        found.append(("best objective", f"{best.objective[best.best]:.4f}", remark))
-    failed = f"{failures:,} failed" if failures else "none failed"
-    found.append(("evaluations", f"{evaluations:,}", failed))
-    if np.isfinite(shares).any():
-        remark = "of the children's layers"
-        found.append(("transferred", f"{np.nanmean(shares):.0%}", remark))
     if stored:
         remark = f"whole copies {charts.bytes_text(whole)}"
-        found.append(("stored", charts.bytes_text(stored), remark))
+        yield "stored", charts.bytes_text(stored), remark
+    seconds = [float(np.nanmax(run.seconds)) for run in runs if np.isfinite(run.seconds).any()]
     if seconds:
         rate = f"{evaluations / max(sum(seconds), 1e-9):.3g} evaluations/s"
-        found.append(("time", charts.seconds_text(max(seconds)), rate))
-    return found
+        longest = ", the longest run" if len(seconds) > 1 else ""
+        yield "time", charts.seconds_text(max(seconds)), rate + longest
+
+
+def best_figure(run: Run, name: str) -> tuple[str, str, str]:
+    """Return title, value and remark of a run's best; `name` of the run, if there are several."""
+    best, scale = run.best, Scale.of(run)
+    assert best is not None
+    remark = f"job {run.job[best]}" + (f" of {name}" if name else "")
+    limits = judged.interval(run)
+    if limits is not None:
+        rows = f" from {scale.rows:,} rows" if scale.rows else ""
+        remark += f"; 95 % interval {limits[0]:.4g} to {limits[1]:.4g}{rows}"
+    if scale.sign < 0:
+        remark += f"; {scale.better}"
+    return f"best {scale.name}", scale.text(run.objective[best]), remark
 
 
 def states(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
@@ -73,10 +128,11 @@ def facts(groups: Sequence[Group]) -> View:
     """Return the table of all runs."""
     rows = []
     several = len(groups) > 1
+    common = Scale.common([run for group in groups for run in group.runs])
     for group in groups:
         for run, name in zip(group.runs, group.names, strict=True):
-            best = run.running_best[-1] if run.best is not None else np.nan
-            share = layer_share(run)
+            scale = Scale.of(run)
+            share = share_transferred([run])
             rows.append(
                 [
                     *([group.name] if several else []),
@@ -86,14 +142,14 @@ def facts(groups: Sequence[Group]) -> View:
                     _ranks(run),
                     f"{len(run):,}",
                     f"{int((~run.done).sum()):,}",
-                    f"{best:.4f}" if np.isfinite(best) else "–",
-                    f"{np.nanmean(share):.0%}" if np.isfinite(share).any() else "–",
+                    "–" if run.best is None else scale.text(run.objective[run.best]),
+                    f"{share:.0%}" if np.isfinite(share) else "–",
                 ]
             )
     columns = [
         *(["group"] if several else []),
         *("run", "state", "application", "transfer", "seed", "ranks"),
-        *("evaluations", "failed", "best objective", "transferred"),
+        *("evaluations", "failed", f"best {common.name}", "transferred"),
     ]
     first = columns.index("seed")
     numeric = frozenset(range(first, len(columns)))
@@ -102,17 +158,26 @@ def facts(groups: Sequence[Group]) -> View:
 
 def failures(run: Run) -> View | None:
     """Return how often evaluations failed for which reason; None if none did."""
-    reasons = Counter(str(status) for status in run.status[~run.done])
+    failed = np.flatnonzero(~run.done)
+    said = run.texts("m:error") if run.has("error") else np.full(len(run), None, dtype=object)
+    reasons = Counter((str(run.status[row]), str(said[row] or "–")) for row in failed.tolist())
+    first = {(str(run.status[row]), str(said[row] or "–")): row for row in failed.tolist()[::-1]}
     errors = run.texts("m:transfer_error") if run.has("transfer_error") else ()
     without = sum(error is not None for error in errors)
     tables = []
     if reasons:
+        shown = reasons.most_common(_REASONS)
         rows = [
-            [reason, f"{count:,}", f"{count / len(run):.1%}"]
-            for reason, count in reasons.most_common(_REASONS)
+            [status, error, f"{count:,}", f"{count / len(run):.1%}", f"job {run.job[first[key]]}"]
+            for key, count in shown
+            for status, error in [key]
         ]
-        columns = ["reason", "evaluations", "share"]
-        tables.append(Table("Evaluations that failed", columns, rows, frozenset({1, 2})))
+        columns = ["reason", "message", "evaluations", "share", "first"]
+        jobs = {4: [int(run.job[first[key]]) for key, _ in shown]}
+        title = "Evaluations that failed"
+        if len(reasons) > len(shown):
+            title += f" (the {len(shown)} most frequent of {len(reasons):,} messages)"
+        tables.append(Table(title, columns, rows, frozenset({2, 3}), jobs=jobs))
     if without:
         texts = Counter(str(error) for error in errors if error is not None)
         rows = [[text, f"{count:,}"] for text, count in texts.most_common(_REASONS)]
@@ -134,6 +199,9 @@ def settings(run: Run) -> View:
     if isinstance(ranks, list):
         hosts = Counter(str(rank.get("host")) for rank in ranks if isinstance(rank, dict))
         rows.append(["ranks", ", ".join(f"{count} on {host}" for host, count in hosts.items())])
+    judged_by = run.description.get("objective")
+    if isinstance(judged_by, dict):
+        rows += [[name.replace("_", " "), _text(value)] for name, value in judged_by.items()]
     again = run.description.get("resumed")
     if isinstance(again, list) and again:
         rows.append(["resumed", charts.counted(len(again), "time")])

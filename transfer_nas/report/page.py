@@ -11,13 +11,27 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from transfer_nas.report import best, comparison, genes, lineage, overview, progress, ranks, storage
+from transfer_nas.report import (
+    best,
+    comparison,
+    explore,
+    genes,
+    judged,
+    lineage,
+    overview,
+    progress,
+    ranks,
+    rows,
+    storage,
+    targets,
+)
 from transfer_nas.report.best import Architectures
 from transfer_nas.report.charts import View
 from transfer_nas.report.progress import Group
 from transfer_nas.runs import Run
 from transfer_nas.runs.reading import names
 
+_SCRIPTS = ("echarts.min.js", "charts.js", "rows.js", "detail.js", "explore.js", "page.js")
 _COLOURS = ("first", "second")
 _DETAILED = 12  # runs that have views of their own at most
 
@@ -29,6 +43,7 @@ class Part:
     id: str
     name: str
     views: Sequence[View]
+    rows: rows.Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,11 @@ class Content:
             for view in part.views
             for figure in view.figures
         }
+
+    @property
+    def rows(self) -> dict[str, rows.Rows]:
+        """All evaluations of each part that has them."""
+        return {part.id: part.rows for part in self.each if part.rows is not None}
 
 
 def content(
@@ -93,35 +113,51 @@ def content(
     # By path: a run that is given twice has one.
     drawn = {run.path: Architectures.of(run, own_space) for run in everything}
 
+    reached = targets.figure(groups)
     together = [
         *([comparison.view(groups)] if len(groups) == 2 else []),
-        progress.objective(groups),
+        progress.objective(groups, [reached] if reached is not None else []),
         progress.transfer(groups),
         storage.view(groups, drawn[everything[0].path]),
         *([overview.facts(groups)] if len(everything) > 1 else []),
     ]
-    each = [
-        Part(f"run{i}", name, _views(run, drawn[run.path]))
-        for i, (run, name) in enumerate(zip(everything[:_DETAILED], called, strict=False))
-    ]
+    each, room = [], rows.LIMIT
+    for i, (run, name) in enumerate(zip(everything[:_DETAILED], called, strict=False)):
+        room -= len(run)
+        packed = rows.rows(run, drawn[run.path]) if len(run) and room >= 0 else None
+        each.append(Part(f"run{i}", name, _views(run, drawn[run.path], packed), packed))
+    title = " against ".join(labels) if against else called[0]
+    if len(runs) > 1 and not against:
+        title = f"{len(runs)} runs"
+    return Content(
+        title=title,
+        subtitle=_subtitle(everything),
+        notices=_notices(everything, called),
+        tiles=overview.tiles(groups),
+        together=Part("all", "", together),
+        each=each,
+    )
+
+
+def _notices(everything: Sequence[Run], called: Sequence[str]) -> list[str]:
+    """Return what the reader must know first."""
     notices = overview.states(everything, called)
     if len({(str(run.settings.get("namespace")), str(run.genes)) for run in everything}) > 1:
         notices.append("These runs are not of the same data and space.")
     if len(everything) > _DETAILED:
         notices.append(f"Details are of the first {_DETAILED} of {len(everything)} runs.")
-    title = " against ".join(labels) if against else called[0]
-    if len(runs) > 1 and not against:
-        title = f"{len(runs)} runs"
+    return notices
+
+
+def _subtitle(everything: Sequence[Run]) -> str:
+    """Return what the runs searched, where and how."""
     found = {
         "application": [run.settings.get("application") for run in everything],
         "space": [run.description["space"].get("name") for run in everything],
         "transfer": [run.settings.get("transfer") for run in everything],
     }
-    subtitle = ", ".join(
+    return ", ".join(
         f"{what} {' and '.join(dict.fromkeys(map(str, values)))}" for what, values in found.items()
-    )
-    return Content(
-        title, subtitle, notices, overview.tiles(everything), Part("all", "", together), each
     )
 
 
@@ -136,7 +172,7 @@ def render(page: Content, *, live: bool = False) -> str:
         Whether it follows `transfer_nas.dashboard`, which serves it; otherwise it connects to
         nothing.
     """
-    scripts = [_static(name) for name in ("echarts.min.js", "charts.js", "page.js")]
+    scripts = [_static(name) for name in _SCRIPTS]
     policy = [
         "default-src 'none'",
         "script-src " + " ".join(f"'sha256-{_digest(script)}'" for script in scripts),
@@ -153,6 +189,7 @@ def render(page: Content, *, live: bool = False) -> str:
             style=_static("page.css"),
             scripts=scripts,
             charts=as_script(page.charts),
+            rows=as_script(page.rows),
             live=live,
         )
     )
@@ -172,14 +209,25 @@ def as_script(values: Any) -> str:
     return text
 
 
-def _views(run: Run, architectures: Architectures) -> list[View]:
-    failed = overview.failures(run)
+def _views(run: Run, architectures: Architectures, packed: rows.Rows | None) -> list[View]:
+    optional = [judged.view(run), overview.failures(run)]
+    title = "All evaluations"
+    if packed is not None:
+        table = View("evaluations", title, rows=True)
+    elif len(run):
+        why = f"A page holds the tables of at most {rows.LIMIT:,} evaluations: show fewer runs."
+        table = View("evaluations", title, missing=why)
+    else:
+        table = View("evaluations", title, missing="No evaluation has ended yet.")
     return [
         best.view(run, architectures),
+        *([optional[0]] if optional[0] is not None else []),
+        table,
+        *([explore.against(run)] if packed is not None else []),
         lineage.view(run),
-        genes.view(run),
+        genes.view(run, explore.slices(run) if packed is not None else ()),
         ranks.view(run),
-        *([failed] if failed is not None else []),
+        *([optional[1]] if optional[1] is not None else []),
         overview.settings(run),
     ]
 

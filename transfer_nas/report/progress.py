@@ -9,6 +9,7 @@ import numpy as np
 
 from transfer_nas.report import charts
 from transfer_nas.report.charts import Chart, Figure, Floats, Integers, Unit, View
+from transfer_nas.report.scale import Scale
 from transfer_nas.runs import Run
 
 _POINTS = 6_000  # drawn one by one at most
@@ -28,22 +29,27 @@ class Group:
     colour: str
 
 
-def objective(groups: Sequence[Group]) -> View:
-    """Return the view of the objective over time and over evaluations."""
+def objective(groups: Sequence[Group], more: Sequence[Figure] = ()) -> View:
+    """Return the view of the objective over time and over evaluations, and `more` figures."""
     runs = [run for group in groups for run in group.runs]
-    unit = unit_of(runs)
+    unit, scale = unit_of(runs), Scale.common([run for group in groups for run in group.runs])
     time, count = f"{unit.name} since the search began", "evaluations that ended"
+
+    def natural(run: Run) -> Floats:
+        return scale.natural(run.running_best)
+
     if len(runs) == 1:
-        one = (_one_run(runs[0], time_of(runs[0], unit)), _one_run(runs[0], _count(runs[0])))
         run = runs[0]
+        one = (_one_run(run, time_of(run, unit)), _one_run(run, count_of(run)))
         improved = len(_improvements(run))
         best = run.best
         label = "No evaluation has worked yet."
         if best is not None:
             label = (
-                f"{charts.counted(int(run.done.sum()), 'objective')}; the best rises "
-                f"{charts.counted(improved, 'time')}, last to "
-                f"{run.objective[best]:.4g} after {charts.seconds_text(float(run.seconds[best]))}."
+                f"{charts.counted(int(run.done.sum()), 'objective')}; {scale.better}. The best so "
+                f"far changed {charts.counted(improved, 'time')}, last to "
+                f"{scale.text(run.objective[best])} after "
+                f"{charts.seconds_text(float(run.seconds[best]))}."
             )
         drawn = len(_drawn(run))
         caption = "The shade holds the middle 80 % of the evaluations around each moment."
@@ -54,34 +60,32 @@ def objective(groups: Sequence[Group]) -> View:
             )
     else:
         one = (
-            several(groups, lambda run: time_of(run, unit), lambda run: run.running_best),
-            several(groups, _count, lambda run: run.running_best),
+            several(groups, lambda run: time_of(run, unit), natural),
+            several(groups, count_of, natural),
         )
-        finals = [run.running_best[-1] for run in runs if run.best is not None]
-        label = "No evaluation has worked yet."
-        if finals:
-            label = (
-                f"The running best of {len(runs)} runs ends between {min(finals):.4g} and "
-                f"{max(finals):.4g}."
-            )
+        label = (
+            each_group(groups, lambda group: _finals(group, scale))
+            + f" {scale.better.capitalize()}."
+        )
+        label = label[0].upper() + label[1:]
         caption = (
             "Thin: the best so far of each run. Thick: their median; the shade reaches from the "
             "worst to the best run. A run that has ended keeps its best."
         )
-    floor, below = _floor(runs) if len(runs) == 1 else (None, 0)
-    if below:
-        caption += f" Below what is shown: {charts.counted(below, 'evaluation')}."
+    limits, outside = _limits(runs, scale) if len(runs) == 1 else ({}, 0)
+    if outside:
+        caption += f" Worse than what is shown: {charts.counted(outside, 'evaluation')}."
     figure = Figure(
         "objective-over-time",
-        "Objective",
+        "Objective" if scale.name == "objective" else f"Objective: {scale.name}",
         label,
         {
-            "over time": charts.xy(time, "objective", one[0], x_zero=True, y_min=floor),
-            "over evaluations": charts.xy(count, "objective", one[1], x_zero=True, y_min=floor),
+            "over time": charts.xy(time, scale.axis, one[0], x_zero=True, **limits),
+            "over evaluations": charts.xy(count, scale.axis, one[1], x_zero=True, **limits),
         },
         caption,
     )
-    return View("objective", "Objective over time", figures=[figure])
+    return View("objective", "Objective over time", figures=[figure, *more])
 
 
 def transfer(groups: Sequence[Group]) -> View:
@@ -92,14 +96,16 @@ def transfer(groups: Sequence[Group]) -> View:
     def share(run: Run) -> Floats:
         return charts.moving_mean(layer_share(run), _width(run))
 
-    shares = [float(np.nanmean(s)) for run in runs for s in [layer_share(run)] if _any(s)]
-    if not shares:
+    share_of_all = share_transferred(runs)
+    if not np.isfinite(share_of_all):
         return View(
             "transfer",
             "Transfer over time",
             missing="No child has been evaluated yet, or the runs measure no transfer.",
         )
-    label = f"{np.mean(shares):.0%} of the layers of children are transferred, on average."
+    label = "Of all layers of children were transferred: " + each_group(
+        groups, lambda group: _percent(share_transferred(group.runs))
+    )
     if len(runs) == 1:
         run = runs[0]
         series = _share_lines(run, unit)
@@ -109,7 +115,7 @@ def transfer(groups: Sequence[Group]) -> View:
         )
     else:
         # Runs last for different times; after as many evaluations they are at the same point.
-        series = several(groups, _count, share, hold=False)
+        series = several(groups, count_of, share, hold=False)
         caption = (
             "Means over the last evaluations. Thin: each run; thick: their median; the shade "
             "reaches from the lowest to the highest."
@@ -127,6 +133,39 @@ def transfer(groups: Sequence[Group]) -> View:
         "Transfer over time",
         figures=[Figure("transfer-share", "Share transferred", label, {"share": chart}, caption)],
     )
+
+
+def each_group(groups: Sequence[Group], say: Callable[[Group], str]) -> str:
+    """Return what there is to say of each group, with its name if there are several."""
+    if len(groups) == 1:
+        return f"{say(groups[0])}."
+    return "; ".join(f"“{group.name}” {say(group)}" for group in groups) + "."
+
+
+def _finals(group: Group, scale: Scale) -> str:
+    finals = [float(run.running_best[-1]) for run in group.runs if run.best is not None]
+    if not finals:
+        return "no evaluation has worked yet"
+    if len(finals) == 1:
+        return f"the best of 1 run is {scale.text(finals[0])}"
+    return (
+        f"the best of {len(group.runs)} runs is between {scale.text(min(finals))} and "
+        f"{scale.text(max(finals))}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if np.isfinite(share) else "nothing"
+
+
+def share_transferred(runs: Sequence[Run]) -> float:
+    """Return the share of all layers of children that were transferred; NaN if there are none.
+
+    As the summary of a search says it: large children count for more.
+    """
+    taken = sum(float(np.nansum(r.measure("layers_transferred")[r.parent >= 0])) for r in runs)
+    layers = sum(float(np.nansum(r.measure("layers")[r.parent >= 0])) for r in runs)
+    return taken / layers if layers else np.nan
 
 
 def layer_share(run: Run) -> Floats:
@@ -169,16 +208,17 @@ def _share_lines(run: Run, unit: Unit) -> list[Chart]:
 
 
 def _one_run(run: Run, x: Floats) -> list[Chart]:
-    drawn = _drawn(run)
-    centres, (low, middle, high) = charts.windows(x, run.objective, 120, (0.1, 0.5, 0.9))
+    drawn, scale = _drawn(run), Scale.of(run)
+    values, best_so_far = scale.natural(run.objective), scale.natural(run.running_best)
+    centres, (low, middle, high) = charts.windows(x, values, 120, (0.1, 0.5, 0.9))
     best = charts.thinned(len(run), CURVE, _improvements(run))
     return [
         charts.band("middle 80 %", centres, low, high, "first"),
         charts.points(
-            "evaluations", x[drawn], run.objective[drawn], "first", [_what(run, i) for i in drawn]
+            "evaluations", x[drawn], values[drawn], "first", [_what(run, i) for i in drawn]
         ),
         charts.line("median", centres, middle, "first"),
-        charts.line("best so far", x[best], run.running_best[best], "accent", step=True),
+        charts.line("best so far", x[best], best_so_far[best], "accent", step=True),
     ]
 
 
@@ -239,18 +279,19 @@ def _at(grid: Floats, x: Floats, y: Floats, hold: bool) -> Floats:
     return values if hold else np.where(grid <= x[-1], values, np.nan)
 
 
-def _floor(runs: Sequence[Run]) -> tuple[float | None, int]:
-    """Return where to cut the objective's axis, and how many evaluations lie below.
+def _limits(runs: Sequence[Run], scale: Scale) -> tuple[dict[str, float], int]:
+    """Return where to cut the objective's axis, and how many evaluations lie outside.
 
     A few that are far worse than all others would leave no room for the differences of those.
     """
     values = np.concatenate([run.objective[run.done] for run in runs])
     if not len(values):
-        return None, 0
+        return {}, 0
     low, high = float(np.quantile(values, 0.02)), float(values.max())
-    floor = float(f"{low - 0.15 * (high - low):.3g}")
-    below = int((values < floor).sum())
-    return (floor, below) if below else (None, 0)
+    floor = min(float(f"{low - 0.15 * (high - low):.3g}"), low)
+    outside = int((values < floor).sum())
+    end = "y_min" if scale.sign > 0 else "y_max"
+    return ({end: scale.sign * floor}, outside) if outside else ({}, 0)
 
 
 def _what(run: Run, row: int) -> str:
@@ -279,11 +320,12 @@ def _width(run: Run) -> int:
 def time_of(run: Run, unit: Unit) -> Floats:
     """Return when each result was there, in this unit; the number of results if nobody knows."""
     if not _any(run.seconds):
-        return _count(run)
+        return count_of(run)
     return run.seconds / unit.seconds
 
 
-def _count(run: Run) -> Floats:
+def count_of(run: Run) -> Floats:
+    """Return how many evaluations had ended with each."""
     return np.arange(1, len(run) + 1, dtype=np.float64)
 
 

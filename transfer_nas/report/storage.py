@@ -10,7 +10,7 @@ import numpy as np
 from transfer_nas.report import charts
 from transfer_nas.report.best import Architectures
 from transfer_nas.report.charts import Chart, Figure, Floats, View
-from transfer_nas.report.progress import CURVE, Group, several, time_of, unit_of
+from transfer_nas.report.progress import CURVE, Group, each_group, several, time_of, unit_of
 from transfer_nas.runs import Run
 
 _REPLAYED = 5_000  # evaluations of which it is worked out what is kept
@@ -137,12 +137,16 @@ def _in_total(groups: Sequence[Group], runs: Sequence[Run]) -> Figure:
     def whole(run: Run) -> Floats:
         return np.cumsum(np.nan_to_num(whole_copies(run)))
 
-    sums = [(stored(run)[-1], whole(run)[-1]) for run in runs if len(run)]
-    total, copies = sum(pair[0] for pair in sums), sum(pair[1] for pair in sums)
-    label = (
-        f"{charts.bytes_text(total)} were stored; whole copies take {charts.bytes_text(copies)}"
-        + (f", {copies / total:.1f} times as much." if total else ".")
-    )
+    def in_all(group: Group) -> str:
+        sums = [(stored(run)[-1], whole(run)[-1]) for run in group.runs if len(run)]
+        total, copies = sum(pair[0] for pair in sums), sum(pair[1] for pair in sums)
+        return (
+            f"stored {charts.bytes_text(total)}, whole copies take {charts.bytes_text(copies)}"
+            + (f", {copies / total:.1f} times as much" if total else "")
+        )
+
+    label = each_group(groups, in_all)
+    label = label[0].upper() + label[1:]
     if len(runs) == 1:
         at = charts.thinned(len(runs[0]), CURVE)
         x = time_of(runs[0], unit)[at]

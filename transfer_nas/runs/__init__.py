@@ -5,10 +5,10 @@
 
 from pathlib import Path
 
-from transfer_nas.runs.packing import pack, read_packed, unpack
+from transfer_nas.runs.packing import open_files, pack, read_packed, unpack
 from transfer_nas.runs.reading import FINISHED, IN_PROGRESS, STOPPED, Run, read_directory
 
-__all__ = ["FINISHED", "IN_PROGRESS", "STOPPED", "Run", "pack", "read", "unpack"]
+__all__ = ["FINISHED", "IN_PROGRESS", "STOPPED", "Run", "open_files", "pack", "read", "unpack"]
 
 
 def read(path: str | Path) -> Run:

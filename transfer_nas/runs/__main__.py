@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_nas import command_line
-from transfer_nas.command_line import OK, Parser
+from cpp_store.command_line import OK
+
+from cpp_store import command_line
+from transfer_nas.command_line import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    given = _parser().parse(arguments)
+    given = _parser().parse_args(arguments)
     source, target = Path(given.source), Path(given.target)
 
     from transfer_nas.runs import IN_PROGRESS, pack, read, unpack

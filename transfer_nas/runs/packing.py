@@ -7,26 +7,30 @@ The format is that of docs/formats.md, "Packed runs".
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet
 
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
-from transfer_nas.runs.reading import FINISHED, Run
-from transfer_nas.search.run_directory import MEASURES
+from transfer_nas.runs.reading import FINISHED, Run, described
+from transfer_nas.search.results import MEASURES, measure_cell, row_text
 
 _FORMAT = b"1"
 _KEY = b"transfer-nas packed run"
 _FILE = b"file:"
 # What belongs to a run; a packed file from somewhere else may name no others.
 _NAMES = re.compile(
-    r"checkpoint|results\.csv|summary\.json|best\.(keras|safetensors)|logs/rank-\d+\.(log|jsonl)"
+    r"checkpoint|results\.csv|summary\.json|best\.(keras|safetensors)|best-validation\.json|logs/rank-\d+\.(log|jsonl)"
 )
 
 
@@ -61,7 +65,8 @@ def pack(run: Run, output: Path) -> None:
             metadata[_FILE + name.encode()] = _compressed(content)
         fresh = output.with_name(output.name + ".new")
         # Metadata of the schema, which is where Parquet keeps keys and values.
-        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), fresh)
+        with pa.OSFile(os.fsencode(fresh), "w") as sink:  # its name need not be UTF-8
+            pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), sink)
         fresh.replace(output)
     except OSError as cause:
         raise RunDirectoryError(f"cannot pack {run.path}: {cause}") from cause
@@ -115,12 +120,42 @@ def read_packed(file: Path) -> Run:
         if key in (_FILE + b"summary.json", _FILE + b"checkpoint")
     }
     try:
-        description: dict[str, Any] = json.loads(metadata[b"run.json"])
-        summary: dict[str, Any] = json.loads(contents.get("summary.json", b"{}"))
-    except ValueError as cause:
+        summary = json.loads(contents.get("summary.json", b"{}"))
+    except (RecursionError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: damaged ({cause})") from cause
     asked = contents.get("checkpoint", b"").count(b"\n")
+    description = described(metadata[b"run.json"], file)
+    summary = summary if isinstance(summary, dict) else {}
     return Run(file, description, summary, FINISHED, asked, _untyped(table))
+
+
+def open_files(path: Path, pattern: str) -> Iterator[BinaryIO]:
+    """Open files of a run, one after the other, whether it is a directory or packed.
+
+    Parameters
+    ----------
+    path
+        As for `runs.read`.
+    pattern
+        Of their names, such as ``logs/rank-*.jsonl``.
+
+    Raises
+    ------
+    RunDirectoryError
+        One cannot be read.
+    """
+    try:
+        if path.is_dir():
+            for file in sorted(path.glob(pattern)):
+                with file.open("rb") as opened:
+                    yield opened
+            return
+        metadata: dict[bytes, bytes] = pyarrow.parquet.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid) as cause:
+        raise RunDirectoryError(f"cannot read {path}: {cause}") from cause
+    for key in sorted(metadata):
+        if key.startswith(_FILE) and fnmatch(key.removeprefix(_FILE).decode(), pattern):
+            yield io.BytesIO(_expanded(metadata[key], path))
 
 
 def _typed(run: Run) -> pa.Table:
@@ -145,6 +180,8 @@ def _untyped(table: pa.Table) -> pa.Table:
         column = table[name].combine_chunks()
         if pa.types.is_dictionary(column.type):
             column = column.cast(pa.string())
+            if name.startswith("p:"):
+                column = column.fill_null("")  # as it was before the empty text could be a value
         elif name == "objective":
             done = table["job_status"].to_pylist()
             pairs = zip(column.to_pylist(), done, strict=True)
@@ -158,8 +195,6 @@ def _untyped(table: pa.Table) -> pa.Table:
 
 def _as_csv(table: pa.Table) -> bytes:
     """Return the text that `RunDirectory` writes of these results."""
-    from transfer_nas.search.run_directory import format_cell
-
     status = table["job_status"].to_pylist()
     texts = []
     for name in table.column_names:
@@ -167,18 +202,20 @@ def _as_csv(table: pa.Table) -> bytes:
         if name == "objective":
             pairs = zip(values, status, strict=True)
             texts.append([repr(value) if s == DONE else str(s) for value, s in pairs])
+        elif name.startswith("m:") or name == "job_id":
+            texts.append(["" if value is None else measure_cell(value) for value in values])
         else:
-            texts.append(["" if value is None else format_cell(value) for value in values])
-    lines = [",".join(map(format_cell, table.column_names))]
-    lines += map(",".join, zip(*texts, strict=True))
-    return ("\n".join(lines) + "\n").encode()
+            texts.append(values)
+    rows = [table.column_names, *zip(*texts, strict=True)]
+    return "".join(map(row_text, rows)).encode()
 
 
 def _read(file: Path) -> tuple[pa.Table, dict[bytes, bytes]]:
     try:
-        table = pyarrow.parquet.read_table(file)
-    except FileNotFoundError as cause:
-        raise RunDirectoryError(f"{file}: there is no such file") from cause
+        if not file.is_file():
+            raise RunDirectoryError(f"{file}: there is no such file")
+        with pa.OSFile(os.fsencode(file)) as source:  # its name need not be UTF-8
+            table = pyarrow.parquet.read_table(source)
     except (OSError, pa.ArrowInvalid) as cause:
         raise RunDirectoryError(f"{file} is no Parquet file ({cause})") from cause
     metadata: dict[bytes, bytes] = table.schema.metadata or {}

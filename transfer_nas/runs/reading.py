@@ -8,17 +8,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 from numpy.typing import NDArray
 
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
-from transfer_nas.search.run_directory import FORMAT, MEASURES, wrong_format
+from transfer_nas.search import results
+from transfer_nas.search.clock import Clock, resumptions
+from transfer_nas.search.results import MEASURES, GeneCells
+from transfer_nas.search.run_directory import FORMAT, wrong_format
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -26,7 +31,7 @@ Integers = NDArray[np.int64]
 FINISHED, IN_PROGRESS, STOPPED = "finished", "in progress", "stopped"
 
 _SILENT = 600.0  # seconds without a result after which a run without a lock counts as stopped
-_TEXTS = {name for name, kind in MEASURES.items() if kind is str}
+_NUMBERS = {"job_id", *(f"m:{name}" for name, kind in MEASURES.items() if kind is not str)}
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Run:
     asked
         Number of jobs that were handed out.
     table
-        ``results.csv``: the columns with their names; numbers as float64, null where empty.
+        ``results.csv``: the columns with their names; measures that are numbers as float64, null
+        where empty; all else as the texts that it is.
     damaged
         Number of lines of ``results.csv`` that cannot be read and are left out.
     """
@@ -105,17 +111,17 @@ class Run:
         """What the search maximises, NaN where the evaluation failed, shape (n,)."""
         values = np.full(len(self), np.nan)
         texts = self.table["objective"].combine_chunks()
-        try:
-            values[self.done] = pc.cast(texts.filter(pa.array(self.done)), pa.float64())
-        except pa.ArrowInvalid as cause:
-            raise RunDirectoryError(
-                f"{self.path / 'results.csv'}: an objective is not a number ({cause})"
-            ) from cause
+        values[self.done] = pc.cast(texts.filter(pa.array(self.done)), pa.float64())
         return values
 
     @cached_property
+    def clock(self) -> Clock:
+        """Turns timestamps into seconds of search, without the pauses of a resumed run."""
+        return Clock(resumptions(self.description), self.numbers("m:timestamp_gather"))
+
+    @cached_property
     def seconds(self) -> Floats:
-        """When each result was there, in seconds since the run began, shape (n,)."""
+        """When each result was there, in seconds of search, shape (n,)."""
         return self.measure("timestamp_gather")
 
     @cached_property
@@ -124,9 +130,36 @@ class Run:
         return np.fmax.accumulate(self.objective) if len(self) else self.objective
 
     @cached_property
+    def ranking(self) -> Integers:
+        """Rows of the evaluations that worked, the best first; of equals, the first one told."""
+        rows = np.flatnonzero(~np.isnan(self.objective))
+        return rows[np.argsort(-self.objective[rows], kind="stable")]
+
+    @property
     def best(self) -> int | None:
-        """The row of the best evaluation, the first of equals; None if none worked."""
-        return int(np.nanargmax(self.objective)) if self.done.any() else None
+        """The row of the best evaluation: that of ``best.keras``; None if none worked."""
+        return int(self.ranking[0]) if len(self.ranking) else None
+
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """What came out of the run, as ``summary.json`` says it; NaN for what it does not tell."""
+        seconds = float(np.nanmax(self.seconds)) if np.isfinite(self.seconds).any() else np.nan
+        children = self.parent >= 0
+        layers = np.nansum(self.measure("layers")[children])
+        transferred = np.nansum(self.measure("layers_transferred")[children])
+        best = self.best
+        return {
+            "evaluations": len(self),
+            "failures": int((~self.done).sum()),
+            "seconds": seconds,
+            "evaluations_per_second": len(self) / seconds if seconds > 0 else np.nan,
+            "best_objective": np.nan if best is None else float(self.objective[best]),
+            "evaluations_to_best": np.nan if best is None else best + 1,
+            "share_transferred": transferred / layers if layers else np.nan,
+            "bytes_transferred": float(np.nansum(self.measure("bytes_transferred"))),
+            "bytes_stored": float(np.nansum(self.measure("bytes_stored"))),
+            "bytes_whole_copies": float(np.nansum(self.measure("bytes_whole_copy")[self.done])),
+        }
 
     @cached_property
     def parent(self) -> Integers:
@@ -153,11 +186,32 @@ class Run:
         for column, (gene, values) in enumerate(self.genes.items()):
             if f"p:{gene}" not in self.table.column_names:
                 continue
-            position = {str(value): i for i, value in enumerate(values)}
+            cells = GeneCells(values)
             encoded = self.table[f"p:{gene}"].combine_chunks().dictionary_encode()
-            known = [position.get(text, -1) for text in encoded.dictionary.to_pylist()]
+            known = [cells.position(text) for text in encoded.dictionary.to_pylist()]
             genomes[:, column] = np.array([*known, -1])[_codes(encoded)]
         return genomes
+
+    def values(self, row: int) -> dict[str, Any]:
+        """Return what an evaluation chose, as the space declares it; without what is not known."""
+        chosen = zip(self.genes.items(), self.genomes[row].tolist(), strict=True)
+        return {gene: values[value] for (gene, values), value in chosen if value >= 0}
+
+    def frame(self) -> pd.DataFrame:
+        """Return the table for pandas: values as the space declares them, objectives as numbers."""
+        import pandas as pd
+
+        frame = self.table.to_pandas()
+        for column, (gene, values) in enumerate(self.genes.items()):
+            if f"p:{gene}" in frame:
+                chosen = [values[i] if i >= 0 else None for i in self.genomes[:, column].tolist()]
+                frame[f"p:{gene}"] = pd.Series(chosen, index=frame.index, dtype=_dtype(chosen))
+        for name, kind in MEASURES.items():
+            if kind is int and f"m:{name}" in frame and frame[f"m:{name}"].notna().all():
+                frame[f"m:{name}"] = frame[f"m:{name}"].astype(np.int64)
+        frame["objective"] = self.objective
+        frame["job_id"] = self.job
+        return frame
 
     def has(self, measure: str) -> bool:
         """Return whether any evaluation has this measure (a name without ``m:``)."""
@@ -165,8 +219,12 @@ class Run:
         return name in self.table.column_names and self.table[name].null_count < len(self)
 
     def measure(self, name: str) -> Floats:
-        """Return a measure (without ``m:``), NaN where it is empty or unknown, shape (n,)."""
-        return self.numbers(f"m:{name}")
+        """Return a measure (without ``m:``), NaN where it is empty or unknown, shape (n,).
+
+        Timestamps are in seconds of search: without pauses (`numbers` has them as they are).
+        """
+        found = self.numbers(f"m:{name}")
+        return self.clock(found) if name.startswith("timestamp_") else found
 
     def numbers(self, column: str) -> Floats:
         """Return a column of numbers, NaN where it is empty or not there, shape (n,)."""
@@ -180,7 +238,7 @@ class Run:
 
     def _job_of(self, model: str) -> int:
         run, _, job = model.rpartition("/")
-        if run in ("", self.id) and job.isdecimal():
+        if run in ("", self.id) and job.isdecimal() and len(job) < 19:  # of 64 bits
             return int(job)
         return -2
 
@@ -194,13 +252,13 @@ def read_directory(path: Path) -> Run:
         It is no run directory, of a newer version, or damaged; the message says which.
     """
     description = _description(path)
-    table, damaged = _results(path / "results.csv")
+    table, damaged = _results(path / "results.csv", description["space"]["genes"])
     return Run(
         path=path,
         description=description,
         summary=_summary(path),
         state=_state(path),
-        asked=_whole_lines(path / "checkpoint").count(b"\n"),
+        asked=_content(path / "checkpoint").count(b"\n"),
         table=table,
         damaged=damaged,
     )
@@ -231,21 +289,30 @@ def _description(path: Path) -> dict[str, Any]:
             f"{path} {what}: expected the --output_dir of a transfer_nas.evolve"
         )
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-        found = description["format"]
+        content = file.read_bytes()
     except OSError as cause:
         raise RunDirectoryError(f"cannot read {file}: {cause.strerror}") from cause
-    except (KeyError, TypeError, ValueError) as cause:
+    return described(content, file)
+
+
+def described(content: bytes, file: Path) -> dict[str, Any]:
+    """Return what a ``run.json`` says; RunDirectoryError, naming `file`, if that makes no sense."""
+    try:
+        description = json.loads(content)
+        found = description["format"]
+    except (KeyError, RecursionError, TypeError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: not a run's description ({cause})") from cause
     if found != FORMAT:
         raise wrong_format(file, found)
     space = description.get("space")
     if not (
-        {"id", "settings", "started"} <= description.keys()
-        and isinstance(description["settings"], dict)
-        and isinstance(description["started"], int | float)
+        isinstance(description.get("id"), str)
+        and isinstance(description.get("settings"), dict)
+        and isinstance(description.get("started"), int | float)
         and 0 <= description["started"] < 1e11  # seconds since the epoch
         and isinstance(space, dict)
+        and isinstance(space.get("name", ""), str)
+        and isinstance(space.get("output_activation"), str | None)
         and isinstance(space.get("genes"), dict)
         and all(isinstance(v, list) and v for v in space["genes"].values())
     ):
@@ -257,7 +324,7 @@ def _description(path: Path) -> dict[str, Any]:
 def _summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a run that is killed has none, or half of one
+    except (OSError, RecursionError, ValueError):  # a run that is killed has none, or half of one
         return {}
     return summary if isinstance(summary, dict) else {}
 
@@ -285,87 +352,71 @@ def _is_locked(file: Path) -> bool:
     return f" {major:02x}:{minor:02x}:{status.st_ino} " in locks
 
 
-def _results(file: Path) -> tuple[pa.Table, int]:
+def _results(file: Path, genes: Mapping[str, Sequence[Any]]) -> tuple[pa.Table, int]:
     """Return the table, and how many damaged lines are left out, as a resumed search does."""
-    content = _whole_lines(file)
-    if not content:
-        empty = pa.table(
-            {
-                "objective": pa.array([], pa.string()),
-                "job_id": pa.array([], pa.float64()),
-                "job_status": pa.array([], pa.string()),
-            }
-        )
-        return empty, 0
-    header = content.split(b"\n", 1)[0].decode(errors="replace").split(",")
+    rows = results.split(_content(file), {gene: GeneCells(genes[gene]) for gene in genes})
+    header = rows.header or ["objective", "job_id", "job_status"]
     missing = {"objective", "job_id", "job_status"} - set(header)
     if missing:
         raise RunDirectoryError(f"{file}, line 1: no column {', '.join(sorted(missing))}")
-    numbers = {"job_id", *(f"m:{name}" for name in MEASURES if name not in _TEXTS)}
-    types = {name: pa.float64() if name in numbers else pa.string() for name in header}
+    texts = zip(*rows.cells, strict=True) if rows.cells else ((),) * len(header)
+    columns, good = {}, np.ones(len(rows.cells), dtype=bool)
+    for name, cells in zip(header, texts, strict=True):
+        if name in _NUMBERS:
+            columns[name], readable = _numbers(cells)
+            good &= readable
+        else:  # a gene's value can be the empty text
+            empty = "" if name.startswith("p:") else None
+            columns[name] = pa.array([cell or empty for cell in cells], pa.string())
+    table = pa.table(columns)
+    good &= _makes_sense(table)
+    return table.filter(pa.array(good)).combine_chunks(), len(rows.damage) + int((~good).sum())
+
+
+def _numbers(cells: Sequence[str]) -> tuple[pa.Array, NDArray[np.bool_]]:
+    """Return the numbers of a column, and which of its cells are empty or numbers."""
+    texts = pa.array([cell or None for cell in cells], pa.string())
+    readable = np.ones(len(cells), dtype=bool)
     try:
-        table, damaged = _parse(content, types)
+        return pc.cast(texts, pa.float64()), readable
     except pa.ArrowInvalid:
-        table, damaged = _parse_line_by_line(content, types)
-    known = pc.and_(pc.is_valid(table["job_id"]), pc.is_valid(table["job_status"]))
-    kept = table.filter(known)
-    return kept, damaged + table.num_rows - kept.num_rows
+        numbers = []
+        for row, cell in enumerate(cells):
+            try:
+                numbers.append(float(cell) if cell else None)
+            except ValueError:
+                numbers.append(None)
+                readable[row] = False
+        return pa.array(numbers, pa.float64()), readable
 
 
-def _parse(content: bytes, types: Mapping[str, pa.DataType]) -> tuple[pa.Table, int]:
-    """Return the table and how many rows had too few or too many cells.
-
-    Raises
-    ------
-    pyarrow.ArrowInvalid
-        A cell is not what its column holds.
-    """
-    damaged = 0
-
-    def skip(_: Any) -> str:
-        nonlocal damaged
-        damaged += 1
-        return "skip"
-
-    # Of one block, so that a column is one chunk.
-    reading = pa.csv.ReadOptions(block_size=max(len(content) + 1, 1 << 20), use_threads=False)
-    parsing = pa.csv.ParseOptions(invalid_row_handler=skip)
-    options = pa.csv.ConvertOptions(
-        column_types=types,
-        null_values=[""],
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=False,
-    )
-    table = pa.csv.read_csv(pa.BufferReader(content), reading, parsing, options)
-    return table, damaged
+def _makes_sense(table: pa.Table) -> NDArray[np.bool_]:
+    """Return which rows say what became of a job that no row before them tells of."""
+    jobs = np.asarray(table["job_id"].to_numpy(), dtype=np.float64)
+    first = np.zeros(len(jobs), dtype=bool)
+    first[np.unique(jobs, return_index=True)[1]] = True
+    status = table["job_status"].to_pylist()
+    done = np.array([text == DONE for text in status], dtype=bool)
+    failed = np.array([text is not None and text.startswith("F_") for text in status], dtype=bool)
+    _, judged = _numbers(table["objective"].to_pylist())
+    return first & np.isfinite(jobs) & (failed | done & judged)
 
 
-def _parse_line_by_line(content: bytes, types: Mapping[str, pa.DataType]) -> tuple[pa.Table, int]:
-    """Do the same for a file that holds a wrong cell: leave out the rows that do."""
-    header, *lines = content.decode(errors="replace").split("\n")[:-1]
-    good, damaged = [header], 0
-    for line in lines:
-        try:
-            found, short = _parse(f"{header}\n{line}\n".encode(), types)
-        except pa.ArrowInvalid:
-            found, short = None, 1
-        if found is None or found.num_rows != 1 or short:
-            damaged += 1
-        else:
-            good.append(line)
-    table, _ = _parse(("\n".join(good) + "\n").encode(), types)
-    return table, damaged
-
-
-def _whole_lines(file: Path) -> bytes:
-    """Return a journal up to the end of its last whole line."""
+def _content(file: Path) -> bytes:
     try:
-        content = file.read_bytes()
+        return file.read_bytes()
     except FileNotFoundError:
         return b""
     except OSError as cause:
         raise RunDirectoryError(f"cannot read {file}: {cause.strerror}") from cause
-    return content[: content.rfind(b"\n") + 1]
+
+
+def _dtype(values: Sequence[Any]) -> type:
+    """Return the type of all of some values; object where pandas would make others of them."""
+    kinds = {type(value) for value in values}
+    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in values):
+        return int
+    return kinds.pop() if kinds in ({bool}, {float}) else object
 
 
 def _codes(encoded: pa.DictionaryArray) -> Integers:

@@ -83,9 +83,17 @@ class Algorithm(ABC):
         """Ids of the jobs that were asked and not told yet, those to be asked again included."""
         return tuple(self._unfinished.keys() | self._again)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left to ask: the space holds one genome, and it was asked."""
+        return self.space.size == 1 and self._next_id > 0 and not self._again
+
     def ask(self, count: int = 1) -> list[Job]:
-        """Return the next `count` jobs to evaluate."""
-        return [self._ask_one() for _ in range(count)]
+        """Return the next `count` jobs to evaluate; fewer if the search is `exhausted`."""
+        jobs: list[Job] = []
+        while len(jobs) < count and not self.exhausted:
+            jobs.append(self._ask_one())
+        return jobs
 
     def tell(self, evaluation: Evaluation) -> list[int]:
         """Take the result of a job; return the ids of the jobs whose models nobody needs any more.

@@ -6,7 +6,13 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from cpp_store.ranges import THREADS
+
+from transfer_nas.errors import InputError
+
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+_OVERRIDING = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
+"""What libraries of linear algebra believe more than the first of those above."""
 
 
 def default_threads(local_size: int) -> int:
@@ -16,7 +22,7 @@ def default_threads(local_size: int) -> int:
 
 def pin_threads(
     threads: int | None, local_size: int, environment: MutableMapping[str, str] = os.environ
-) -> None:
+) -> int:
     """Keep the ranks of a node from fighting for its cores.
 
     Parameters
@@ -26,13 +32,47 @@ def pin_threads(
     local_size
         Number of ranks on this node.
     environment
-        Is changed: OpenMP, TensorFlow and those who use them look there.
+        Is changed: OpenMP, TensorFlow and those who use them look there when they are loaded.
+
+    Returns
+    -------
+    int
+        Threads for OpenMP and linear algebra, for `limit_threads`.
+
+    Raises
+    ------
+    InputError
+        A variable of the environment is no number of threads.
     """
     for variable in _THREAD_VARIABLES:
         if threads is not None:
             environment[variable] = str(threads)
         else:
             environment.setdefault(variable, str(default_threads(local_size)))
+    if threads is not None:
+        environment.update({name: str(threads) for name in _OVERRIDING if name in environment})
+    numbers = [_threads(name, environment[name]) for name in _THREAD_VARIABLES]
+    return numbers[0]
+
+
+def limit_threads(threads: int) -> None:
+    """Let libraries of linear algebra that are loaded already, such as NumPy's, use so many.
+
+    They have read the environment when they were loaded, which was before anybody chose.
+    """
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(threads)
+
+
+def _threads(variable: str, text: str) -> int:
+    try:
+        number = int(text.partition(",")[0])  # OpenMP's are of nested regions
+    except ValueError:
+        raise InputError(f"{variable} must be a whole number, not {text!r}") from None
+    if complaint := THREADS.complaint(number):
+        raise InputError(f"{variable} {complaint}")
+    return number
 
 
 def choose_gpu(

@@ -72,7 +72,12 @@ class InProcess:
             evaluation = self._evaluator.evaluate(job)
             if evaluation.done and not math.isfinite(evaluation.objective):
                 self._log(f"job {job.id}: objective {evaluation.objective}")
-                return Evaluation.failure(job, "nan", evaluation.measures)
+                return Evaluation.failure(
+                    job,
+                    "nan",
+                    evaluation.measures,
+                    error=f"the objective is {evaluation.objective}, not a finite number",
+                )
             if evaluation.done and evaluation.objective > best_objective:
                 with tracing.span("save model"), writing(self._directory):
                     self._evaluator.save_model(candidate_path(self._directory, job))
@@ -83,7 +88,7 @@ class InProcess:
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 raise Unwritable(f"job {job.id} found no room on a disk: {error}") from error
             self._log(f"job {job.id} failed:\n{traceback.format_exc()}")
-            return Evaluation.failure(job, type(error).__name__)
+            return Evaluation.failure(job, type(error).__name__, error=error)
 
 
 def candidate_path(directory: Path, job: Job) -> Path:

@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from transfer_nas.errors import InputError
+from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.search.algorithm import Algorithm, Draws, draw_seed
 from transfer_nas.search.locality import gene_weights
@@ -60,7 +60,8 @@ class AgingEvolution(Algorithm):
             )
         self.population_size = self.useful_in_flight = population_size
         self.sample_size = sample_size
-        self._gene_ends = np.cumsum(gene_weights(space, beta)).tolist() if beta else None
+        weights = gene_weights(space, beta) if beta and space.size > 1 else None
+        self._gene_ends = None if weights is None else np.cumsum(weights).tolist()
         self._members: deque[Evaluation] = deque()  # oldest first
         self._ranking: list[tuple[float, int, Job]] = []  # worst first
         self._rank_ends: NDArray[np.float64] = np.empty(0)
@@ -76,7 +77,10 @@ class AgingEvolution(Algorithm):
         if id < self.population_size or not self._members:
             return Job(id, self.space.sample(draws), None, seed)
         parent = self._tournament(draws)
-        return Job(id, self._mutate(parent.genome, draws), parent.id, seed)
+        try:
+            return Job(id, self._mutate(parent.genome, draws), parent.id, seed)
+        except SpaceError:  # a space of one's own has no mutation of it
+            return Job(id, self.space.sample(draws), None, seed)
 
     def _learn(self, evaluation: Evaluation) -> list[int]:
         self._members.append(evaluation)

@@ -39,6 +39,7 @@ class Finalists:
     ) -> None:
         self._count = count
         self._retire = retire
+        self._told = 0
         self._best: list[tuple[float, int, Evaluation]] = []  # a heap, the worst of them first
         self._kept: set[int] = set()  # dead, and not retired yet
         for evaluation in evaluations:
@@ -47,18 +48,18 @@ class Finalists:
     def observe(self, evaluation: Evaluation) -> None:
         """Take note of an evaluation."""
         if self._count and evaluation.done:
-            # Of equals the newer one, as everywhere. Ids differ, so evaluations are not compared.
-            entry = (evaluation.objective, evaluation.job.id, evaluation)
-            heapq.heappush(self._best, entry)
+            # Of equals the first one told, which is that of best.keras.
+            self._told += 1
+            heapq.heappush(self._best, (evaluation.objective, -self._told, evaluation))
             if len(self._best) > self._count:
-                _, displaced, _ = heapq.heappop(self._best)
+                displaced = heapq.heappop(self._best)[2].job.id
                 if displaced in self._kept:
                     self._kept.remove(displaced)
                     self._retire([displaced])
 
     def retire(self, jobs: Sequence[int]) -> None:
         """Retire models, but for the best."""
-        best = {id for _, id, _ in self._best}
+        best = {evaluation.job.id for _, _, evaluation in self._best}
         self._kept |= best.intersection(jobs)
         others = [id for id in jobs if id not in best]
         if others:
@@ -71,11 +72,16 @@ class Finalists:
 
 
 def retrain(
-    finalists: Sequence[Evaluation], trainer: TransferTrainer, directory: Path
+    finalists: Sequence[Evaluation],
+    trainer: TransferTrainer,
+    directory: Path,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Train models for their application's epochs, from the weights that they have.
+    """Train models fully, from the weights that they have.
 
-    Nothing is frozen. A model whose weights are gone starts from what is stored of others.
+    For their application's epochs, or those of the search if they are more. Nothing is frozen but
+    what their space has frozen. A model whose weights are gone starts from what is stored of
+    others.
 
     Parameters
     ----------
@@ -85,18 +91,20 @@ def retrain(
         Of the search.
     directory
         Where ``retrained-JOB.keras`` and ``retrained.json`` are written.
+    say
+        Takes a line about each.
 
     Returns
     -------
     list of dict
         What ``retrained.json`` says of each: job, objectives in the search and now, epochs, file.
     """
-    fully = trainer.with_policy(
-        Policy("finetune", child_epochs=trainer.application.epochs), trainer.application.epochs
-    )
+    epochs = max(trainer.application.epochs, trainer.epochs)
+    fully = trainer.with_policy(Policy("finetune", child_epochs=epochs), epochs)
     results = []
-    for before in finalists:
+    for number, before in enumerate(finalists, 1):
         found = before.job
+        say(f"retraining job {found.id} for {fully.epochs} epochs ({number} of {len(finalists)})")
         after = fully.evaluate(Job(found.id + _RETRAINED, found.genome, found.id, found.seed))
         result: dict[str, Any] = {
             "job": before.job.id,

@@ -53,6 +53,11 @@ class SuccessiveHalving(Algorithm):
         """Epochs that candidates have trained at each rung, ascending."""
         return tuple(rung.epochs for rung in self._rungs)
 
+    @property
+    def exhausted(self) -> bool:
+        """Never: a genome that was asked goes on to more epochs."""
+        return False
+
     def _new_job(self, id: int, draws: Draws) -> Job:
         seed = draw_seed(draws)
         for number in reversed(range(len(self._rungs) - 1)):

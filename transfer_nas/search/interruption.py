@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,10 +63,6 @@ class Interruption:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-
-    def now(self) -> None:
-        """Interrupt from any thread, as if the time were up."""
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

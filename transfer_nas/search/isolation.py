@@ -103,7 +103,7 @@ class InChild:
         self._stop()
         self._log(f"job {job.id} {what}")
         times = {"timestamp_start": start, "timestamp_end": time.time()}
-        return Evaluation.failure(job, reason, times)
+        return Evaluation.failure(job, reason, times, error=f"the evaluation {what}")
 
     def _start(self) -> _Child:
         self._child = child = _Child()

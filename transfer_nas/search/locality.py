@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 
@@ -45,7 +46,8 @@ def kept_shares(space: Space) -> tuple[float, ...]:
     """Return, for each gene, the mean share of a child's layers that its parent has, in [0, 1].
 
     Estimated on random genomes, each with this one gene changed, from the layer graphs alone:
-    equal digests are what transfers. The same in every process and run.
+    equal digests are what transfers. Genomes that cannot be built count as keeping nothing. The
+    same in every process and run.
     """
     rng = np.random.default_rng(0)
     shares = []
@@ -55,7 +57,8 @@ def kept_shares(space: Space) -> tuple[float, ...]:
             for _ in range(_SAMPLES):
                 parent = space.sample(rng)
                 child = space.mutate(parent, rng, position)
-                kept += _share(space.graph(parent), space.graph(child)) / _SAMPLES
+                with contextlib.suppress(Exception):  # functions of users may raise anything
+                    kept += _share(space.graph(parent), space.graph(child)) / _SAMPLES
         shares.append(kept)
     return tuple(shares)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from transfer_nas.search.run_directory import RunDirectory
 _SUMS_OF_ALL = ("bytes_transferred", "bytes_stored")
 _SUMS_OF_CHILDREN = (*_SUMS_OF_ALL, "layers", "layers_transferred")
 
+GIVE_UP_AFTER = 8
+"""Candidates that fail for one reason before one works, after which a search ends; with many ranks
+two each, since so many may run before anybody knows."""
 STORED_PERHAPS = ("F_timeout", "F_lost")
 """How evaluations fail that may have stored their model before."""
 
@@ -43,9 +47,13 @@ class Status:
     bytes_whole_copies
         What the weights of all candidates that worked take, each whole.
     seconds
-        Since this process began to search.
+        Of search until the last result, those of earlier processes included.
+    here
+        Seconds since this process began to search.
     fresh
         Number of evaluations since then.
+    first_failure
+        The first evaluation that failed; None while there is none.
     """
 
     evaluations: int
@@ -58,12 +66,29 @@ class Status:
     bytes_stored: int
     bytes_whole_copies: int
     seconds: float
+    here: float
     fresh: int
+    first_failure: Evaluation | None = None
+
+    @property
+    def evaluations_per_second(self) -> float:
+        """Evaluations in a second of search, over all processes; 0 while there is none."""
+        return self.evaluations / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def share_transferred(self) -> float:
         """Share of the children's layers that were transferred, in [0, 1]."""
         return self.layers_transferred / self.layers if self.layers else 0.0
+
+
+def explain(failure: Evaluation) -> str:
+    """Return why an evaluation failed, for people."""
+    return str(failure.measures.get("error") or failure.status)
+
+
+def _reason(failure: Evaluation) -> tuple[str, str]:
+    """Return what failures for one reason have in common: numbers differ from job to job."""
+    return failure.status, re.sub(r"\d+", "#", str(failure.measures.get("error", "")))
 
 
 class Manager:
@@ -93,6 +118,14 @@ class Manager:
         Called with a line about what the user should know at once.
     observe
         Called with each evaluation once it is written down.
+    give_up_after
+        If so many evaluations fail before one works, all for the same reason, the search ends;
+        None: it does not.
+
+    Attributes
+    ----------
+    hopeless
+        Whether it ended so.
     """
 
     def __init__(
@@ -105,6 +138,7 @@ class Manager:
         report: Callable[[Status], None],
         warn: Callable[[str], None],
         observe: Callable[[Evaluation], None] | None = None,
+        give_up_after: int | None = None,
     ) -> None:
         self._algorithm = algorithm
         self._directory = directory
@@ -113,6 +147,11 @@ class Manager:
         self._report = report
         self._warn = warn
         self._observe = observe
+        self._give_up_after = give_up_after
+        self._first_failure: Evaluation | None = None
+        self._alike = True  # nothing has worked, and all failures have one reason
+        self._explained = False
+        self.hopeless = False
         self._unobserved: list[Evaluation] = []
         self._warned = False
         self._stopped = False
@@ -126,6 +165,8 @@ class Manager:
         self._evaluations = 0
         self._failures = 0
         self._best: Evaluation | None = None
+        self._last_result = 0.0  # seconds after the run was started for the first time
+        self._exhausted = False
         self._sums = dict.fromkeys((*_SUMS_OF_CHILDREN, "bytes_whole_copy"), 0)
         self._begun = time.monotonic()
         algorithm.restore(directory.jobs, directory.evaluations)
@@ -175,17 +216,30 @@ class Manager:
             bytes_transferred=self._sums["bytes_transferred"],
             bytes_stored=self._sums["bytes_stored"],
             bytes_whole_copies=self._sums["bytes_whole_copy"],
-            seconds=time.monotonic() - self._begun,
+            seconds=float(self._directory.clock(self._last_result)),
+            here=time.monotonic() - self._begun,
             fresh=self._evaluations - self._found,
+            first_failure=self._first_failure,
         )
 
     def stop(self) -> None:
         """Hand out no more jobs; results of those that run are still welcome."""
         self._stopped = True
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the search ended because its algorithm had nothing left to ask."""
+        return self._exhausted
+
     def next_jobs(self, count: int) -> list[Job]:
         """Return up to `count` jobs, which may leave after `commit`; fewer: there are no more."""
-        jobs = self._algorithm.ask(int(min(count, self.left)))
+        wanted = int(min(count, self.left))
+        jobs = self._algorithm.ask(wanted)
+        if len(jobs) < wanted and not self._exhausted:
+            self._exhausted = True
+            self._warn(
+                f"space {self._algorithm.space.name} holds one genome: the search ends with it"
+            )
         if jobs:
             submitted = self._now(), self.best_objective
             for job in jobs:
@@ -220,6 +274,8 @@ class Manager:
         best = self._count(evaluation)
         if evaluation.objective > best_then or not evaluation.done:
             self._undecided.append((evaluation, best))
+        if not evaluation.done:
+            self._despair(evaluation)
         if "transfer_error" in measures and not self._warned:
             self._warned = True  # once is enough: results.csv has them all
             error = measures["transfer_error"]
@@ -259,16 +315,29 @@ class Manager:
         """Add an evaluation to the sums; return whether it is the best so far."""
         self._evaluations += 1
         measures = evaluation.measures
+        self._last_result = max(self._last_result, float(measures.get("timestamp_gather", 0.0)))
         for name in _SUMS_OF_ALL if evaluation.job.parent is None else _SUMS_OF_CHILDREN:
             self._sums[name] += int(measures.get(name, 0))
         if not evaluation.done:
             self._failures += 1
+            self._first_failure = self._first_failure or evaluation
+            self._alike = self._alike and _reason(evaluation) == _reason(self._first_failure)
             return False
+        self._alike = False
         self._sums["bytes_whole_copy"] += int(measures.get("bytes_whole_copy", 0))
         if evaluation.objective <= self.best_objective:
             return False
         self._best = evaluation
         return True
+
+    def _despair(self, failure: Evaluation) -> None:
+        """Say why the first evaluation fails; end the search if all fail for one reason."""
+        if not self._explained:
+            self._explained = True  # once is enough: results.csv has them all
+            self._warn(f"job {failure.job.id} failed: {explain(failure)}")
+        if self._alike and self._failures >= (self._give_up_after or math.inf):
+            self.hopeless = True
+            self.stop()
 
     def _keep_model(self, evaluation: Evaluation, *, best: bool) -> None:
         candidate = candidate_path(self._directory.path, evaluation.job)

@@ -7,7 +7,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from transfer_nas.job import Evaluation, Job
 from transfer_nas.ranks import BackOff
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.manager import Manager
-from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Report, receive
+from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Outbox, Report, receive
 
 # Between two looks for messages when nothing happens: a share of what evaluations take, within
 # limits.
@@ -92,12 +92,15 @@ class Managing:
         interruption: Interruption,
         lost_after: float,
         local: Local | None,
+        fail: Callable[[BaseException], object],
     ) -> None:
         self._comm = comm
+        self._outbox = Outbox(comm, TO_WORKER)
         self._manager = manager
         self._interruption = interruption
         self._lost_after = lost_after
         self._local = local
+        self._fail = fail
         now = time.monotonic()
         ranks = range(0 if local else 1, comm.size)
         self._workers = {rank: Worker(heard=now) for rank in ranks}
@@ -111,9 +114,11 @@ class Managing:
         back_off = BackOff(_LOOK_SHORTEST)
         while self._workers and not self._left:
             reports = list(self._arrived())
+            self._give_up_silent()  # after all messages that wait, however long this rank was away
+            if not self._outbox.settled(without=self.lost):
+                back_off.reset()  # they travel while somebody looks
             if not reports:
                 self._rest(back_off.next())
-                self._give_up_silent()
                 continue
             back_off = BackOff(self._longest_rest())
             with tracing.span("tell", reports=len(reports)):
@@ -127,23 +132,21 @@ class Managing:
                 for rank, order in orders.items():
                     if order is not None:
                         self._send(rank, order)
+        if not self._left:
+            self._part()
 
     @contextmanager
     def beside(self) -> Iterator[None]:
         """Serve from a thread while the context is entered, and then until it is done.
 
-        Whatever goes wrong on either side ends both, and is raised; the manager's comes first.
+        What goes wrong in the thread is for `fail`: the main thread may not come to it for long.
         """
-        assert self._local is not None
-        local, errors = self._local, list[BaseException]()
 
         def run() -> None:
             try:
                 self.run()
-            except BaseException as error:  # raised again below, in the main thread
-                errors.append(error)
-                local.orders.put(Order(end=True))
-                self._interruption.now()
+            except BaseException as error:
+                self._fail(error)
 
         thread = threading.Thread(target=run, name="manager")
         before = sys.getswitchinterval()
@@ -157,8 +160,6 @@ class Managing:
         finally:
             thread.join()
             sys.setswitchinterval(before)
-            if errors:
-                raise errors[0]
 
     def _arrived(self) -> Iterator[tuple[int, Report]]:
         """Yield what there is from each rank, and take note of all signs of life."""
@@ -188,17 +189,20 @@ class Managing:
         for job in report.abandoned:
             del worker.jobs[job.id]
             self._manager.abandoned(job)
-        if report.last or self._interruption.reason is not None:
+        if report.last:  # a signal may have come to that rank alone
+            self._interruption.reason = self._interruption.reason or report.last
+        if self._interruption.reason is not None:
             self._manager.stop()
         if report.last:
+            for job in worker.jobs.values():  # which were on their way when it left
+                self._manager.abandoned(job)
             del self._workers[rank]
 
     def _order(self, rank: int) -> Order | None:
         """Return what a worker that reported shall do next; None: go on."""
         worker = self._workers.get(rank)
-        if worker is None:
-            # Who said its last word waits for nothing; who was given up shall end.
-            return Order(end=True) if rank in self.lost else None
+        if worker is None:  # who said its last word, or was given up
+            return Order(end=True)
         # Towards the end nothing in advance: who has nothing left shall not wait for who has two.
         left = self._manager.left
         depth = 1 if left < 2 * len(self._workers) else worker.depth(self._depth)
@@ -213,7 +217,19 @@ class Managing:
         if self._local is not None and rank == 0:
             self._local.orders.put(order)
         else:
-            self._comm.Send(order.encode(), dest=rank, tag=TO_WORKER)
+            self._outbox.post(order.encode(), rank)
+
+    def _part(self) -> None:
+        """Let the last messages arrive, and take those of all that were not lost."""
+        parting = None if self.lost else self._comm.Ibarrier()
+        back_off = BackOff()
+        while True:
+            for _ in self._arrived():  # nothing but signs of life
+                pass
+            together = parting is None or parting.Test()
+            if self._outbox.settled(without=self.lost) and together:
+                return
+            time.sleep(back_off.next())
 
     def _longest_rest(self) -> float:
         """Return for how long nobody minds that the manager does not look for messages."""
@@ -235,5 +251,8 @@ class Managing:
                 del self._workers[rank]
                 self.lost.add(rank)
                 for job in worker.jobs.values():
-                    self._manager.finished(Evaluation.failure(job, "lost"), rank)
+                    self._manager.finished(
+                        Evaluation.failure(job, "lost", error=f"rank {rank} ended or fell silent"),
+                        rank,
+                    )
                 self._manager.commit()

@@ -1,15 +1,18 @@
 """What workers and the manager of a search send each other over MPI.
 
 JSON in UTF-8. A worker sends ``{"results": [[job id, status, objective or null, measures], …],
-"abandoned": [job id, …], "last": bool}`` and, unless it was the last, gets ``{"jobs": [job, …],
-"best": … or null, "end": bool}``. An empty message is a sign of life.
+"abandoned": [job id, …], "last": why}`` and gets ``{"jobs": [job, …], "best": … or null, "end":
+bool}``; to its last it gets one that ends it. An empty message is a sign of life.
+
+A message longer than MPI's eager limit, some kilobytes, travels only while its receiver receives.
+So nobody waits in a send: `Outbox` begins it, and both sides receive while it is under way.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from mpi4py import MPI
@@ -30,12 +33,12 @@ class Report:
     results, abandoned
         Jobs that it has evaluated, and that it was given and will not evaluate.
     last
-        It was interrupted and wants no more.
+        Why it was interrupted and wants no more (`Interruption.reason`); empty: it goes on.
     """
 
     results: list[Evaluation] = field(default_factory=list)
     abandoned: list[Job] = field(default_factory=list)
-    last: bool = False
+    last: str = ""
 
     def encode(self) -> bytes:
         """Return the message."""
@@ -102,6 +105,33 @@ class Order:
         best = fields["best"]
         jobs = [Job.from_dict(job) for job in fields["jobs"]]
         return cls(jobs, -math.inf if best is None else best, fields["end"])
+
+
+class Outbox:
+    """Messages that this rank has sent and that may not have been taken yet.
+
+    Not thread-safe, as it calls MPI.
+
+    Parameters
+    ----------
+    comm, tag
+        Where they are sent, and as what.
+    """
+
+    def __init__(self, comm: MPI.Comm, tag: int) -> None:
+        self._comm = comm
+        self._tag = tag
+        self._under_way: list[tuple[int, MPI.Request]] = []
+
+    def post(self, content: bytes, rank: int) -> None:
+        """Begin to send a message."""
+        request = self._comm.Isend([content, MPI.BYTE], dest=rank, tag=self._tag)
+        self._under_way.append((rank, request))  # the request keeps the content alive
+
+    def settled(self, without: Collection[int] = ()) -> bool:
+        """Let messages travel on; return whether all have been taken, but for some ranks'."""
+        self._under_way = [(rank, sent) for rank, sent in self._under_way if not sent.Test()]
+        return all(rank in without for rank, _ in self._under_way)
 
 
 def receive(comm: MPI.Comm, source: int, tag: int) -> tuple[bytes, int] | None:

@@ -3,7 +3,8 @@
 The manager runs in a thread of rank 0 beside rank 0's own worker; it is the only one there that
 talks MPI, so `MPI_THREAD_SERIALIZED` is enough. Where MPI gives less, rank 0 manages and does not
 evaluate, and nobody notices a rank that is gone. Asynchronous: a worker reports results and gets
-new jobs in the reply; nobody waits for anybody else.
+new jobs in the reply; nobody waits for anybody else, and no message for its receiver
+(`messages.Outbox`).
 
 A worker has one job at a time, as long as evaluations take their time: a job is asked with all
 results known, and a slow evaluation keeps none waiting. Where the milliseconds that an answer takes
@@ -19,18 +20,19 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mpi4py import MPI
 
 from transfer_nas import tracing
 from transfer_nas.job import Evaluation, Job
+from transfer_nas.ranks import BackOff, wait
 from transfer_nas.search.evaluation import Evaluate
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager
 from transfer_nas.search.managing import Local, Managing
-from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Report, receive
+from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Outbox, Report, receive
 
 LOST_AFTER = 60.0  # seconds without a sign of life
 
@@ -46,6 +48,7 @@ def run(
     evaluate: Evaluate,
     interruption: Interruption,
     *,
+    fail: Callable[[BaseException], object],
     lost_after: float = LOST_AFTER,
 ) -> frozenset[int]:
     """Search until there are no more jobs, or until interrupted; collective.
@@ -61,6 +64,9 @@ def run(
     interruption
         As in `serial.run`. Each rank has its own: one that is interrupted leaves, and an
         interrupted rank 0 lets the others end as soon as they report.
+    fail
+        Called in rank 0, in the manager's thread, with what the manager raised. The worker beside
+        it and the other ranks may be in the middle of anything: to end them all.
     lost_after
         Seconds after which a rank without a sign of life is given up.
 
@@ -73,9 +79,7 @@ def run(
     Raises
     ------
     Exception
-        Whatever the manager raised, in rank 0, whose own evaluation is interrupted; or, in a rank
-        where a candidate could not be written down, `Unwritable`. The others may still be
-        evaluating: abort.
+        Whatever `evaluate` raised, in that rank. The others may still be evaluating: abort.
     """
     comm = comm.Dup()
     threads = MPI.Query_thread() >= MPI.THREAD_SERIALIZED
@@ -85,10 +89,11 @@ def run(
         remote = _Remote(comm, lost_after)
         with remote.signs_of_life():
             _work(remote, evaluate, interruption)
+        remote.part()
         comm.Free()
         return frozenset()
     local = Local() if threads else None
-    managing = Managing(comm, manager, interruption, lost_after, local)
+    managing = Managing(comm, manager, interruption, lost_after, local, fail)
     if local is None:
         managing.run()
     else:
@@ -117,10 +122,11 @@ def _work(manager: _Remote | Local, evaluate: Evaluate, interruption: Interrupti
             with interruption.evaluating(), tracing.span("evaluate", job=job.id):
                 results.append(evaluate(job, best))
         except Interrupted:
-            manager.send(Report(results, [job, *jobs], last=True))
-            return
+            jobs.appendleft(job)
         if interruption.reason is not None:
-            manager.send(Report(results, [*jobs], last=True))
+            manager.send(Report(results, [*jobs], last=interruption.reason))
+            while (order := manager.receive(wait=True)) is None or not order.end:
+                pass  # jobs that were on their way when it said so
             return
         now = time.monotonic()
         if len(results) >= len(jobs) or now - reported > _REPORT_AFTER:
@@ -134,13 +140,14 @@ class _Remote:
     def __init__(self, comm: MPI.Comm, lost_after: float) -> None:
         self._comm = comm
         self._lost_after = lost_after
+        self._outbox = Outbox(comm, TO_MANAGER)
         self._one_at_a_time = threading.Lock()  # MPI, for the thread that shows signs of life
 
     def send(self, report: Report) -> None:
-        """Say something to the manager."""
-        content = report.encode()
+        """Say something to the manager; returns when it is taken."""
         with self._one_at_a_time:
-            self._comm.Send(content, dest=0, tag=TO_MANAGER)
+            self._outbox.post(report.encode(), 0)
+        self._settle()
 
     def receive(self, wait: bool) -> Order | None:
         """Return an order; None if there is none and nobody wants to wait for one."""
@@ -152,11 +159,14 @@ class _Remote:
                 return Order.decode(received[0])
             if not wait:
                 return None
-            waited = time.monotonic() - asked
-            if waited > self._lost_after:
-                raise TimeoutError(f"the manager in rank 0 is silent for {self._lost_after:g} s")
+            waited = self._waited(asked)
             # It answers within a millisecond or two, or else is busy with something.
             time.sleep(_OFTEN if waited < _SOON else _LONGEST)
+
+    def part(self) -> None:
+        """Wait until the manager has taken everything, from everybody."""
+        self._settle()
+        wait(self._comm.Ibarrier())
 
     @contextmanager
     def signs_of_life(self) -> Iterator[None]:
@@ -169,7 +179,8 @@ class _Remote:
         def show() -> None:
             while not over.wait(self._lost_after / _SIGN_OF_LIFE):
                 with self._one_at_a_time:
-                    self._comm.Send(b"", dest=0, tag=TO_MANAGER)
+                    if self._outbox.settled():  # else the manager has not taken the last one yet
+                        self._outbox.post(b"", 0)
 
         thread = threading.Thread(target=show, name="signs of life", daemon=True)
         thread.start()
@@ -178,3 +189,19 @@ class _Remote:
         finally:
             over.set()
             thread.join()
+
+    def _settle(self) -> None:
+        asked, back_off = time.monotonic(), BackOff(_LONGEST)
+        while True:
+            with self._one_at_a_time:
+                if self._outbox.settled():
+                    return
+            self._waited(asked)
+            time.sleep(back_off.next())
+
+    def _waited(self, since: float) -> float:
+        """Return the seconds since then; raises TimeoutError if that is too long."""
+        waited = time.monotonic() - since
+        if waited > self._lost_after:
+            raise TimeoutError(f"the manager in rank 0 is silent for {self._lost_after:g} s")
+        return waited

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import functools
 import importlib.metadata
 import json
 import logging
 import os
 import platform
-import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from cpp_store.command_line import open_stream
+
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
+from transfer_nas.ending import Ending
 from transfer_nas.errors import writing
 from transfer_nas.job import Evaluation
 from transfer_nas.ranks import MPIRanks, Ranks, together
@@ -27,19 +31,24 @@ from transfer_nas.search.evaluation import Evaluate, InProcess
 from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.finalists import Finalists, retrain
 from transfer_nas.search.halving import SuccessiveHalving
-from transfer_nas.search.interruption import Interruption
+from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.isolation import InChild
 from transfer_nas.search.journal import write_whole
-from transfer_nas.search.manager import Manager, Status
-from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
+from transfer_nas.search.manager import GIVE_UP_AFTER, Manager
+from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress, patience
 from transfer_nas.search.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.search.telling import command, goal_of, opening, summarize, tell, tell_failure
 from transfer_nas.search.worker import Servers
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
+from transfer_nas.transfer import TransferMethod
 
 _PACKAGES = ("transfer-nas", "numpy", "keras", "tensorflow", "mpi4py")
+_UNLESS_REFUSED = 10.0
+"""Seconds without a word, outside of a terminal, while the start may still be refused: programs
+that read it find one line then."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,80 +69,231 @@ def run(settings: Settings, ranks: Ranks) -> int:
 
     Raises
     ------
-    InputError
+    Refused
         In all ranks, if a setting, a file or an environment variable is wrong in one of them.
-    Unwritable
-        In one rank: the run's files cannot be written. The others may be in the middle of anything.
+    Exception
+        In the only rank. What goes wrong in one of many ends all of them (`Ending`).
     """
-    devices.pin_threads(settings.threads_per_rank, ranks.local_size)
-    gpu = devices.choose_gpu(ranks.local_rank, ranks.local_size)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    application, space = together(ranks, lambda: worker.resolve(settings))
-    if settings.tensorboard:
-        together(ranks, tensorboard.check)  # before anything is written
-    if settings.trace is not None:
-        trace = settings.trace
-        together(ranks, lambda: tracing.start(trace, ranks.rank))
-    provenance = _provenance(ranks, gpu)
-    with contextlib.ExitStack() as stack:
-        # Servers first: if they do not answer, nothing shall have been written.
-        servers = stack.enter_context(worker.servers(settings, ranks))
-        directory = together(
-            ranks, lambda: _open(settings, application, space, provenance, ranks.rank)
-        )
-        if directory is not None:
-            stack.enter_context(directory)
-        terminal = stack.enter_context(_own_log(settings.directory, ranks.rank))
-        if application.synthetic and ranks.rank == 0:
-            print(f"{application.name}: the data is generated, not measured", file=terminal)
-        identity = ranks.share(directory and directory.id)[0]
-        method = together(ranks, lambda: worker.method(settings, application, servers))
-        stack.callback(method.close)
-        trainer = together(
-            ranks,
-            lambda: worker.trainer(settings, application, space, method, identity, ranks.rank),
-        )
-        evaluate = together(
-            ranks, lambda: _evaluate(settings, trainer, servers, identity, ranks.rank, stack)
-        )
+    with (
+        _terminal() as terminal,
+        contextlib.ExitStack() as stack,
+        Ending("evolve", ranks, terminal) as ending,
+    ):
+        return _Search(settings, ranks, terminal, stack, ending).run()
+
+
+class _Search:
+    """The steps of `run`, in this rank."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ranks: Ranks,
+        terminal: TextIO,
+        stack: contextlib.ExitStack,
+        ending: Ending,
+    ) -> None:
+        self._settings = settings
+        self._ranks = ranks
+        self._terminal = terminal
+        self._stack = stack
+        self._ending = ending
+        self._manager: Manager | None = None  # in rank 0
+        self._directory: RunDirectory | None = None  # in rank 0
+
+    def run(self) -> int:
+        """Do all of them; return the exit code."""
+        settings, ranks = self._settings, self._ranks
+        gpu = self._share_the_node()
+        with self._patience("loading the application and its data", _UNLESS_REFUSED):
+            application, space = together(ranks, lambda: worker.resolve(settings))
+            worker.same_data(application, ranks)
+        if settings.tensorboard:
+            together(ranks, tensorboard.check)
+        with self._patience("connecting to the weight store", _UNLESS_REFUSED):
+            # Servers before files: if they do not answer, nothing shall have been written.
+            servers = self._stack.enter_context(worker.servers(settings, ranks))
+        self._application, self._space, self._goal = application, space, goal_of(application)
+        trainer, evaluate = self._begin(servers, gpu)
         ranks.share(None)  # --timeout counts from here, the same moment for everybody
-        interruption = stack.enter_context(Interruption(settings.timeout, settings.max_wait))
-        with _progress(terminal, settings.timeout, ranks.rank) as progress:
-            manager = None
-            earlier = () if directory is None else directory.evaluations
-            finalists = Finalists(settings.retrain, trainer.retire, earlier)
-            if directory is not None:
-                manager = Manager(
+        interruption = self._stack.enter_context(Interruption(settings.timeout, settings.max_wait))
+        finalists = Finalists(
+            settings.retrain, trainer.retire, self._directory.evaluations if self._directory else ()
+        )
+        with self._progress() as progress:
+            if self._directory is not None:
+                self._manager = Manager(
                     _algorithm(settings, space, trainer.epochs),
-                    directory,
+                    self._directory,
                     max_evals=settings.max_evals,
                     retire=finalists.retire,
                     report=progress.update,
                     warn=progress.warn,
-                    observe=_observer(settings, directory, finalists, stack),
+                    observe=_observer(settings, self._directory, space, finalists, self._stack),
+                    give_up_after=max(GIVE_UP_AFTER, 2 * ranks.size),
                 )
-            lost = _drive(ranks, manager, evaluate, interruption)
-        if manager is not None:
-            _write_best(settings.directory, application, terminal)
-            if finalists.best and interruption.reason in (None, "timeout"):
-                retrain(finalists.best, trainer, settings.directory)
-            summary = summarize(settings, ranks.size, manager.status, space, interruption.reason)
-            text = json.dumps(summary, indent=2) + "\n"
-            with writing(settings.directory):
-                write_whole(settings.directory / "summary.json", text)
-            _tell(summary, settings.json)
-            if manager.status.failures == manager.status.evaluations > 0:
-                print(f"every candidate failed; see {settings.directory}/logs", file=terminal)
+            lost = self._drive(evaluate, interruption)
+        code = interruption.exit_code
+        if self._manager is not None:
+            code = self._conclude(self._manager, finalists, trainer, interruption)
             if lost:
                 # They would never come to the end of the search, where all ranks meet.
-                code = _exit_code(manager, interruption)
                 exit_codes.leave(settings.directory, code)
                 ranks.abort(code)
         tracing.stop()
-        codes: list[int] = ranks.share(_exit_code(manager, interruption))
-    if settings.trace is not None and ranks.rank == 0:
-        tracing.merge(settings.trace, range(ranks.size))
-    return max(codes)
+        codes: list[int] = ranks.share(code)
+        if settings.trace is not None and ranks.rank == 0:
+            tracing.merge(settings.trace, range(ranks.size))
+        return max(codes)
+
+    def _share_the_node(self) -> str | None:
+        """Take this rank's cores and GPU; return the GPU."""
+        ranks = self._ranks
+        chosen = self._settings.threads_per_rank
+        threads = together(ranks, lambda: devices.pin_threads(chosen, ranks.local_size))
+        devices.limit_threads(threads)
+        gpu = devices.choose_gpu(ranks.local_rank, ranks.local_size)
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        return gpu
+
+    def _begin(self, servers: Servers, gpu: str | None) -> tuple[TransferTrainer, Evaluate]:
+        """Open what this rank evaluates with, and in rank 0 the run directory."""
+        settings, ranks, application = self._settings, self._ranks, self._application
+        provenance = _provenance(ranks, gpu)
+
+        def method() -> TransferMethod:
+            return worker.method(settings, application, servers)
+
+        # Before the run directory, as it may be refused; but hdf5 keeps its files in there.
+        early = together(ranks, method) if settings.transfer != "hdf5" else None
+        self._directory = together(
+            ranks, lambda: _open(settings, application, self._space, provenance, ranks.rank)
+        )
+        self._ending.directory = settings.directory
+        if self._directory is not None:
+            self._stack.enter_context(self._directory)  # takes itself away if the start is refused
+        if settings.trace is not None:
+            trace = settings.trace
+            together(ranks, lambda: tracing.start(trace, ranks.rank))
+        self._stack.enter_context(_own_log(settings.directory, ranks.rank, self._terminal))
+        identity = ranks.share(self._directory and self._directory.id)[0]
+        transfer = early or together(ranks, method)
+        self._stack.callback(transfer.close)
+        trainer = together(
+            ranks,
+            lambda: worker.trainer(
+                settings, application, self._space, transfer, identity, ranks.rank
+            ),
+        )
+        if ranks.rank == 0:
+            hosts = [rank["host"] for rank in provenance["ranks"]]
+            for line in opening(
+                settings,
+                application,
+                self._space,
+                trainer.describe(),
+                hosts,
+                len(servers.addresses),
+            ):
+                print(line, file=self._terminal)
+        with self._patience("starting the processes that evaluate"):
+            evaluate = together(ranks, lambda: self._evaluate(trainer, servers, identity))
+        return trainer, evaluate
+
+    def _evaluate(self, trainer: TransferTrainer, servers: Servers, identity: str) -> Evaluate:
+        """Return what evaluates in this rank, or in a child of it."""
+        settings = self._settings
+        if not settings.isolated:
+            return InProcess(trainer, settings.directory, _log.warning)
+        child = InChild(
+            "transfer_nas.search.worker:isolated_trainer",
+            {
+                "settings": settings.to_dict(),
+                "addresses": servers.addresses,
+                "key": servers.key,
+                "namespace": self._application.namespace,
+                "run": identity,
+                "rank": self._ranks.rank,
+            },
+            settings.directory,
+            timeout=settings.evaluation_timeout,
+            log=_log.warning,
+        )
+        return self._stack.enter_context(child)
+
+    def _drive(self, evaluate: Evaluate, interruption: Interruption) -> frozenset[int]:
+        """Search; return the ranks that were lost, in rank 0."""
+        ranks, manager = self._ranks, self._manager
+        if isinstance(ranks, MPIRanks) and ranks.size > 1:
+            from transfer_nas.search import mpi  # imports MPI
+
+            return mpi.run(ranks.comm, manager, evaluate, interruption, fail=self._ending.fail)
+        assert manager is not None
+        serial.run(manager, evaluate, interruption)
+        return frozenset()
+
+    def _conclude(
+        self,
+        manager: Manager,
+        finalists: Finalists,
+        trainer: TransferTrainer,
+        interruption: Interruption,
+    ) -> int:
+        """Write down what came of it, and tell; return the exit code."""
+        settings, status, ended_by = self._settings, manager.status, interruption.reason
+        summary = summarize(
+            settings,
+            self._ranks.size,
+            status,
+            self._space,
+            self._goal,
+            ended_by or self._ended_by(manager),
+        )
+        with writing(settings.directory):
+            text = json.dumps(summary, indent=2) + "\n"
+            write_whole(settings.directory / "summary.json", text)
+        code = _exit_code(manager, interruption)
+        in_time = ended_by in (None, "timeout")
+        if in_time and (signalled := self._finish_models(finalists, trainer)):
+            in_time, code = False, signalled
+        if not in_time and trained_model.best_path(settings.directory).exists():
+            finish = command("transfer_nas.trained_model", str(settings.directory))
+            print(f"to make best.keras of best.safetensors: {finish}", file=self._terminal)
+        tell(summary, settings.json)
+        if status.failures == status.evaluations > 0:
+            tell_failure(status, settings, manager.hopeless, self._terminal)
+        return code
+
+    @staticmethod
+    def _ended_by(manager: Manager) -> str | None:
+        if manager.hopeless:
+            return "failures"
+        return "space" if manager.exhausted else None
+
+    def _finish_models(self, finalists: Finalists, trainer: TransferTrainer) -> int:
+        """Write ``best.keras`` and retrain the finalists; return the exit code if a signal came."""
+        directory = self._settings.directory
+        with Interruption() as late, contextlib.suppress(Interrupted), late.evaluating():
+            if trained_model.best_path(directory).exists():
+                print(f"writing {directory}/best.keras", file=self._terminal)
+            with self._patience("Keras is being imported to write best.keras"):
+                _write_best(directory, self._application, self._terminal)
+            if finalists.best:
+                say = functools.partial(print, file=self._terminal)
+                retrain(finalists.best, trainer, directory, say)
+        return late.exit_code
+
+    def _patience(self, what: str, silent: float = 2.0) -> contextlib.AbstractContextManager[None]:
+        if self._ranks.rank != 0:
+            return contextlib.nullcontext()
+        return patience(self._terminal, what, 2.0 if self._terminal.isatty() else silent)
+
+    def _progress(self) -> contextlib.AbstractContextManager[Progress]:
+        terminal, timeout = self._terminal, self._settings.timeout
+        if self._ranks.rank != 0:
+            return contextlib.nullcontext(PlainProgress(terminal, timeout))  # nobody tells it
+        kind = TerminalProgress if terminal.isatty() else PlainProgress
+        return kind(terminal, timeout, self._goal)
 
 
 def _write_best(directory: Path, application: Application, terminal: TextIO) -> None:
@@ -149,6 +309,7 @@ def _write_best(directory: Path, application: Application, terminal: TextIO) -> 
 def _observer(
     settings: Settings,
     directory: RunDirectory,
+    space: Space,
     finalists: Finalists,
     stack: contextlib.ExitStack,
 ) -> Callable[[Evaluation], None] | None:
@@ -157,7 +318,8 @@ def _observer(
         return finalists.observe if settings.retrain else None
     from transfer_nas.tensorboard import EventFile
 
-    file = EventFile(directory.path, directory.started, directory.evaluations)
+    genes = {gene.name: gene.values for gene in space.genes}
+    file = EventFile(directory.path, directory.started, genes, directory.evaluations)
     write = stack.enter_context(file).write
 
     def observe(evaluation: Evaluation) -> None:
@@ -167,55 +329,15 @@ def _observer(
     return observe
 
 
-def _exit_code(manager: Manager | None, interruption: Interruption) -> int:
-    if interruption.exit_code or manager is None:
+def _exit_code(manager: Manager, interruption: Interruption) -> int:
+    if interruption.exit_code:
         return interruption.exit_code
     status = manager.status
-    if status.failures == status.evaluations > 0:
+    if manager.hopeless or status.failures == status.evaluations > 0:
         return exit_codes.FAILED
     if interruption.reason == "max_wait":
         return exit_codes.RESUMABLE
     return exit_codes.DONE if status.fresh else exit_codes.NOTHING_TO_DO
-
-
-def _drive(
-    ranks: Ranks, manager: Manager | None, evaluate: Evaluate, interruption: Interruption
-) -> frozenset[int]:
-    """Search; return the ranks that were lost, in rank 0."""
-    if isinstance(ranks, MPIRanks) and ranks.size > 1:
-        from transfer_nas.search import mpi  # imports MPI
-
-        return mpi.run(ranks.comm, manager, evaluate, interruption)
-    assert manager is not None
-    serial.run(manager, evaluate, interruption)
-    return frozenset()
-
-
-def _evaluate(
-    settings: Settings,
-    trainer: TransferTrainer,
-    servers: Servers,
-    identity: str,
-    rank: int,
-    stack: contextlib.ExitStack,
-) -> Evaluate:
-    """Return what evaluates in this rank, or in a child of it."""
-    if not settings.isolated:
-        return InProcess(trainer, settings.directory, _log.warning)
-    child = InChild(
-        "transfer_nas.search.worker:isolated_trainer",
-        {
-            "settings": settings.to_dict(),
-            "addresses": servers.addresses,
-            "key": servers.key,
-            "run": identity,
-            "rank": rank,
-        },
-        settings.directory,
-        timeout=settings.evaluation_timeout,
-        log=_log.warning,
-    )
-    return stack.enter_context(child)
 
 
 def _provenance(ranks: Ranks, gpu: str | None) -> dict[str, Any]:
@@ -246,12 +368,14 @@ def _open(
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
     if settings.resume:
-        exit_codes.forget(settings.directory)
-        return RunDirectory.resume(
+        directory = RunDirectory.resume(
             settings.directory, space, {**settings.fixed(), **namespace}, provenance
         )
+        exit_codes.forget(settings.directory)
+        return directory
+    extra = {**provenance, "objective": application.objective()}
     return RunDirectory.create(
-        settings.directory, space, {**settings.to_dict(), **namespace}, provenance
+        settings.directory, space, {**settings.to_dict(), **namespace}, extra
     )
 
 
@@ -269,81 +393,31 @@ def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:
 
 
 @contextlib.contextmanager
-def _own_log(directory: Path, rank: int) -> Iterator[TextIO]:
-    """Send stderr to this rank's log; give the terminal to who asks for it.
+def _terminal() -> Iterator[TextIO]:
+    """Give what stderr is now, whatever becomes of stderr."""
+    sys.stderr.flush()
+    with open_stream(os.dup(2), forgives=True) as terminal:
+        yield terminal
+
+
+@contextlib.contextmanager
+def _own_log(directory: Path, rank: int, terminal: TextIO) -> Iterator[None]:
+    """Send stderr to this rank's log; a crash in native code says on the terminal where it was.
 
     TensorFlow and the libraries under it write to file descriptor 2 as they like: hundreds of
     lines that bury the progress line. In the log they are there for who needs them.
     """
-    sys.stderr.flush()
-    terminal = os.fdopen(os.dup(2), "w", buffering=1)
     with (directory / "logs" / f"rank-{rank}.log").open("a", buffering=1) as file:
         os.dup2(file.fileno(), 2)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.getLogger().addHandler(handler)
+    faulthandler.enable(terminal)
     try:
-        yield terminal
+        yield
     finally:
+        faulthandler.disable()
         logging.getLogger().removeHandler(handler)
         with contextlib.suppress(OSError):  # no room for it, as whoever it is about has said
             sys.stderr.flush()
         os.dup2(terminal.fileno(), 2)
-        terminal.close()
-
-
-def _progress(terminal: TextIO, timeout: float | None, rank: int) -> Progress:
-    if rank == 0 and terminal.isatty():
-        return TerminalProgress(terminal, timeout)
-    return PlainProgress(terminal, timeout)
-
-
-def summarize(
-    settings: Settings, ranks: int, status: Status, space: Space, ended_by: str | None
-) -> dict[str, Any]:
-    """Return what came out of a search, as JSON values."""
-    best = status.best
-    return {
-        "application": settings.application,
-        "space": space.name,
-        "search": settings.search,
-        "transfer": settings.transfer,
-        "policy": settings.policy,
-        "seed": settings.seed,
-        "ranks": ranks,
-        "output_dir": settings.output_dir,
-        "ended_by": ended_by or "max_evals",
-        "evaluations": status.evaluations,
-        "failures": status.failures,
-        "seconds": round(status.seconds, 3),
-        "evaluations_per_second": round(status.fresh / status.seconds, 3),
-        "best_objective": best and best.objective,
-        "best_job": best and best.job.id,
-        "best_values": best and space.values(best.job.genome),
-        "layers": status.layers,
-        "layers_transferred": status.layers_transferred,
-        "share_transferred": round(status.share_transferred, 4),
-        "bytes_transferred": status.bytes_transferred,
-        "bytes_stored": status.bytes_stored,
-        "bytes_whole_copies": status.bytes_whole_copies,
-    }
-
-
-def _tell(summary: dict[str, Any], as_json: bool) -> None:
-    """Print what came out of a search."""
-    if as_json:
-        print(json.dumps(summary), flush=True)
-        return
-    rate = f"{summary['evaluations_per_second']:.2f} evaluations/s"
-    print(f"{summary['evaluations']} evaluations in {summary['seconds']:.1f} s ({rate})")
-    if summary["failures"]:
-        print(f"{summary['failures']} failed; see {summary['output_dir']}/logs")
-    if summary["best_job"] is not None:
-        print(f"best {summary['best_objective']:.4f}: job {summary['best_job']}, best.keras")
-    print(
-        f"{summary['share_transferred']:.0%} of the children's layers transferred; stored "
-        f"{summary['bytes_stored']:,} bytes, whole copies take {summary['bytes_whole_copies']:,}"
-    )
-    directory = summary["output_dir"]
-    look = shlex.join(["python", "-m", "transfer_nas.report", directory])
-    print(f"everything is in {directory}; to see it: {look}", flush=True)

@@ -13,56 +13,36 @@
 
 The two journals are the whole state: `Algorithm.restore` takes what they hold. A process that is
 killed can leave the last line of either torn; that line is dropped, and so is one that was
-damaged since: its job is done again (`Journal`).
+damaged since: its job is done again (`Journal`). What is finished stays finished: a job that the
+checkpoint has lost is taken from its row.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import json
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_nas.errors import RunDirectoryError, writing
+from graph_meta.graph import FORMAT_VERSION, GraphError, check_version
+from transfer_nas.errors import RunDirectoryError, SpaceError, writing
 from transfer_nas.job import DONE, Evaluation, Job, Measure
-from transfer_nas.search.journal import Journal, write_whole
+from transfer_nas.search import results
+from transfer_nas.search.clock import Clock, resumptions
+from transfer_nas.search.journal import Found, Journal, claim, read_lines, write_new, write_whole
+from transfer_nas.search.results import MEASURES, GeneCells
 from transfer_nas.spaces import Space
-
-MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
-    "parent": int,
-    "ancestor": str,
-    "layers": int,
-    "layers_transferred": int,
-    "layers_grown": int,
-    "bytes_transferred": int,
-    "bytes_stored": int,
-    "bytes_whole_copy": int,
-    "match_seconds": float,
-    "build_seconds": float,
-    "load_seconds": float,
-    "train_seconds": float,
-    "store_seconds": float,
-    "epochs": int,
-    "engine": str,
-    "timestamp_submit": float,
-    "timestamp_start": float,
-    "timestamp_end": float,
-    "timestamp_gather": float,
-    "rank": int,
-    "parameters": int,
-    "transfer_error": str,
-}
-"""The ``m:*`` columns. Timestamps count seconds since the run was started for the first time."""
 
 FORMAT = 1
 """Of the run directory; the number in ``run.json``."""
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-_FILES = ("run.json", "results.csv", "checkpoint")
+_FILES = ("run.json", "results.csv", "checkpoint", "population.json")
+_IN_FLIGHT = 1_000  # jobs that may have been under way when a row was written, generously
 
 
 class RunDirectory:
@@ -84,36 +64,41 @@ class RunDirectory:
         Evaluations found on disk, in the order in which they were told.
     damage
         What was found damaged, a line each; without it the run can go on.
+    clock
+        Turns timestamps into seconds of search; a process that takes up a run begins where the
+        last result was.
     """
 
-    def __init__(self, path: Path, space: Space, description: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, space: Space, description: dict[str, Any]) -> None:
         self.path = path
         self.id = str(description["id"])
         self.started = float(description["started"])
+        self._settings = description["settings"]
         self._space = space
-        self._columns = [
-            *(f"p:{gene.name}" for gene in space.genes),
-            "objective",
-            "job_id",
-            "job_status",
-            *(f"m:{measure}" for measure in MEASURES),
-        ]
-        self._gene_cells = [[_quoted(str(value)) for value in gene.values] for gene in space.genes]
+        self._cells = {gene.name: GeneCells(gene.values) for gene in space.genes}
+        if len(self._cells) < len(space.genes):
+            raise SpaceError(f"space {space.name}: two genes have one name")
+        self._columns = results.columns(self._cells)
         self._new_jobs: list[str] = []
         self._new_rows: list[str] = []
+        self._fresh = self._made = False  # the run, the directory: by this process
         (path / "logs").mkdir(exist_ok=True)
-        self._journal = Journal(path / "checkpoint", self._parse_job)
+        self._journal = Journal(path / "checkpoint", self._read_jobs)
         try:
-            self._told: set[int] = set()
             self._known = {job.id: job for job in self._journal.entries}
-            header = ",".join(map(_quoted, self._columns))
-            self._results = Journal(path / "results.csv", self._parse_evaluation, header)
+            self._results = Journal(path / "results.csv", self._read_results)
         except BaseException:
             self._journal.close()
             raise
-        self.jobs = list(self._known.values())
         self.evaluations = self._results.entries
+        self.jobs = [self._known[id] for id in sorted(self._known)]
         self.damage = [*self._journal.damage, *self._results.damage]
+        if self._new_jobs:
+            self.damage.append(
+                f"{path / 'checkpoint'} lacks {len(self._new_jobs)} jobs that are finished; they "
+                "are taken from results.csv"
+            )
+        self.clock = self._clock(description)
 
     @classmethod
     def create(
@@ -139,26 +124,37 @@ class RunDirectory:
         """
         if path.exists() and not path.is_dir():
             raise RunDirectoryError(f"output directory {path} is a file")
-        for name in _FILES:
-            if (path / name).exists():
-                raise RunDirectoryError(
-                    f"output directory {path} holds another run ({name}); continue it with "
-                    "--resume or choose another directory"
-                )
         description = {
             "format": FORMAT,
+            "layer_graphs": FORMAT_VERSION,
             "id": secrets.token_hex(6),
             "started": time.time(),
             "settings": dict(settings),
             "space": space.describe(),
             **extra,
         }
+        made = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
-            return cls(path, space, description)
+            with claim(path):
+                _refuse_another(path)
+                # Where file systems know no locks, this refuses all who start here but one.
+                write_new(path / "run.json", json.dumps(description, indent=2) + "\n")
+                try:
+                    directory = cls(path, space, description)
+                except BaseException:
+                    _remove(path)
+                    raise
+        except FileExistsError as cause:
+            raise RunDirectoryError(f"another process works on {path}") from cause
         except OSError as cause:
             raise RunDirectoryError(f"cannot write to {path}: {cause.strerror}") from cause
+        finally:
+            if made:
+                with contextlib.suppress(OSError):  # it holds something, or was never made
+                    path.rmdir()
+        directory._fresh, directory._made = True, made
+        return directory
 
     @classmethod
     def resume(
@@ -180,27 +176,34 @@ class RunDirectory:
             process works on it.
         """
         description = load_description(path)
+        try:
+            check_version(description.get("layer_graphs", 1), f"{path / 'run.json'}")
+        except GraphError as cause:
+            raise RunDirectoryError(str(cause)) from None
         compare_settings(path, description["settings"], settings)
         if description["space"] != json.loads(json.dumps(space.describe())):
             raise RunDirectoryError(
                 f"{path} was started with another space: "
                 f"{_difference(description['space'], space.describe())}"
             )
-        description.setdefault("resumed", []).append({"at": time.time(), **extra})
         try:
             directory = cls(path, space, description)
             try:
+                description = load_description(path)  # as it is now that nobody else changes it
+                description.setdefault("resumed", []).append({"at": time.time(), **extra})
                 write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
-            except OSError:
+            except BaseException:
                 directory.close()
                 raise
         except OSError as cause:
             raise RunDirectoryError(f"cannot write to {path}: {cause.strerror}") from cause
+        directory.clock = directory._clock(description)
         return directory
 
     def asked(self, job: Job) -> None:
         """Write down a job at the next `flush`, which comes before it is handed out."""
-        self._new_jobs.append(_encode(job.to_dict()))
+        self._fresh = False
+        self._new_jobs.append(_encode(job.to_dict()) + "\n")
 
     def told(self, evaluation: Evaluation) -> None:
         """Write down an evaluation at the next `flush`.
@@ -213,11 +216,14 @@ class RunDirectory:
             unknown = sorted(measures.keys() - MEASURES.keys())
             raise ValueError(f"measures without a column: {unknown}")
         job = evaluation.job
-        cells = [cells[value] for cells, value in zip(self._gene_cells, job.genome, strict=True)]
-        cells.append(repr(evaluation.objective) if evaluation.done else evaluation.status)
+        genes = zip(self._cells.values(), job.genome, strict=True)
+        cells = [gene.texts[value] for gene, value in genes]
+        cells.append(repr(float(evaluation.objective)) if evaluation.done else evaluation.status)
         cells += (str(job.id), evaluation.status)
-        cells += [format_cell(measures[name]) if name in measures else "" for name in MEASURES]
-        self._new_rows.append(",".join(cells))
+        cells += [
+            results.measure_cell(measures[name]) if name in measures else "" for name in MEASURES
+        ]
+        self._new_rows.append(results.row_text(cells))
 
     def flush(self) -> None:
         """Write everything so far, such that it outlives this process, evaluations first.
@@ -231,10 +237,10 @@ class RunDirectory:
         """
         with writing(self.path):
             if self._new_rows:
-                self._results.append(self._new_rows)
+                self._results.append("".join(self._new_rows))
                 self._new_rows.clear()
             if self._new_jobs:
-                self._journal.append(self._new_jobs)
+                self._journal.append("".join(self._new_jobs))
                 self._new_jobs.clear()
 
     def close(self) -> None:
@@ -248,33 +254,132 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; a run that ends by an error before it began is taken away again.
+
+        It would only be in the way of the next start.
+        """
+        if kind is None or not self._fresh:
+            self.close()
+            return
+        _remove(self.path)
+        self._results.close()
+        self._journal.close()
+        if self._made:
+            with contextlib.suppress(OSError):  # somebody put something into it
+                self.path.rmdir()
+
+    def _clock(self, description: Mapping[str, Any]) -> Clock:
+        gathered = [e.measures.get("timestamp_gather", math.nan) for e in self.evaluations]
+        return Clock(resumptions(description), gathered)
+
+    def _read_jobs(self, content: bytes) -> Found[Job]:
+        return read_lines(content, str(self.path / "checkpoint"), self._parse_job)
 
     def _parse_job(self, line: str) -> Job:
         job = Job.from_dict(json.loads(line))
         self._space.check(job.genome)
         return job
 
-    def _parse_evaluation(self, line: str) -> Evaluation:
-        cells = next(csv.reader([line]), [])
-        if len(cells) != len(self._columns):
-            raise ValueError(f"expected {len(self._columns)} columns, found {len(cells)}")
-        row = dict(zip(self._columns, cells, strict=True))
-        id = int(row["job_id"])
-        if id not in self._known:
+    def _read_results(self, content: bytes) -> Found[Evaluation]:
+        file = self.path / "results.csv"
+        rows = results.split(content, self._cells)
+        if not rows.header:
+            return Found(results.row_text(self._columns).encode())
+        _check_header(file, self._columns, rows.header)
+        found = Found[Evaluation](b"")
+        told, damage = set[int](), rows.damage
+        current = rows.header == self._columns
+        header = dict(zip(self._columns, self._columns, strict=True))
+        kept = [rows.header_text + b"\n" if current else self._in_our_columns(header)]
+        bound = len(self._known) + len(rows.cells) + _IN_FLIGHT
+        for cells, line, text in zip(rows.cells, rows.lines, rows.texts, strict=True):
+            try:
+                row = dict(zip(rows.header, cells, strict=True))
+                id = int(row["job_id"])
+                if id in told:
+                    raise ValueError(f"job {id} is there twice")
+                job = self._known.get(id) or self._rebuilt(id, row, bound)
+                found.entries.append(_evaluation(job, row))
+            except (ValueError, OverflowError) as cause:
+                damage.append((line, str(cause)))
+                continue
+            if id not in self._known:
+                self._known[id] = job
+                self._new_jobs.append(_encode(job.to_dict()) + "\n")
+            told.add(id)
+            kept.append(text + b"\n" if current else self._in_our_columns(row))
+        found.kept = b"".join(kept)
+        found.damage = [f"{file}, line {n}: {why}; it is left out" for n, why in sorted(damage)]
+        return found
+
+    def _in_our_columns(self, row: Mapping[str, str]) -> bytes:
+        """Return a row of a run that an earlier version, which measured less, has begun."""
+        return results.row_text(row.get(name, "") for name in self._columns).encode()
+
+    def _rebuilt(self, id: int, row: Mapping[str, str], bound: int) -> Job:
+        """Return the job of a row that the checkpoint has lost: what is finished stays finished.
+
+        Raises
+        ------
+        ValueError
+            The row does not tell, or its number is none that a job can have.
+        """
+        genome = tuple(cells.position(row[f"p:{name}"]) for name, cells in self._cells.items())
+        halving = self._settings.get("search") == "halving"  # its jobs have epochs of their own
+        if min(genome, default=0) < 0 or halving or not 0 <= id < bound:
             raise ValueError(f"job {id} is not in the checkpoint")
-        if id in self._told:
-            raise ValueError(f"job {id} is there twice")
-        status = row["job_status"]
-        if status != DONE and not status.startswith("F_"):
-            raise ValueError(f"expected DONE or F_… as status, found {status!r}")
-        objective = float(row["objective"]) if status == DONE else math.nan
-        measures: dict[str, Measure] = {
-            name: kind(row[f"m:{name}"]) for name, kind in MEASURES.items() if row[f"m:{name}"]
-        }
-        self._told.add(id)
-        return Evaluation(self._known[id], status, objective, measures)
+        parent = row.get("m:parent")
+        return Job(id, genome, int(parent) if parent else None)
+
+
+def _evaluation(job: Job, row: Mapping[str, str]) -> Evaluation:
+    """Return what a row says; raises ValueError if it says nothing that makes sense."""
+    status = row["job_status"]
+    if status != DONE and not status.startswith("F_"):
+        raise ValueError(f"expected DONE or F_… as status, found {status!r}")
+    measures: dict[str, Measure] = {
+        name: kind(row[f"m:{name}"]) for name, kind in MEASURES.items() if row.get(f"m:{name}")
+    }
+    return Evaluation(
+        job, status, float(row["objective"]) if status == DONE else math.nan, measures
+    )
+
+
+def _refuse_another(path: Path) -> None:
+    """Raise RunDirectoryError if a directory holds a run, or parts of one."""
+    for name in _FILES:
+        if not (path / name).exists():
+            continue
+        if name == "population.json":
+            raise RunDirectoryError(
+                f"output directory {path} holds a population ({name}); choose another directory"
+            )
+        what = f"output directory {path} holds another run ({name}); "
+        rows = path / "results.csv"
+        if name == "run.json" and (not rows.exists() or rows.read_bytes().count(b"\n") < 2):
+            what += "nothing in it is finished: remove it to begin anew, or "
+        raise RunDirectoryError(f"{what}continue it with --resume or choose another directory")
+
+
+def _remove(path: Path) -> None:
+    """Remove what `RunDirectory` makes, run.json last: until then nobody else begins here."""
+    for log in (path / "logs").glob("rank-*"):
+        log.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds something else
+        (path / "logs").rmdir()
+    for name in ("results.csv", "checkpoint", "run.json"):
+        (path / name).unlink(missing_ok=True)
+
+
+def _check_header(file: Path, expected: Sequence[str], found: Sequence[str]) -> None:
+    """Raise RunDirectoryError unless only measures are missing that an earlier version had not."""
+    missing = [name for name in expected if name not in found]
+    surplus = [name for name in found if name not in expected]
+    if surplus or not all(name.startswith("m:") for name in missing):
+        raise RunDirectoryError(
+            f"{file}, line 1: columns differ: missing {missing}, surplus {surplus}"
+        )
 
 
 def load_description(path: Path) -> dict[str, Any]:
@@ -290,7 +395,8 @@ def load_description(path: Path) -> dict[str, Any]:
         description = json.loads(file.read_text(encoding="utf-8"))
         if description["format"] != FORMAT:
             raise wrong_format(file, description["format"])
-        if not {"id", "settings", "space", "started"} <= description.keys():
+        kinds = {"id": str, "settings": dict, "space": dict, "started": int | float}
+        if not all(isinstance(description.get(name), kind) for name, kind in kinds.items()):
             raise RunDirectoryError(f"{file}: not a search's run.json")
     except OSError as cause:
         raise RunDirectoryError(
@@ -298,7 +404,7 @@ def load_description(path: Path) -> dict[str, Any]:
         ) from cause
     except RunDirectoryError:
         raise
-    except (KeyError, TypeError, ValueError) as cause:
+    except (KeyError, RecursionError, TypeError, ValueError) as cause:
         raise RunDirectoryError(f"{file}: not a run's description ({cause})") from cause
     assert isinstance(description, dict)
     return description
@@ -319,21 +425,6 @@ def compare_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, An
                 f"{path} was started with {name} {before.get(name)}, not {value}: a resumed run "
                 "keeps its settings"
             )
-
-
-def format_cell(value: Measure) -> str:
-    """Return a cell of ``results.csv``."""
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    # One line a row, so that a torn row is a torn line.
-    return _quoted(" ".join(value.splitlines())) if isinstance(value, str) else str(value)
-
-
-def _quoted(text: str) -> str:
-    """Return a cell of a CSV file (RFC 4180)."""
-    if "," in text or '"' in text or "\n" in text or "\r" in text:
-        return '"' + text.replace('"', '""') + '"'
-    return text
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import os
 import secrets
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +17,20 @@ from transfer_nas.applications import Application
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError
 from transfer_nas.logs import Log
-from transfer_nas.ranks import Ranks, together
+from transfer_nas.ranks import Ranks, Refused, together
+from transfer_nas.search import addresses as store_address
 from transfer_nas.search.evaluation import checkpoints_path
-from transfer_nas.settings import Settings
+from transfer_nas.settings import RANGES, Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import TransferMethod
 
 _CONNECT_TIMEOUT = 10.0  # seconds
+_DIFFERS = (
+    "other data than in {}: expected load() to return the same in each process; a split or a "
+    "shuffle needs a seed of its own, such as train_test_split(…, random_state=0)"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -95,18 +99,27 @@ def trainer(
 
 
 def isolated_trainer(
-    settings: Mapping[str, Any], addresses: Sequence[str], key: str, run: str, rank: int
+    settings: Mapping[str, Any],
+    addresses: Sequence[str],
+    key: str,
+    namespace: str,
+    run: str,
+    rank: int,
 ) -> TransferTrainer:
     """Make the trainer of a child process (`isolation.InChild`).
 
     Without servers that answer it goes without transfer: the rank that started this process has
     reached them, so they are gone.
     """
+    chosen = Settings(**settings)
+    application, space = resolve(chosen)
+    if application.namespace != namespace:
+        differs = _DIFFERS.format("the rank that started it")
+        raise InputError(f"application {application.name}: the evaluating process: {differs}")
     # Seconds that no evaluation shall be charged with; the best models are saved with it, whatever
     # trains them.
     import keras  # noqa: F401
 
-    chosen = Settings(**settings)
     servers = Servers()
     if addresses:
         try:
@@ -115,7 +128,6 @@ def isolated_trainer(
         except cpp_store.StoreError as error:
             _log.warning("transfer failed, the search goes on without transfer: %s", error)
             chosen = dataclasses.replace(chosen, transfer="noop")
-    application, space = resolve(chosen)
     return trainer(chosen, application, space, method(chosen, application, servers), run, rank)
 
 
@@ -129,36 +141,95 @@ def servers(settings: Settings, ranks: Ranks) -> Iterator[Servers]:
     if settings.transfer != "store":
         yield Servers()
         return
+    addresses = os.environ.get("MODEL_SERVERS", "").split()
+    if addresses and settings.store_host is not None:
+        raise Refused(
+            "--store_host says where the job's own store servers listen, and MODEL_SERVERS names "
+            "others: leave one of them out"
+        )
     with contextlib.ExitStack() as stack:
-        addresses = os.environ.get("MODEL_SERVERS", "").split()
-        key = ""
         if not addresses and ranks.size == 1 and not settings.isolated:
+            _enough(settings, 0)
             yield Servers(stack.enter_context(cpp_store.embedded()))
             return
-        if not addresses:
+        own, key = not addresses, ""
+        if own:
             key = ranks.share(secrets.token_hex(16))[0]
-            server = together(ranks, lambda: _serve(ranks, key))
-            if server is not None:
-                stack.enter_context(server)
-            addresses = [a for a in ranks.share(server and server.address) if a is not None]
-        with together(ranks, lambda: _connect(settings, addresses, key)) as client:
+            addresses = _own_servers(settings, ranks, key, stack)
+        together(ranks, lambda: _enough(settings, len(addresses)))
+        client = together(ranks, lambda: _connect(settings, ranks, addresses, key, own=own))
+        with client:
             try:
                 yield Servers(client, addresses, key)
-            except InputError:  # which all ranks raise together
+            except Refused:
                 ranks.share(None)
                 raise
             ranks.share(None)  # nobody stops a server while others still use it
 
 
-def _serve(ranks: Ranks, key: str) -> cpp_store.Server | None:
+def same_data(application: Application, ranks: Ranks) -> None:
+    """Raise InputError in all ranks if their data differs; collective."""
+    found = ranks.share(application.namespace)
+    different = [str(rank) for rank, namespace in enumerate(found) if namespace != found[0]]
+    if different:
+        which = f"rank{'s' * (len(different) > 1)} {', '.join(different)}"
+        raise Refused(f"application {application.name}: {which}: {_DIFFERS.format('rank 0')}")
+
+
+def _own_servers(
+    settings: Settings, ranks: Ranks, key: str, stack: contextlib.ExitStack
+) -> list[str]:
+    """Start a server on each node; return their addresses. Collective."""
+    host: str | None = store_address.LOOPBACK
+    if ranks.local_size < ranks.size:
+        first = ranks.local_rank == 0
+        mine = together(
+            ranks, lambda: store_address.candidates(settings.store_host) if first else None
+        )
+        everybody = ranks.share(mine)
+        if not any(everybody):
+            raise Refused(f"--store_host {settings.store_host}: no node of the job has it")
+        others = [theirs for rank, theirs in enumerate(everybody) if theirs and rank != ranks.rank]
+        host = store_address.choose(mine, others) if mine else None
+    server = together(ranks, lambda: None if host is None else _serve(ranks, key, host))
+    if server is not None:
+        stack.enter_context(server)
+    return [a for a in ranks.share(server and server.address) if a is not None]
+
+
+def _serve(ranks: Ranks, key: str, host: str = store_address.LOOPBACK) -> cpp_store.Server | None:
     if ranks.local_rank != 0:
         return None
-    one_node = ranks.local_size == ranks.size
-    host = "127.0.0.1" if one_node else socket.gethostbyname(socket.gethostname())
+    if ranks.local_size < ranks.size and store_address.only_here(host):
+        raise InputError(
+            f"the job has several nodes, and only its own reaches a store server at {host}: name "
+            "an interface or a network that all of them share with --store_host"
+        )
     try:
-        return cpp_store.serve(f"ofi+tcp://{host}:0", key=key)
+        return cpp_store.serve(store_address.uri(host), key=key)
     except cpp_store.StoreError as error:
         raise InputError(f"cannot start a store server on {host}: {error}") from error
+
+
+def _enough(settings: Settings, servers: int) -> None:
+    """Raise InputError if there are fewer servers than copies that the user wants."""
+    wanted, name = settings.replicas, "--replicas"
+    if wanted is None:
+        name, text = "MODEL_REPLICAS", os.environ.get("MODEL_REPLICAS") or "1"
+        try:
+            wanted = int(text)
+        except ValueError:
+            raise InputError(f"{name} must be a whole number, not {text!r}") from None
+        if complaint := RANGES["replicas"].complaint(wanted):
+            raise InputError(f"{name} {complaint}")
+    if wanted > max(1, servers):
+        what = f"has {servers}, one a node" if servers else "of one process keeps models in itself"
+        raise InputError(
+            f"{name} {wanted} needs {wanted} store servers, and a job that starts its own {what}: "
+            "start servers and name them in MODEL_SERVERS"
+            if not os.environ.get("MODEL_SERVERS", "").split()
+            else f"{name} {wanted} needs {wanted} store servers, and MODEL_SERVERS names {servers}"
+        )
 
 
 def _open(settings: Settings, addresses: Sequence[str], key: str) -> cpp_store.Store:
@@ -167,8 +238,12 @@ def _open(settings: Settings, addresses: Sequence[str], key: str) -> cpp_store.S
     )
 
 
-def _connect(settings: Settings, addresses: Sequence[str], key: str) -> cpp_store.Store:
+def _connect(
+    settings: Settings, ranks: Ranks, addresses: Sequence[str], key: str, *, own: bool
+) -> cpp_store.Store:
     try:
         return _open(settings, addresses, key)
     except cpp_store.StoreError as error:
+        if own:
+            raise store_address.unreachable(ranks.rank, addresses, error) from error
         raise InputError(f"MODEL_SERVERS: {error}") from error

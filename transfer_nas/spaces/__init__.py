@@ -13,7 +13,7 @@ from typing import Any
 from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute
-from transfer_nas.spaces._base import Gene, Genome, Scalar, Space
+from transfer_nas.spaces._base import Gene, Genome, Scalar, Space, shapes_of
 from transfer_nas.spaces._function import Choices, from_function
 from transfer_nas.spaces.attn import Attn
 from transfer_nas.spaces.cell_cnn import CellCnn
@@ -45,6 +45,7 @@ __all__ = [
     "from_function",
     "get",
     "graph_of_genome",
+    "shapes_of",
 ]
 
 

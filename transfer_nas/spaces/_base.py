@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex
+
+import numpy as np
 
 from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
@@ -15,8 +17,9 @@ from transfer_nas.errors import SpaceError
 
 if TYPE_CHECKING:
     import keras
+    from numpy.typing import NDArray
 
-Scalar = int | float | str | bool
+Scalar = int | float | str | bool | None
 Genome = tuple[int, ...]
 
 
@@ -29,11 +32,58 @@ class Gene:
     name
         Unique in its space; the column ``p:name`` of the results.
     values
-        What can be chosen, at least one value, no value twice.
+        What can be chosen, at least one value, no two of them equal (1, 1.0 and True are). Numbers
+        of NumPy become Python's.
+
+    Raises
+    ------
+    SpaceError
+        The values are no such values, or a text cannot be written as UTF-8.
     """
 
     name: str
     values: tuple[Scalar, ...]
+
+    def __post_init__(self) -> None:
+        values = tuple(map(_plain, self.values))
+        # Whatever is chosen is written down, and is to be read back as what it was.
+        for value in (self.name, *values):
+            if not isinstance(value, int | float | str | None) or value != value:
+                raise SpaceError(
+                    f"gene {self.name}: expected numbers, texts, booleans or None as values, found "
+                    f"{value!r}; choose among names for such things, and look them up"
+                )
+            if isinstance(value, str) and not _is_utf8(value):
+                raise SpaceError(f"gene {self.name!a}: {value!a} cannot be written as UTF-8")
+        if not values or len(set(values)) < len(values):
+            raise SpaceError(
+                f"gene {self.name}: expected different values, found {list(self.values)}"
+            )
+        object.__setattr__(self, "values", values)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of NumPy, or of a subclass such as an enumeration's, as Python's own."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    match value:
+        case bool():
+            return value
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case str():
+            return str.__str__(value)
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Randomness(Protocol):
@@ -69,18 +119,16 @@ class Space(ABC):
 
     def __init__(
         self,
-        input_shapes: Sequence[Sequence[int]],
+        input_shapes: Sequence[Sequence[int]] | Sequence[int] | int,
         output_units: int,
         output_activation: str | None = None,
     ) -> None:
-        self.input_shapes = tuple(tuple(int(axis) for axis in shape) for shape in input_shapes)
+        try:
+            self.input_shapes = shapes_of(input_shapes)
+        except SpaceError as wrong:
+            raise SpaceError(f"space {self.name}: {wrong}") from wrong
         self.output_units = int(output_units)
         self.output_activation = output_activation
-        if not self.input_shapes or any(axis < 1 for shape in self.input_shapes for axis in shape):
-            raise SpaceError(
-                f"space {self.name}: expected the shapes of one input or more, each without the "
-                f"batch axis, found {list(self.input_shapes)}"
-            )
         if self.output_units < 1:
             raise SpaceError(
                 f"space {self.name}: output_units must be positive, not {output_units}"
@@ -108,7 +156,22 @@ class Space(ABC):
         """Build the Keras model of a genome; its layers carry their stable names."""
         from graph_meta import keras_io  # imports Keras: only those who train pay for it
 
-        return keras_io.to_keras(self.graph(genome))
+        model = keras_io.to_keras(self.graph(genome))
+        for name, given in self.start(genome).items():
+            layer = model.get_layer(name)
+            arrays = keras_io.layer_weights(layer)
+            whole = [old if new is None else new for old, new in zip(arrays, given, strict=True)]
+            keras_io.set_layer_weights(layer, whole)
+        return model
+
+    def start(self, genome: Sequence[int]) -> Mapping[str, Sequence[NDArray[Any] | None]]:
+        """Return the weights that layers start from instead of their initializers'.
+
+        By stable name: an array or None for each weight. The layers' specs say which
+        (`LayerSpec.given`), so that layers of other starts have other names.
+        """
+        del genome
+        return {}
 
     @property
     def size(self) -> int:
@@ -192,3 +255,37 @@ class Space(ABC):
         """Add the output layer and return the finished graph."""
         head = layers.dense(self.output_units, activation=self.output_activation or "linear")
         return builder.build(builder.add(head, edge))
+
+
+def shapes_of(given: Any) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of inputs, each without the batch axis, from what a user writes.
+
+    A number, or one number in a list, is one input of that width.
+
+    Raises
+    ------
+    SpaceError
+        It is something else, or may mean two things.
+    """
+    whole = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    if len(whole) == 1 and _is_axis(whole[0]):
+        whole = (whole,)
+    if len(whole) > 1 and all(map(_is_axis, whole)):
+        axes = ", ".join(map(str, whole))
+        raise SpaceError(
+            f"input_shapes={given!r} may mean one input or several: write [({axes})] for one of "
+            f"these axes, or [{', '.join(f'({axis},)' for axis in whole)}] for {len(whole)} inputs"
+        )
+    shapes = [tuple(shape) if isinstance(shape, Iterable) else None for shape in whole]
+    if not shapes or not all(
+        shape is not None and all(_is_axis(axis) and axis > 0 for axis in shape) for shape in shapes
+    ):
+        raise SpaceError(
+            "expected the shapes of one input or more, each without the batch axis, such as "
+            f"[(8, 8)], found {given!r}"
+        )
+    return tuple(tuple(map(int, shape)) for shape in shapes if shape is not None)
+
+
+def _is_axis(value: object) -> bool:
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool | np.ndarray)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError
+from transfer_nas.job import one_line
+from transfer_nas.spaces import _start
 from transfer_nas.spaces._base import Gene, Genome, Randomness, Scalar, Space
 
 if TYPE_CHECKING:
     import keras
+    from numpy.typing import NDArray
 
 S = TypeVar("S", bound=Scalar)
 
 _BUILT = 256  # networks that a space remembers
+
+# Spaces are used by several threads, the manager's and a worker's; functions of users need not
+# stand that. Reentrant, for a function that asks a space for another network.
+_one_at_a_time = threading.RLock()
+
+
+class _ChoiceError(SpaceError):
+    """A question that makes no gene, whatever the answers."""
 
 
 class Choices:
@@ -42,18 +54,18 @@ class Choices:
         name
             Of the gene. Asked again, it gives the same answer.
         values
-            Numbers, strings or booleans, none twice; the same whenever `name` is asked for.
+            Numbers, strings, booleans or None, none twice; the same whenever `name` is asked for.
+            Numbers of NumPy come back as Python's.
         """
-        offered = tuple(values)
-        if not offered or len(set(offered)) != len(offered):
-            raise SpaceError(f"choice {name!r}: expected different values, found {list(offered)}")
+        try:
+            offered = Gene(name, tuple(values)).values
+        except SpaceError as cause:
+            raise _ChoiceError(str(cause)) from cause
         value = self._given.get(name, offered[0])
-        if self._asked.setdefault(name, offered) != offered or value not in offered:
-            raise SpaceError(
-                f"choice {name!r}: has the values {list(offered)} here and others elsewhere; "
-                "give one of them another name"
-            )
-        return offered[offered.index(value)]
+        asked = self._asked.setdefault(name, offered)
+        if not _same(asked, offered) or value not in offered:
+            raise _disagreement(name, offered)
+        return cast(S, offered[offered.index(value)])
 
     def integer(self, name: str, low: int, high: int, step: int = 1) -> int:
         """Return an integer from `low` to `high`, both included, in steps."""
@@ -75,8 +87,14 @@ class FunctionSpace(Space):
     width of each layer. A gene that comes up only when two unrelated answers meet is not found; ask
     for it in any case, then. Genes that a network was not asked for never mutate.
 
-    Keeps the networks that it built last. Functions that return a Keras model build it to name its
-    layers: with `graph_meta.layers` that takes microseconds, and no Keras.
+    Weights that it loads into a Keras model are what candidates start from, and layers that it
+    freezes (``trainable = False``) stay frozen, in their heirs too.
+
+    Where the function raises an exception, a candidate with those answers fails, and no other.
+
+    Keeps the networks that it built last. The function runs in one thread at a time. Functions that
+    return a Keras model build it to name its layers: with `graph_meta.layers` that takes
+    microseconds, and no Keras.
     """
 
     build_function: Build
@@ -95,9 +113,21 @@ class FunctionSpace(Space):
         """Return the layer graph of a genome; see `Space.graph`."""
         return self._network(tuple(genome))[0]
 
+    def start(self, genome: Sequence[int]) -> dict[str, list[NDArray[Any] | None]]:
+        """Return the weights that the function loads for a genome; see `Space.start`."""
+        graph = self.graph(genome)
+        if not any(layer.spec.given for layer in graph.layers):
+            return {}
+        with _one_at_a_time:
+            model: Any = type(self).build_function(Choices(self, self.values(genome)))
+            return _start.weights(model, graph)
+
     def mutate(self, genome: Sequence[int], rng: Randomness, position: int | None = None) -> Genome:
         """Give a gene that the network was asked for another value; see `Space.mutate`."""
-        _, active = self._network(tuple(genome))
+        try:
+            _, active = self._network(tuple(genome))
+        except Exception:  # who cannot be built can still have children
+            active = self._mutable
         if not active:
             raise SpaceError(f"space {self.name}: there is nothing to mutate in {tuple(genome)}")
         if position not in active:
@@ -106,12 +136,17 @@ class FunctionSpace(Space):
 
     def _network(self, genome: Genome) -> tuple[LayerGraph, tuple[int, ...]]:
         """Return the network and the positions of the genes that it was asked for and can vary."""
+        with _one_at_a_time:
+            return self._network_alone(genome)
+
+    def _network_alone(self, genome: Genome) -> tuple[LayerGraph, tuple[int, ...]]:
         found = self._built.pop(genome, None)
         if found is None:
-            graph, asked = self._run(self.values(genome))
+            choices = Choices(self, self.values(genome))
+            graph, asked = self._run(choices), choices._asked
             known = {gene.name: gene for gene in self.genes}
             for name, values in asked.items():
-                if name not in known or known[name].values != values:
+                if name not in known or not _same(known[name].values, values):
                     raise SpaceError(
                         f"space {self.name}: choice {name!r} of {list(values)} comes up only where "
                         "several answers meet; ask for it in any case"
@@ -130,37 +165,69 @@ class FunctionSpace(Space):
     def _discover(self) -> tuple[Gene, ...]:
         genes: dict[str, tuple[Scalar, ...]] = {}
         pending: deque[dict[str, Scalar]] = deque([{}])
+        failure: Exception | None = None
+        works = False
         while pending:
-            given = pending.popleft()
-            _, asked = self._run(given)
-            taken = {name: given.get(name, values[0]) for name, values in asked.items()}
+            choices = Choices(self, pending.popleft())
+            try:
+                with _one_at_a_time:
+                    self._run(choices)
+                works = True
+            except _ChoiceError:
+                raise
+            except Exception as error:  # a user's function may raise anything for some answers
+                failure = failure or error
+            asked = choices._asked
+            taken = {name: choices._given.get(name, values[0]) for name, values in asked.items()}
             for name, values in asked.items():
                 if name not in genes:
                     genes[name] = values
                     pending += [taken | {name: value} for value in values[1:]]
-                elif genes[name] != values:
-                    raise SpaceError(
-                        f"choice {name!r}: has the values {list(values)} here and others "
-                        "elsewhere; give one of them another name"
-                    )
+                elif not _same(genes[name], values):
+                    raise _disagreement(name, values)
+        if not works:
+            assert failure is not None
+            raise self._broken(failure) from failure
         if not genes:
             raise SpaceError(f"space {self.name}: the function asked for no choice")
         return tuple(Gene(name, values) for name, values in genes.items())
 
-    def _run(self, given: Mapping[str, Scalar]) -> tuple[LayerGraph, dict[str, tuple[Scalar, ...]]]:
-        choices = Choices(self, given)
-        built: Any = type(self).build_function(choices)
-        if not isinstance(built, LayerGraph):
-            from graph_meta import keras_io
+    def _broken(self, failure: Exception) -> SpaceError:
+        """Return the error for a function that builds nothing, given what it raised first."""
+        if isinstance(failure, SpaceError):
+            return failure
+        return SpaceError(
+            f"space {self.name}: the function builds no network, whatever is chosen: "
+            f"{one_line(failure)}"
+        )
 
-            try:
-                built = keras_io.from_keras(built)
-            except AttributeError as cause:
-                raise SpaceError(
-                    f"space {self.name}: expected a LayerGraph or a Keras model, "
-                    f"found {type(built).__name__}"
-                ) from cause
-        return built, choices._asked
+    def _run(self, choices: Choices) -> LayerGraph:
+        built: Any = type(self).build_function(choices)
+        if isinstance(built, LayerGraph):
+            return built
+        if isinstance(built, type) or not hasattr(built, "layers"):
+            raise SpaceError(
+                f"space {self.name}: expected a LayerGraph or a Keras model, "
+                f"found {type(built).__name__}"
+            )
+        given = choices._given
+
+        def again() -> Any:
+            return type(self).build_function(Choices(self, given))
+
+        return _start.marked(built, again)
+
+
+def _same(some: Sequence[Scalar], others: Sequence[Scalar]) -> bool:
+    """Return whether values are equal and of equal types: 1 is not True here."""
+    return some == others and [*map(type, some)] == [*map(type, others)]
+
+
+def _disagreement(name: str, values: Sequence[Scalar]) -> _ChoiceError:
+    return _ChoiceError(
+        f"choice {name!r}: has the values {list(values)} here and others elsewhere; "
+        "give one of them another name"
+    )
 
 
 def from_function(build: Build) -> type[FunctionSpace]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from graph_meta import LayerGraph
 from transfer_nas.applications import Application
 from transfer_nas.training._base import Candidate, Engine, Training
 
 ENGINES = ("auto", "keras")
 """``keras``: everything is trained by Keras; ``auto``: small networks in NumPy."""
 
-__all__ = ["ENGINES", "Candidate", "Engine", "Training", "engines"]
+__all__ = ["ENGINES", "Candidate", "Engine", "Training", "describe", "engines"]
 
 
 def engines(
@@ -42,6 +43,37 @@ def engines(
     from transfer_nas.training.keras_engine import KerasEngine
 
     keras = KerasEngine(application, batch_size)
-    if which == "auto" and ArrayEngine.knows(application):
+    if which == "auto" and ArrayEngine.misfit(application) is None:
         return (ArrayEngine(application, batch_size, epochs), keras)
     return (keras,)
+
+
+def describe(
+    application: Application, which: str, chosen: Sequence[Engine], graphs: Sequence[LayerGraph]
+) -> str:
+    """Return in one line which engine trains, and why.
+
+    Parameters
+    ----------
+    application, which
+        As for `engines`.
+    chosen
+        What `engines` returned.
+    graphs
+        Some networks, for what others of their space may need.
+    """
+    from transfer_nas.training.arrays.engine import ArrayEngine
+
+    if which == "keras":
+        return "Keras trains, as was asked for"
+    first, *others = chosen
+    if not others:
+        misfit = ArrayEngine.misfit(application)
+        return f"Keras trains, as the NumPy engine does not know {misfit}"
+    obstacles = [why for graph in graphs if (why := first.obstacle(graph)) is not None]
+    if not obstacles:
+        return "NumPy trains, which is faster for networks as small as these"
+    if len(obstacles) == len(graphs):
+        return f"Keras trains, as a network of this space {obstacles[0]}"
+    some = f"{len(obstacles)} of {len(graphs)} networks drawn"
+    return f"NumPy trains; Keras trains {some}, one of which {obstacles[0]}"

@@ -73,7 +73,8 @@ class Candidate(ABC):
         Parameters
         ----------
         frozen
-            Layers that do not train. Their statistics stay as they are, as in Keras.
+            Layers that do not train, beside those that never do (`LayerSpec.frozen`). Their
+            statistics stay as they are, as in Keras.
         epochs
             How many are planned: what is computed once for all has to pay.
 
@@ -103,8 +104,8 @@ class Engine(ABC):
     is_slow_to_build: ClassVar[bool] = False
 
     @abstractmethod
-    def supports(self, graph: LayerGraph) -> bool:
-        """Whether this engine can train that network as Keras would."""
+    def obstacle(self, graph: LayerGraph) -> str | None:
+        """Return why this engine cannot train that network as Keras would; None: it can."""
 
     @abstractmethod
     def candidate(self, graph: LayerGraph, seed: int) -> Candidate:

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from graph_meta.graph import Edge, Layer
+from graph_meta.graph import Edge, Layer, LayerSpec
+from transfer_nas.training.roles import NEUTRAL, axes, roles
 from transfer_nas.transfer import Tensors
 
 Kernel = npt.NDArray[Any]
@@ -29,7 +30,14 @@ Kernel = npt.NDArray[Any]
 _MIXING = ("Dense", "Conv1D", "Conv2D")
 """Layers whose kernel's last axes are inputs and outputs."""
 
-_PER_CHANNEL = ("BatchNormalization", "LayerNormalization")
+_NORMALIZING = (
+    "BatchNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+)
+"""Layers whose weights lie along an axis of what they take."""
+
 _SUMS = ("Add", "Average", "Multiply")
 _AS_IDENTITY = ("linear", "relu")
 """Activations of a new layer that leave what went through a relu before as it is."""
@@ -92,6 +100,9 @@ class _Growth:
         self._rng = rng
         self._partners = _partners(child, ancestor)
         self._known = set(ancestor.names)
+        self._specs = {
+            name: layer.spec for name, layer in zip(ancestor.names, ancestor.layers, strict=True)
+        }
         self._channels: dict[Edge, _Channels | None] = {}
         self._into_sums = {
             edge.layer
@@ -107,6 +118,10 @@ class _Growth:
             inputs = [self._channels.get(edge) for edge in layer.calls[0].inputs]
             if name in self._known:
                 channels = self._unchanged(layer)
+            elif layer.spec.given:  # it starts from what it was given
+                theirs = self._specs.get(self._partners.get(position, ""))
+                alike = theirs is not None and theirs.key == layer.spec.key
+                channels = self._unchanged(layer) if alike else None
             elif layer.spec.weights:
                 arrays, channels = self._weights(position, layer, inputs)
                 if arrays is not None:
@@ -133,27 +148,31 @@ class _Growth:
         spec = layer.spec
         partner = self._partners.get(position)
         before = None if partner is None else self._tensors.get(partner)
-        if spec.class_name in _MIXING:
-            if before is None:
+        if partner is None or before is None:
+            if spec.class_name in _MIXING:
                 return self._inserted(position, layer, inputs[0])
-            return self._mixed(layer, inputs[0], before)
-        if before is None:
             return None, inputs[0]
-        if spec.class_name in _PER_CHANNEL:
-            channels = inputs[0]
-            if channels is None or channels.number != len(before[0]) or min(channels.source) < 0:
-                return None, channels
-            return [array[channels.source] for array in before], channels
-        if [array.shape for array in before] == [weight.shape for weight in spec.weights]:
+        theirs = self._specs[partner]
+        if spec.frozen and not theirs.frozen:
+            return None, None  # it keeps what its initializers give it
+        if spec.key == theirs.key and spec.class_name not in (*_MIXING, *_NORMALIZING):
             return list(before), inputs[0]
-        return None, None
+        known = _by_role(theirs, before)
+        if known is None or roles(spec) is None:
+            return None, None
+        if spec.class_name in _MIXING and "kernel" in known:
+            return self._mixed(spec, inputs[0], known)
+        if spec.class_name in _NORMALIZING:
+            return _normalizing(spec, theirs, inputs[0], known), inputs[0]
+        arrays = _matched(spec, known)
+        return arrays, None if arrays is None else inputs[0]
 
     def _mixed(
-        self, layer: Layer, given: _Channels | None, before: Sequence[Kernel]
+        self, spec: LayerSpec, given: _Channels | None, known: Mapping[str, Kernel]
     ) -> tuple[list[Kernel] | None, _Channels | None]:
-        kernel = before[0]
-        shape = layer.spec.weights[0].shape
-        if kernel.shape[:-2] != shape[:-2] or len(before) != len(layer.spec.weights):
+        kernel = known["kernel"]
+        shape = spec.weights[0].shape
+        if kernel.shape[:-2] != shape[:-2] or "kernel" not in (roles(spec) or ()):
             return None, None
         if given is None or given.number != kernel.shape[-2] or len(given.source) != shape[-2]:
             # Not what the ancestor's layer took. Position by position is better than nothing.
@@ -161,8 +180,9 @@ class _Growth:
             given = _Channels(np.where(source < kernel.shape[-2], source, -1), kernel.shape[-2])
         out = _Channels.resized(shape[-1], kernel.shape[-1])
         rows = kernel[..., given.source, :] * self._shares(given)[:, None]
-        arrays = [np.ascontiguousarray(rows[..., out.source], kernel.dtype)]
-        return arrays + [bias[out.source] for bias in before[1:]], out
+        wider = {role: array[out.source] for role, array in known.items() if role != "kernel"}
+        wider["kernel"] = np.ascontiguousarray(rows[..., out.source], kernel.dtype)
+        return _matched(spec, wider), out
 
     def _shares(self, channels: _Channels) -> Kernel:
         """Return for each channel its share of the source's weights; 0 without a source."""
@@ -192,6 +212,46 @@ class _Growth:
             extra = self._rng.uniform(-limit, limit, (inputs, outputs - inputs))
             zeros[0][:, inputs:] = extra
         return zeros, _Channels(source, given.number)
+
+
+def _by_role(spec: LayerSpec, arrays: Sequence[Kernel]) -> dict[str, Kernel] | None:
+    found = roles(spec)
+    return None if found is None else dict(zip(found, arrays, strict=True))
+
+
+def _matched(spec: LayerSpec, known: Mapping[str, Kernel]) -> list[Kernel] | None:
+    """Return the weights of a layer by their roles; None if one cannot be had.
+
+    What the other layer has not is such that it changes nothing.
+    """
+    arrays = []
+    for role, weight in zip(roles(spec) or (), spec.weights, strict=True):
+        array = known.get(role)
+        if array is None and role in NEUTRAL:
+            like = next(iter(known.values()))
+            array = np.full(weight.shape, NEUTRAL[role], like.dtype)
+        if array is None or array.shape != weight.shape or array.dtype.name != weight.dtype:
+            return None
+        arrays.append(array)
+    return arrays
+
+
+def _normalizing(
+    spec: LayerSpec, theirs: LayerSpec, channels: _Channels | None, known: Mapping[str, Kernel]
+) -> list[Kernel] | None:
+    """Return the weights of a normalization, those of its channels if they lie along these."""
+    if axes(spec) != axes(theirs):
+        return None
+    if axes(spec) != (-1,):
+        return _matched(spec, known)
+    size = spec.weights[0].shape[0]
+    moved = {}
+    for role, array in known.items():
+        if channels is None or channels.number != len(array) or len(channels.source) != size:
+            return None
+        there = channels.source >= 0
+        moved[role] = np.where(there, array[channels.source], NEUTRAL[role]).astype(array.dtype)
+    return _matched(spec, moved) if moved else None
 
 
 def _passed(layer: Layer, inputs: Sequence[_Channels | None]) -> _Channels | None:
@@ -252,5 +312,5 @@ def _likeness(a: Layer, b: Layer) -> int:
     if a.spec.class_name != b.spec.class_name:
         return 0
     same_function = a.spec.config.get("activation") == b.spec.config.get("activation")
-    same_width = a.spec.weights[-1].shape == b.spec.weights[-1].shape
+    same_width = a.spec.weights[0].shape[-1:] == b.spec.weights[0].shape[-1:]
     return 2 + same_function + 2 * same_width

@@ -51,9 +51,8 @@ class KerasEngine(Engine):
         self._batch_size = batch_size
         self._cache_bytes = cache_bytes
 
-    def supports(self, graph: LayerGraph) -> bool:
-        """Whatever Keras can build."""
-        return True
+    def obstacle(self, graph: LayerGraph) -> None:
+        """See `Engine`: there is none, as Keras has built it."""
 
     def candidate(self, graph: LayerGraph, seed: int) -> KerasCandidate:
         """See `Engine`."""
@@ -125,6 +124,7 @@ class KerasCandidate(Candidate):
 
         self.graph = graph
         self._model = keras_io.to_keras(graph)
+        self._frozen_inside = keras_io.frozen_inside(self._model)
         self._application = application
         self._loop = loop
         compile_model(self._model, application)
@@ -133,20 +133,28 @@ class KerasCandidate(Candidate):
         """See `Candidate`."""
         from graph_meta import keras_io
 
-        keras_io.set_weights(self._model, tensors)
+        layers = {layer.name: layer for layer in self._model.layers}
+        for name, arrays in tensors.items():
+            keras_io.set_layer_weights(layers[name], arrays)
 
     def tensors(self, names: Collection[str]) -> Tensors:
         """See `Candidate`."""
+        from graph_meta import keras_io
+
         return {
-            layer.name: layer.get_weights()
+            layer.name: keras_io.layer_weights(layer)
             for layer in self._model.layers
             if layer.weights and layer.name in names
         }
 
     def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
         """See `Candidate`."""
+        own = zip(self.graph.names, self.graph.layers, strict=True)
+        frozen = {*frozen, *(name for name, layer in own if layer.spec.frozen)}
         for layer in self._model.layers:
             layer.trainable = layer.name not in frozen
+        for part in self._frozen_inside:
+            part.trainable = False
         if not self._model.trainable_variables:
             return None
         compile_model(self._model, self._application)
@@ -161,12 +169,13 @@ def compile_model(model: keras.Model, application: Application) -> None:
     """Compile a model as the application says; its optimizer is new."""
     import keras
 
-    optimizer = keras.optimizers.get(application.optimizer)
+    terms = application.terms
+    optimizer = keras.optimizers.get(terms.optimizer)
     optimizer.learning_rate = application.learning_rate
     model.compile(
         optimizer=optimizer,
-        loss=application.loss,
-        metrics=[application.metric],
+        loss=terms.loss,
+        metrics=[terms.metric],
         jit_compile=keras.backend.backend() == "jax",  # it has no other way to run fast
     )
 
@@ -290,9 +299,12 @@ def state_of(model: keras.Model) -> list[npt.NDArray[np.generic]]:
 
 def restore_to(model: keras.Model, state: Sequence[npt.NDArray[np.generic]]) -> None:
     """Undo what happened since `state_of`."""
+    from graph_meta import keras_io
+
     variables = [*model.variables, *model.optimizer.variables]
     for variable, array in zip(variables, state, strict=True):
         variable.assign(array)
+    keras_io.derive_state(model)
 
 
 def inputs(x: Arrays) -> Any:

@@ -6,11 +6,13 @@ to it. Nothing here imports Keras.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import cpp_store
-from transfer_nas.errors import InputError, near_misses
+from graph_meta.graph import GraphError, check_version
+from transfer_nas.errors import InputError, TransferError, near_misses
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
 from transfer_nas.transfer.hdf5 import HDF5Transfer
 from transfer_nas.transfer.noop import NoTransfer
@@ -55,5 +57,19 @@ def get(
     directory: Path | None = None,
     store: cpp_store.Store | None = None,
 ) -> TransferMethod:
-    """Make the transfer method called `name`; see `find` and `TransferMethod.create`."""
-    return find(name).create(namespace, directory=directory, store=store)
+    """Make the transfer method called `name`; see `find` and `TransferMethod.create`.
+
+    Raises
+    ------
+    InputError
+        There are models of other versions of layer graphs: digests of two versions never match.
+    """
+    method = find(name).create(namespace, directory=directory, store=store)
+    try:
+        with contextlib.suppress(TransferError):  # who does not answer now is met again later
+            for version in method.versions() - {None}:
+                check_version(version, f"transfer method {name}, models of {namespace}")
+    except GraphError as error:
+        method.close()
+        raise InputError(str(error)) from None
+    return method

@@ -117,6 +117,13 @@ class TransferMethod(ABC):
             A resource that it needs is missing or cannot be used.
         """
 
+    def versions(self) -> set[object]:
+        """Return the versions of layer graphs that models of the namespace were put with.
+
+        A few models are looked at, as no program puts any where it found others.
+        """
+        return set()
+
     @abstractmethod
     def best_match(self, graph: LayerGraph) -> Inheritance | None:
         """Find the stored model that shares the longest prefix with `graph`.

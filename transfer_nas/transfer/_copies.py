@@ -56,6 +56,12 @@ def table_of(fields: Mapping[str, Any]) -> cpp_store.LayerTable:
     return cpp_store.LayerTable(layers["names"], layers["requires"], layers["nbytes"])
 
 
+def version_of(fields: Mapping[str, Any]) -> object:
+    """Return the version of the graph that a manifest's fields hold; None if they hold none."""
+    graph = fields.get("graph")
+    return graph.get("version") if isinstance(graph, dict) else None
+
+
 def graph_of(fields: Mapping[str, Any]) -> LayerGraph:
     """Return the graph that a manifest's fields hold."""
     return LayerGraph.from_json(json.dumps(fields["graph"]))

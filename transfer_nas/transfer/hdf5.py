@@ -29,7 +29,7 @@ import cpp_store
 from graph_meta import LayerGraph
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
-from transfer_nas.transfer._copies import describe, graph_of, table_of, whole_copy
+from transfer_nas.transfer._copies import describe, graph_of, table_of, version_of, whole_copy
 
 _FORMAT = "transfer-nas-model"
 _VERSION = 1
@@ -89,6 +89,13 @@ class HDF5Transfer(TransferMethod):
                     continue
                 layers = tuple(graph.names[position] for position in match.positions)
                 return HDF5Inheritance(manifest, match, layers, file)
+
+    def versions(self) -> set[object]:
+        """Look at all manifests, as the first best match does."""
+        with self._lock:
+            self._scan()
+            manifests = list(self._known.values())
+        return {each.version for each in manifests if each.namespace == self.namespace}
 
     def whole(self, model: str) -> tuple[LayerGraph, Tensors] | None:
         """Read the files of a model."""
@@ -239,6 +246,7 @@ class _Manifest:
     namespace: str = ""
     score: float = 0.0
     created_ns: int = 0
+    version: object = None
     table: cpp_store.LayerTable | None = None
 
     @classmethod
@@ -255,6 +263,7 @@ class _Manifest:
                 namespace=str(fields["namespace"]),
                 score=float(fields["score"]),
                 created_ns=int(fields["created_ns"]),
+                version=version_of(fields),
                 table=table_of(fields),
             )
         except (ValueError, LookupError, TypeError) as error:
@@ -289,7 +298,7 @@ def _write_tensors(path: Path, layers: Tensors) -> int:
         for layer, tensors in layers.items():
             group = file.create_group(layer)
             for position, tensor in enumerate(tensors):
-                raw = tensor if tensor.dtype.kind in "biufc" else _unsigned(tensor)
+                raw = tensor if tensor.dtype.isbuiltin == 1 else _unsigned(tensor)
                 group.create_dataset(str(position), data=raw).attrs["dtype"] = tensor.dtype.name
                 nbytes += tensor.nbytes
     return nbytes

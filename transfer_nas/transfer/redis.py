@@ -12,7 +12,7 @@ import os
 import threading
 import uuid
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 import cpp_store
+from cpp_store import extras
 from graph_meta import LayerGraph
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
-from transfer_nas.transfer._copies import describe, graph_of, table_of, whole_copy
+from transfer_nas.transfer._copies import describe, graph_of, table_of, version_of, whole_copy
 
 _CONNECT_TIMEOUT = 5.0
 _TIMEOUT = 60.0
@@ -65,7 +66,7 @@ class RedisTransfer(TransferMethod):
             import redis
         except ImportError as error:
             raise InputError(
-                "transfer method redis needs the package redis: pip install 'transfer-nas[redis]'"
+                f"transfer method redis needs the package redis: {extras.install('redis')}"
             ) from error
         try:
             self._client: Any = redis.Redis.from_url(
@@ -118,6 +119,16 @@ class RedisTransfer(TransferMethod):
                     continue
                 tensors = {layer: _unpack(each) for layer, each in zip(wanted, packed, strict=True)}
                 return RedisInheritance(manifest, match, layers, tensors)
+
+    def versions(self) -> set[object]:
+        """Look at the manifests that Redis names first."""
+        with _failures():
+            _, manifests = self._client.hscan(self._manifests_key, count=16)
+        found: set[object] = set()
+        for text in manifests.values():
+            with suppress(ValueError):  # `best_match` says so
+                found.add(version_of(json.loads(text)))
+        return found
 
     def whole(self, model: str) -> tuple[LayerGraph, Tensors] | None:
         """Fetch a model."""

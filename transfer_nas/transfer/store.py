@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ import cpp_store
 from graph_meta import LayerGraph
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
+from transfer_nas.transfer._copies import version_of
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +62,16 @@ class StoreTransfer(TransferMethod):
             inheritance.close()
             return None
         return inheritance
+
+    def versions(self) -> set[object]:
+        """Look at the first and the last model of the list."""
+        found: set[object] = set()
+        with _failures(self._store, "cannot look at models"):
+            models = self._store.list(self.namespace)
+            for model in {*models[:1], *models[-1:]}:
+                with suppress(cpp_store.NotFound, ValueError):  # retired; or no graph of ours
+                    found.add(version_of({"graph": json.loads(self._store.lookup(model).graph)}))
+        return found
 
     def _name_absent(self) -> None:
         """Say once of each server that it is gone, and what that means."""

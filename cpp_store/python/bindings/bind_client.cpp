@@ -13,6 +13,7 @@
 #include "cpp_store/keys.hpp"
 #include "cpp_store/libfabric.hpp"
 #include "cpp_store/server.hpp"
+#include "forks.hpp"
 
 namespace py = pybind11;
 
@@ -26,16 +27,16 @@ void check_signals() {
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
-std::unique_ptr<Cluster> open(std::vector<std::string> servers, double timeout, std::string key,
-                              bool same_host, bool encrypt, std::size_t replicas) {
+Ours<Cluster> open(std::vector<std::string> servers, double timeout, std::string key,
+                   bool same_host, bool encrypt, std::size_t replicas) {
     if (!(timeout > 0) || timeout > 1e9) {
         throw Error(Errc::invalid_argument, "a time-out of " + std::to_string(timeout) +
                                                 " s; it is a positive number of seconds");
     }
     const py::gil_scoped_release release;
-    return std::make_unique<Cluster>(Cluster::Options{
+    return Ours<Cluster>(new Cluster(Cluster::Options{
         std::move(servers), std::chrono::milliseconds(std::llround(std::ceil(timeout * 1000))),
-        std::move(key), &check_signals, same_host, encrypt, replicas});
+        std::move(key), &check_signals, same_host, encrypt, replicas}));
 }
 
 std::uint64_t put(Cluster& cluster, std::string model, const py::dict& tensors,
@@ -205,8 +206,8 @@ py::list stats(Cluster& cluster) {
     return out;
 }
 
-std::unique_ptr<Server> serve(std::string address, const std::shared_ptr<Store>& store,
-                              unsigned threads, std::string key, bool insecure, bool encrypt) {
+Ours<Server> serve(std::string address, const std::shared_ptr<Store>& store, unsigned threads,
+                   std::string key, bool insecure, bool encrypt) {
     Server::Options options;
     options.address = std::move(address);
     options.threads = threads;
@@ -215,12 +216,24 @@ std::unique_ptr<Server> serve(std::string address, const std::shared_ptr<Store>&
     options.encrypt = encrypt;
     options.log_level = LogLevel::warning;  // it shares its process's standard error
     const py::gil_scoped_release release;
-    return std::make_unique<Server>(store, std::move(options));
+    return Ours<Server>(new Server(store, std::move(options)));
+}
+
+// A key is any bytes to a server, but a text to Python.
+py::str text_of(const std::string& key) {
+    PyObject* const text =
+        PyUnicode_DecodeUTF8(key.data(), static_cast<py::ssize_t>(key.size()), nullptr);
+    if (text == nullptr) {
+        PyErr_Clear();
+        throw Error(Errc::invalid_argument, "the key is not one line of text in UTF-8");
+    }
+    return py::reinterpret_steal<py::str>(text);
 }
 
 void bind_cluster(py::module_& m) {
     using Unlocked = py::call_guard<py::gil_scoped_release>;
-    py::class_<Cluster> type(m, "RemoteStore", "The client of servers: cpp_store.connect().");
+    py::class_<Cluster, Ours<Cluster>> type(m, "RemoteStore",
+                                            "The client of servers: cpp_store.connect().");
     type.def(py::init(&open), py::arg("servers"), py::arg("timeout"), py::arg("key"),
              py::arg("same_host"), py::arg("encrypt"), py::arg("replicas"));
     type.def("put", &put, py::arg("model"), py::arg("tensors"), py::arg("table"),
@@ -260,17 +273,21 @@ void bind_cluster(py::module_& m) {
 
 void bind_client(py::module_& m) {
     bind_cluster(m);
-    py::class_<Server> server(m, "Server", "A store behind an address: cpp_store.serve().");
+    py::class_<Server, Ours<Server>> server(m, "Server",
+                                            "A store behind an address: cpp_store.serve().");
     server.def(py::init(&serve), py::arg("address"), py::arg("store"), py::arg("threads"),
                py::arg("key"), py::arg("insecure"), py::arg("encrypt"));
     server.def_property_readonly("address", &Server::address);
     server.def("stop", &Server::stop, py::call_guard<py::gil_scoped_release>());
-    m.def("read_key_file", &security::read_key_file, py::arg("path"),
-          "The key in a file that only its owner can read.");
+    m.def(
+        "read_key_file",
+        [](const std::string& path) { return text_of(security::read_key_file(path)); },
+        py::arg("path"), "The key in a file that only its owner can read.");
     m.def("make_key_file", &security::make_key_file, py::arg("path"),
           "Write a new key to a new file that only its owner can read.");
-    m.def("key_of_environment", &security::key_of_environment,
-          "What CPP_STORE_KEY says, else the key in the file that CPP_STORE_KEY_FILE names.");
+    m.def(
+        "key_of_environment", [] { return text_of(security::key_of_environment()); },
+        "What CPP_STORE_KEY says, else the key in the file that CPP_STORE_KEY_FILE names.");
     m.def("add_library_prefixes", &add_library_prefixes, py::arg("prefixes"),
           "Prefixes whose MPI wheels may bring the libfabric to use.");
 }

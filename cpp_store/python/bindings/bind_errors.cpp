@@ -2,6 +2,7 @@
 #include <array>
 #include <exception>
 #include <string>
+#include <string_view>
 
 #include "bindings.hpp"
 #include "cpp_store/error.hpp"
@@ -35,11 +36,51 @@ void translate(std::exception_ptr pointer) {
     try {
         if (pointer) std::rethrow_exception(pointer);
     } catch (const Error& error) {
-        py::set_error(classes[static_cast<std::size_t>(error.code())], error.what());
+        // It may name files or models of others, whose names are any bytes.
+        const std::string_view said = error.what();
+        const auto message = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
+            said.data(), static_cast<py::ssize_t>(said.size()), "surrogateescape"));
+        if (!message) return;  // the interpreter has raised something: it has no memory
+        PyErr_SetObject(classes[static_cast<std::size_t>(error.code())], message.ptr());
     }
 }
 
+std::string type_name(py::handle object) {
+    return py::type::of(object).attr("__name__").cast<std::string>();
+}
+
+// Whether a text, or one in a list of them, has no form in UTF-8. No list in it is looked into: it
+// may hold itself.
+bool has_no_utf8(py::handle object, bool looks_into = true) {
+    if (py::isinstance<py::str>(object)) {
+        if (PyUnicode_AsUTF8(object.ptr()) != nullptr) return false;
+        PyErr_Clear();
+        return true;
+    }
+    if (!looks_into) return false;
+    if (!py::isinstance<py::list>(object) && !py::isinstance<py::tuple>(object)) return false;
+    const auto items = py::reinterpret_borrow<py::sequence>(object);
+    for (std::size_t i = 0; i < items.size(); ++i) {
+        if (has_no_utf8(items[i], false)) return true;
+    }
+    return false;
+}
+
 }  // namespace
+
+void unfit(const char* what, const char* takes, const py::args& given, const py::kwargs& named) {
+    std::string found;
+    bool is_no_utf8 = false;
+    const auto add = [&](const std::string& name, py::handle value) {
+        found += (found.empty() ? "" : ", ") + name + type_name(value);
+        is_no_utf8 = is_no_utf8 || has_no_utf8(value);
+    };
+    for (const py::handle value : given) add("", value);
+    for (const auto& [name, value] : named) add(py::str(name).cast<std::string>() + ": ", value);
+    throw Error(Errc::invalid_argument,
+                std::string(what) + " takes (" + takes + "), found (" + found + ")" +
+                    (is_no_utf8 ? ", a text of which cannot be written as UTF-8" : ""));
+}
 
 void bind_errors(py::module_& m) {
     // KeyError prints the repr of its argument; ours are sentences.

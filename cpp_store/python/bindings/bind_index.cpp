@@ -65,6 +65,12 @@ void bind_match(py::module_& m) {
         }),
         py::arg("model"), py::arg("score"), py::arg("sequence"), py::arg("layers"),
         py::arg("bytes"), py::arg("positions"));
+    type.def(py::init([](const py::args& given, const py::kwargs& named) -> Match {
+        unfit("Match",
+              "model: str, score: float, sequence: int, layers: int, bytes: int, "
+              "positions: list of int",
+              given, named);
+    }));
     type.def_readonly("model", &Match::model, "Id of the stored model.");
     type.def_readonly("score", &Match::score);
     type.def_readonly("sequence", &Match::sequence, "Order of registration; larger is newer.");
@@ -128,11 +134,15 @@ AlreadyExists
 InvalidArgument
     If a layer of equal name requires other layers in a stored model.
 )");
+    refuse_others(type, "add",
+                  "model: str, table: LayerTable, *, score: float, namespace: str, sequence: int");
     type.def("remove", &PrefixIndex::remove, py::arg("model"),
              py::call_guard<py::gil_scoped_release>(),
              "Takes a model out at once. Returns whether there was one of that id.");
+    refuse_others(type, "remove", "model: str");
     type.def("__contains__", &PrefixIndex::contains, py::arg("model"),
              py::call_guard<py::gil_scoped_release>());
+    type.def("__contains__", [](const PrefixIndex&, const py::object&) { return false; });
     type.def(
         "__len__", [](const PrefixIndex& index) { return index.stats().models; },
         py::call_guard<py::gil_scoped_release>());
@@ -154,10 +164,16 @@ min_layers
 exclude
     Ids of models that are not to be returned.
 )");
+    refuse_others(
+        type, "best_match",
+        "table: LayerTable, *, namespace: str, weight: str, min_layers: int, exclude: list of str");
     type.def("best_matches", &best_matches, py::arg("table"), py::kw_only(), py::arg("count"),
              py::arg("namespace") = "", py::arg("weight") = "layers", py::arg("min_layers") = 1,
              py::arg("exclude") = std::vector<std::string>(),
              "At most ``count`` matches, best first; otherwise as best_match.");
+    refuse_others(type, "best_matches",
+                  "table: LayerTable, *, count: int, namespace: str, weight: str, "
+                  "min_layers: int, exclude: list of str");
     type.def("stats", &stats, "Numbers of models, distinct layers, bytes held and namespaces.");
 }
 

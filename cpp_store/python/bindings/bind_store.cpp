@@ -11,6 +11,7 @@
 #include "convert.hpp"
 #include "cpp_store/error.hpp"
 #include "cpp_store/store.hpp"
+#include "forks.hpp"
 
 namespace py = pybind11;
 
@@ -35,7 +36,7 @@ StorePtr open(std::uint64_t memory, const std::string& data_dir, const std::stri
     }
     options.lag = std::chrono::milliseconds(static_cast<std::int64_t>(lag * 1e3));
     const py::gil_scoped_release release;
-    return std::make_shared<Store>(options);
+    return StorePtr(new Store(options), Forgetting());
 }
 
 std::uint64_t put(Store& store, std::string model, const py::dict& tensors,
@@ -92,14 +93,14 @@ class Allocation {
     std::optional<PendingPut> pending_;
 };
 
-std::unique_ptr<Allocation> allocate(StorePtr store, std::string model, const py::dict& specs,
-                                     std::shared_ptr<LayerTable> table, const py::list& inherited,
-                                     std::string ns, double score, std::string parent,
-                                     std::string graph, std::string metadata) {
-    return std::make_unique<Allocation>(
+Ours<Allocation> allocate(StorePtr store, std::string model, const py::dict& specs,
+                          std::shared_ptr<LayerTable> table, const py::list& inherited,
+                          std::string ns, double score, std::string parent, std::string graph,
+                          std::string metadata) {
+    return Ours<Allocation>(new Allocation(
         std::move(store),
         allocate_arguments(std::move(model), specs, std::move(table), inherited, std::move(ns),
-                           score, std::move(parent), std::move(graph), std::move(metadata)));
+                           score, std::move(parent), std::move(graph), std::move(metadata))));
 }
 
 // A read of what is in memory is over before others could take the GIL.
@@ -252,7 +253,12 @@ void bind_info(py::module_& m) {
         "metadata",
         [](const ModelInfo& info) -> py::object {
             if (info.metadata.empty()) return py::dict();
-            return py::module_::import("json").attr("loads")(info.metadata);
+            try {
+                return py::module_::import("json").attr("loads")(info.metadata);
+            } catch (const py::error_already_set& error) {  // another client may put anything
+                throw Error(Errc::protocol, "the metadata of model '" + info.model +
+                                                "' cannot be read as JSON: " + error.what());
+            }
         },
         "The user's dict.");
     type.def_property_readonly(
@@ -289,7 +295,7 @@ void bind_store(py::module_& m) {
     type.def("put", &put, py::arg("model"), py::arg("tensors"), py::arg("table"),
              py::arg("inherited"), py::arg("namespace"), py::arg("score"), py::arg("parent"),
              py::arg("graph"), py::arg("metadata"));
-    py::class_<Allocation>(m, "LocalAllocation")
+    py::class_<Allocation, Ours<Allocation>>(m, "LocalAllocation")
         .def("arrays", &Allocation::arrays)
         .def("publish", &Allocation::publish)
         .def("discard", &Allocation::discard);

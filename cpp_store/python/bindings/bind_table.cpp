@@ -113,6 +113,12 @@ InvalidArgument
     publish(type);
     type.def(py::init(&make_table), py::arg("names"), py::arg("requires") = py::none(),
              py::arg("nbytes") = py::none());
+    type.def(
+        py::init([](const py::args& given, const py::kwargs& named) -> std::shared_ptr<LayerTable> {
+            unfit("LayerTable",
+                  "names: list of str, requires: list of lists of int, nbytes: list of int", given,
+                  named);
+        }));
     type.def_property_readonly("names", [](const LayerTable& table) {
         py::list names(table.size());
         for (std::size_t i = 0; i < table.size(); ++i)
@@ -155,6 +161,9 @@ InvalidArgument
     type.def("encode", &encode, "Flat, versioned bytes (docs/formats.md).");
     type.def_static("decode", &decode, py::arg("data"),
                     "The table of encode()'s bytes; ProtocolError for any others.");
+    type.def_static("decode", [](const py::args& given, const py::kwargs& named) {
+        unfit("decode", "data: bytes", given, named);
+    });
     type.def(py::pickle([](const LayerTable& table) { return encode(table); },
                         [](const py::bytes& bytes) { return decode(bytes); }));
 }

@@ -18,9 +18,23 @@ void bind_store(pybind11::module_& m);
 void bind_client(pybind11::module_& m);  // after bind_store
 void bind_dlpack(pybind11::module_& m);
 void bind_check(pybind11::module_& m);
+void bind_forks(pybind11::module_& m);
 
 // "layers" or "bytes"; throws Errc::invalid_argument for anything else.
 [[nodiscard]] Weight weight_from_name(std::string_view name);
+
+// What a function or a class says of arguments that it does not take: Errc::invalid_argument, in
+// one line, where pybind11 has a TypeError of many.
+[[noreturn]] void unfit(const char* what, const char* takes, const pybind11::args& given,
+                        const pybind11::kwargs& named);
+
+// The last overload of a method.
+template <typename Class>
+void refuse_others(Class& type, const char* name, const char* takes) {
+    type.def(name,
+             [name, takes](const pybind11::object&, const pybind11::args& given,
+                           const pybind11::kwargs& named) { unfit(name, takes, given, named); });
+}
 
 // The user's names for what lives in `cpp_store._core`: `cpp_store.LayerTable`, and so on, so that
 // messages and pickles do not speak of the extension.

@@ -12,6 +12,7 @@
 #include "bindings.hpp"
 #include "cpp_store/error.hpp"
 #include "dlpack.hpp"
+#include "forks.hpp"
 
 namespace py = pybind11;
 
@@ -139,6 +140,7 @@ using Specs = std::vector<std::pair<std::string, std::vector<TensorSpec>>>;
 PutRequest make_request(std::string model, Specs specs, LayerTablePtr table,
                         const py::list& inherited, std::string ns, double score, std::string parent,
                         std::string graph, std::string metadata) {
+    let_go_for_ended_children();  // whose memory this put may want
     if (!table) {
         std::vector<LayerTable::Layer> layers;
         layers.reserve(specs.size());
@@ -291,8 +293,7 @@ py::array view(const TensorSpec& spec, const std::byte* data, const py::capsule&
 }  // namespace
 
 py::list views(const StoredLayerPtr& layer, Access access) {
-    const py::capsule pin(new StoredLayerPtr(layer),
-                          [](void* held) { delete static_cast<StoredLayerPtr*>(held); });
+    const py::capsule pin = keeping(layer);
     py::list arrays(layer->tensors.size());
     for (std::size_t i = 0; i < layer->tensors.size(); ++i) {
         const StoredLayer::Tensor& tensor = layer->tensors[i];
@@ -304,9 +305,7 @@ py::list views(const StoredLayerPtr& layer, Access access) {
 py::list views(std::span<const TensorSpec> specs,
                std::span<const std::span<const std::byte>> tensors,
                std::shared_ptr<const void> pin) {
-    using Pin = std::shared_ptr<const void>;
-    const py::capsule held(new Pin(std::move(pin)),
-                           [](void* last) { delete static_cast<Pin*>(last); });
+    const py::capsule held = keeping(std::move(pin));
     py::list arrays(specs.size());
     for (std::size_t i = 0; i < specs.size(); ++i) {
         arrays[i] = view(specs[i], tensors[i].data(), held, Access::read_only);

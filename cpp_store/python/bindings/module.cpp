@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, m) {
     cpp_store::python::bind_client(m);
     cpp_store::python::bind_dlpack(m);
     cpp_store::python::bind_check(m);
+    cpp_store::python::bind_forks(m);
 }

@@ -28,7 +28,7 @@ def check(directory: str, repair: bool) -> tuple[dict[str, object], list[str], i
     int
         The exit code: 0 if all is well, 1 if there is (or was) damage or a leak.
     """
-    found = _core.check_directory(directory, repair)
+    found = _core.check_directory(os.fsencode(directory), repair)
     lines = [
         f"{found['models']:,} models, {found['layers']:,} layers, {found['bytes']:,} bytes in "
         f"{found['segments']:,} segments; {found['dead_bytes']:,} bytes of them are dead"
@@ -48,7 +48,7 @@ def check(directory: str, repair: bool) -> tuple[dict[str, object], list[str], i
 def opened(place: str, given: argparse.Namespace, *, make: bool) -> Iterator[Store]:
     """Open the store in a data directory, or that of servers."""
     if "://" in place:
-        key = "" if given.key_file is None else _core.read_key_file(given.key_file)
+        key = "" if given.key_file is None else _core.read_key_file(os.fsencode(given.key_file))
         with connect(place, timeout=given.timeout, key=key) as store:
             yield store
         return

@@ -24,7 +24,9 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from cpp_store import _arguments as arguments
 from cpp_store._core import LayerTable, ModelInfo
+from cpp_store.command_line import InputError
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +52,7 @@ _DTYPES = {
 }
 
 
-class FileError(ValueError):
+class FileError(InputError):
     """A file that is not what it should be, or cannot be written; the message says which."""
 
 
@@ -138,18 +140,34 @@ def read(path: Path) -> Contents:
                 for layer in layers
                 if layer["tensors"]
             },
-            document["model"],
-            table,
-            document["namespace"],
-            float(document["score"]),
-            document["parent"],
-            document["graph"],
-            document["metadata"],
+            table=table,
+            **said_of_model(document),
         )
     except KeyError as error:
         raise FileError(f"{path}: its metadata under {_KEY!r} want {error}") from error
+    except RecursionError as error:
+        raise FileError(f"{path}: its metadata under {_KEY!r} are nested too deeply") from error
     except (TypeError, ValueError) as error:
         raise FileError(f"{path}: its metadata under {_KEY!r} are damaged: {error}") from error
+
+
+def said_of_model(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a file says of a model besides its layers, checked.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        It lacks something, or something is of another type.
+    """
+    arguments.metadata(arguments.mapping(document["metadata"], "metadata"))
+    return {
+        "model": arguments.text(document["model"], "model"),
+        "namespace": arguments.text(document["namespace"], "namespace"),
+        "score": arguments.number(document["score"], "score"),
+        "parent": arguments.text(document["parent"], "parent"),
+        "graph": arguments.text(document["graph"], "graph"),
+        "metadata": document["metadata"],
+    }
 
 
 def description(info: ModelInfo) -> dict[str, object]:
@@ -205,6 +223,8 @@ def map_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """Tensors in the order of the file, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise FileError(f"cannot read {path}: there is no such file")
     try:
         with safe_open(path, framework="np") as file:  # checks every length and offset
             names = list(file.offset_keys())

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpp_store import _arguments as arguments
 from cpp_store import _files
 from cpp_store._core import LayerTable, ModelInfo, NotFound
 from cpp_store._files import Array, FileError
@@ -138,6 +139,8 @@ def read(path: Path) -> list[Exported]:
         return [_exported(each, arrays) for each in document["models"]]
     except KeyError as error:
         raise FileError(f"{path}: its metadata under {_KEY!r} want {error}") from error
+    except RecursionError as error:
+        raise FileError(f"{path}: its metadata under {_KEY!r} are nested too deeply") from error
     except (TypeError, ValueError) as error:
         raise FileError(f"{path}: its metadata under {_KEY!r} are damaged: {error}") from error
 
@@ -146,7 +149,6 @@ def _exported(document: dict[str, Any], arrays: dict[str, Array]) -> Exported:
     layers = document["layers"]
     model = document["model"]
     return Exported(
-        model=model,
         table=LayerTable(
             [layer["name"] for layer in layers],
             [layer["requires"] for layer in layers],
@@ -160,15 +162,11 @@ def _exported(document: dict[str, Any], arrays: dict[str, Array]) -> Exported:
             if layer["owner"] == model
         },
         inherited=[
-            (layer["name"], layer["owner"])
+            (layer["name"], arguments.text(layer["owner"], "owner"))
             for layer in layers
             if layer["owner"] is not None and layer["owner"] != model
         ],
-        namespace=document["namespace"],
-        score=float(document["score"]),
-        parent=document["parent"],
-        graph=document["graph"],
-        metadata=document["metadata"],
+        **_files.said_of_model(document),
     )
 
 

@@ -50,6 +50,7 @@ def _submitted(
 ) -> Callable[Concatenate[Submitter, P], Future[T]]:
     @functools.wraps(method)
     def submit(self: Submitter, /, *arguments: P.args, **named: P.kwargs) -> Future[T]:
+        self._store._open_handle()  # a fork has none of the threads
         return self._threads.submit(lambda: method(self._store, *arguments, **named))
 
     return submit
@@ -88,6 +89,7 @@ class Submitter:
 
     def close_match(self, match: LeasedMatch) -> Future[None]:
         """End a match's lease."""
+        self._store._open_handle()
         return self._threads.submit(match.close)
 
     def close(self) -> None:

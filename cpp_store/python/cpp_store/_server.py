@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal, Self
 
+from cpp_store import _arguments as arguments
 from cpp_store import _core
 from cpp_store._core import InvalidArgument, LocalStore, RemoteStore
+from cpp_store._forks import Birthplace
 from cpp_store._store import Store, open_local
 
 SERVERS_VARIABLE = "MODEL_SERVERS"
@@ -66,14 +68,24 @@ def connect(
             raise InvalidArgument(
                 f"no servers: pass their addresses, or set {SERVERS_VARIABLE} to them"
             )
-    addresses = servers.split() if isinstance(servers, str) else list(servers)
+    listed = servers.split() if isinstance(servers, str) else servers
+    addresses = arguments.texts(listed, "servers")
     _core.add_library_prefixes([sys.prefix])
-    key = key or _core.key_of_environment()
+    key = arguments.text(key, "key") or _core.key_of_environment()
     if replicas is None:
         replicas = _replicas_of_environment()
-    if replicas < 1:
+    if arguments.whole(replicas, "replicas", 0, 2**31) < 1:
         raise InvalidArgument(f"{replicas} replicas; each model is kept by 1 server at least")
-    return Store(RemoteStore(addresses, timeout, key, same_host, encrypt, replicas))
+    return Store(
+        RemoteStore(
+            addresses,
+            arguments.number(timeout, "timeout"),
+            key,
+            arguments.flag(same_host, "same_host"),
+            arguments.flag(encrypt, "encrypt"),
+            replicas,
+        )
+    )
 
 
 def _replicas_of_environment() -> int:
@@ -106,13 +118,15 @@ class Server:
         encrypt: bool = False,
     ) -> None:
         _core.add_library_prefixes([sys.prefix])
+        self._birthplace = Birthplace()
         self._server = _core.Server(address, local, threads, key, insecure, encrypt)
         self.address: str = self._server.address
         self.store = Store(local)
 
     def stop(self) -> None:
-        """Leave the network. The store stays open. May be called again."""
-        self._server.stop()
+        """Leave the network. The store stays open. May be called again. Does nothing in a fork."""
+        if not self._birthplace.is_elsewhere:
+            self._server.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -165,6 +179,10 @@ def serve(
     ConnectionError
         There is no libfabric.
     """
-    key = key or _core.key_of_environment()
+    arguments.text(address, "address")
+    arguments.whole(threads, "threads", 0, 2**31)
+    key = arguments.text(key, "key") or _core.key_of_environment()
+    insecure = arguments.flag(insecure, "insecure")
+    encrypt = arguments.flag(encrypt, "encrypt")
     local = open_local(memory, data_dir, durability)
     return Server(address, local, threads, key, insecure, encrypt)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import json
 import os
 import re
 import threading
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from cpp_store import _arguments as arguments
 from cpp_store._core import (
     InvalidArgument,
     LayerTable,
@@ -23,8 +23,10 @@ from cpp_store._core import (
     LocalStore,
     Match,
     ModelInfo,
+    OutOfMemory,
     StoreError,
 )
+from cpp_store._forks import Birthplace
 
 if TYPE_CHECKING:
     from cpp_store._overlap import Submitter
@@ -33,6 +35,8 @@ Array = npt.NDArray[Any]
 Tensors = Mapping[str, Sequence[npt.ArrayLike]]
 Specs = Sequence[tuple[Sequence[int], npt.DTypeLike]]
 Names = list[str]  # within Store, `list` is a method
+
+_MOST = 2**32 - 1  # of what is counted
 
 
 class StoreHandle(Protocol):
@@ -106,6 +110,10 @@ class LeasedMatch(Match):
     While the lease lasts, the tensors of the prefix can be read and inherited though the model is
     retired meanwhile. A context manager: leaving it ends the lease.
 
+    True if something was found. What :meth:`Store.best_match` returns where nothing shares enough
+    layers is false: of no model, no layers and no owners, so that reading and inheriting all of it
+    are nothing.
+
     Attributes
     ----------
     table : LayerTable
@@ -137,10 +145,13 @@ class LeasedMatch(Match):
         """Number of the lease; 0 if there is none, or if it was ended here."""
         return self._lease
 
+    def __bool__(self) -> bool:
+        return self.layers > 0
+
     def close(self) -> None:
-        """End the lease. May be called again."""
+        """End the lease. May be called again. Does nothing in a fork, as the lease is not its."""
         lease, self._lease = self._lease, 0
-        if lease:
+        if lease and not self._store._birthplace.is_elsewhere:
             self._store._open_handle().end_lease(lease, self._server)
 
     def __enter__(self) -> Self:
@@ -163,7 +174,10 @@ class LeasedMatch(Match):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.wrap_future(self._store.submit.close_match(self))
+        if self._store._birthplace.is_elsewhere:
+            self.close()
+        else:
+            await asyncio.wrap_future(self._store.submit.close_match(self))
 
 
 class Allocation:
@@ -179,20 +193,27 @@ class Allocation:
         itself: views on them that are kept must not be written to after that.
     """
 
-    def __init__(self, pending: LocalAllocation | _StagedPut) -> None:
+    def __init__(self, store: Store, pending: LocalAllocation | _StagedPut) -> None:
+        self._store = store
         self._pending = pending
         self.arrays = pending.arrays()
+        _allocations.add(self)
 
     def publish(self) -> int:
         """Make the model visible. Returns and raises as :meth:`Store.put`."""
-        for arrays in self.arrays.values():
-            for array in arrays:
-                array.flags.writeable = False
+        self._store._open_handle()
+        self._freeze()
         return self._pending.publish()
 
     def discard(self) -> None:
         """Forget it all; nothing was visible."""
-        self._pending.discard()
+        if not self._store._birthplace.is_elsewhere:
+            self._pending.discard()
+
+    def _freeze(self) -> None:
+        for arrays in self.arrays.values():
+            for array in arrays:
+                array.flags.writeable = False
 
     def __enter__(self) -> Self:
         return self
@@ -209,14 +230,32 @@ class Allocation:
             self.discard()
 
 
+_allocations: weakref.WeakSet[Allocation] = weakref.WeakSet()
+
+
+def _freeze_allocations() -> None:
+    """In a fork: the memory is its parent's."""
+    for allocation in _allocations:
+        allocation._freeze()
+
+
+os.register_at_fork(after_in_child=_freeze_allocations)
+
+
 class _StagedPut:
     """What an :class:`Allocation` fills where the store's memory is out of reach."""
 
     def __init__(self, specs: Mapping[str, Specs], put: Callable[[dict[str, list[Array]]], int]):
-        self._arrays = {
-            name: [np.empty(shape, dtype) for shape, dtype in layer]
-            for name, layer in specs.items()
-        }
+        self._arrays: dict[str, list[Array]] = {}
+        for name, layer in specs.items():
+            try:
+                self._arrays[name] = [np.empty(shape, dtype) for shape, dtype in layer]
+            except MemoryError as error:
+                raise OutOfMemory(f"layer {name!r}: {error}") from error
+            except (TypeError, ValueError, OverflowError) as error:
+                raise InvalidArgument(
+                    f"layer {name!r}: expected a list of pairs (shape, dtype): {error}"
+                ) from error
         self._put = put
 
     def arrays(self) -> dict[str, list[Array]]:
@@ -242,17 +281,25 @@ class Store:
       are read-only views of the store's memory where that is possible (in process, and of servers
       on this host); each keeps its tensors alive, though the model is retired, the store closed, or
       the server gone.
-    - **Errors** are :class:`StoreError` and its subclasses. A call that raises has changed nothing.
+    - **Errors** are :class:`StoreError` and its subclasses, also for arguments of wrong types. A
+      call that raises has changed nothing. (TypeError is for calls that lack an argument, or have
+      one that the method does not know.)
+    - **Forks.** A store does not survive one: in the child every call raises :class:`StoreError`,
+      while closing, leaving a ``with`` block and the end of the process leave the parent's store
+      alone. Arrays that were read before stay what they are in both. Open the store, or connect,
+      again in the child.
     """
 
     def __init__(self, handle: StoreHandle) -> None:
         self._handle: StoreHandle | None = handle
+        self._birthplace = Birthplace()
         self._submitter: Submitter | None = None
         self._submitter_lock = threading.Lock()
 
     @property
     def submit(self) -> Submitter:
         """The store's calls as futures, for overlap: ``store.submit.read("m").result()``."""
+        self._open_handle()  # in a fork, the lock may be held by a thread that is not there
         with self._submitter_lock:
             self._open_handle()
             if self._submitter is None:
@@ -263,6 +310,7 @@ class Store:
             return self._submitter
 
     def _open_handle(self) -> StoreHandle:
+        self._birthplace.check()
         if self._handle is None:
             raise StoreError("the store is closed")
         return self._handle
@@ -330,15 +378,9 @@ class Store:
             The store's limit would be exceeded. Everything stored stays readable.
         """
         return self._open_handle().put(
-            model,
-            dict(tensors),
-            table,
-            self._owners_of(inherited, match),
-            namespace,
-            score,
-            parent,
-            graph,
-            _to_json(metadata),
+            arguments.text(model, "model"),
+            arguments.mapping(tensors, "tensors"),
+            *self._said(table, match, inherited, namespace, score, parent, graph, metadata),
         )
 
     def allocate(
@@ -377,15 +419,42 @@ class Store:
             As :meth:`put`; some of them only when the model is published.
         """
         handle = self._open_handle()
-        owners = self._owners_of(inherited, match)
-        said = (table, owners, namespace, score, parent, graph, _to_json(metadata))
+        arguments.text(model, "model")
+        layers = arguments.mapping(specs, "specs")
+        said = self._said(table, match, inherited, namespace, score, parent, graph, metadata)
         if isinstance(handle, LocalStore):
-            return Allocation(handle.allocate(model, dict(specs), *said))
-        return Allocation(_StagedPut(specs, lambda arrays: handle.put(model, dict(arrays), *said)))
+            return Allocation(self, handle.allocate(model, dict(layers), *said))
+        return Allocation(
+            self, _StagedPut(layers, lambda arrays: handle.put(model, dict(arrays), *said))
+        )
+
+    def _said(
+        self,
+        table: LayerTable | None,
+        match: LeasedMatch | None,
+        inherited: Collection[str],
+        namespace: str,
+        score: float,
+        parent: str,
+        graph: str,
+        metadata: Mapping[str, Any] | None,
+    ) -> tuple[LayerTable | None, list[tuple[str, str]], str, float, str, str, str]:
+        """Return what a put says besides the tensors, checked."""
+        return (
+            None if table is None else arguments.table(table),
+            self._owners_of(arguments.texts(inherited, "inherited"), match),
+            arguments.text(namespace, "namespace"),
+            arguments.number(score, "score"),
+            arguments.text(parent, "parent"),
+            arguments.text(graph, "graph"),
+            arguments.metadata(metadata),
+        )
 
     def _owners_of(
         self, inherited: Collection[str], match: LeasedMatch | None
     ) -> list[tuple[str, str]]:
+        if match is not None and not isinstance(match, LeasedMatch):
+            raise InvalidArgument(f"match: expected a LeasedMatch, found {type(match).__name__}")
         if not inherited:
             return []
         if match is None:
@@ -434,7 +503,11 @@ class Store:
         InvalidArgument
             The model has no such layer.
         """
-        return self._open_handle().read(model, None if layers is None else _names(layers), copy)
+        return self._open_handle().read(
+            arguments.text(model, "model"),
+            None if layers is None else arguments.texts(layers, "layers"),
+            arguments.flag(copy, "copy"),
+        )
 
     def read_into(self, model: str, buffers: Mapping[str, Sequence[Array]]) -> int:
         """Copy tensors of a model into the caller's arrays.
@@ -459,7 +532,9 @@ class Store:
         InvalidArgument
             The model has no such layer, or an array is not as said above; names both.
         """
-        return self._open_handle().read_into(model, dict(buffers))
+        return self._open_handle().read_into(
+            arguments.text(model, "model"), dict(arguments.mapping(buffers, "buffers"))
+        )
 
     def best_match(
         self,
@@ -470,7 +545,7 @@ class Store:
         min_layers: int = 1,
         exclude: Sequence[str] = (),
         lease: float | None = None,
-    ) -> LeasedMatch | None:
+    ) -> LeasedMatch:
         """Find the model with the heaviest prefix, ties to the higher score, then to the newer.
 
         Parameters
@@ -491,8 +566,8 @@ class Store:
 
         Returns
         -------
-        LeasedMatch or None
-            None if nothing shares `min_layers` layers. Close the match (it is a context manager)
+        LeasedMatch
+            False if nothing shares `min_layers` layers. Close the match (it is a context manager)
             as soon as its tensors are no longer needed: until then they keep their memory.
         """
         matches = self.best_matches(
@@ -504,7 +579,9 @@ class Store:
             exclude=exclude,
             lease=lease,
         )
-        return matches[0] if matches else None
+        if matches:
+            return matches[0]
+        return LeasedMatch(self, table, Match("", 0.0, 0, 0, 0, []), 0, 0, {})
 
     def best_matches(
         self,
@@ -519,7 +596,13 @@ class Store:
     ) -> list[LeasedMatch]:
         """At most `count` matches, best first, each leased; otherwise as :meth:`best_match`."""
         found = self._open_handle().best_matches(
-            table, namespace, weight, count, min_layers, exclude, lease
+            arguments.table(table),
+            arguments.text(namespace, "namespace"),
+            arguments.text(weight, "weight"),
+            arguments.whole(count, "count", 1, _MOST),
+            arguments.whole(min_layers, "min_layers", 1, _MOST),
+            arguments.texts(exclude, "exclude"),
+            arguments.seconds(lease, "lease"),
         )
         return [LeasedMatch(self, table, *each) for each in found]
 
@@ -549,16 +632,22 @@ class Store:
         NotFound
             The lease is over and the tensors are gone.
         """
-        wanted = match.owners if layers is None else _names(layers)
-        return self._open_handle().fetch(match.table, self._owners_of(wanted, match), copy)
+        handle = self._open_handle()
+        if not isinstance(match, LeasedMatch):
+            raise InvalidArgument(f"match: expected a LeasedMatch, found {type(match).__name__}")
+        wanted = match.owners if layers is None else arguments.texts(layers, "layers")
+        owners = self._owners_of(wanted, match)
+        return handle.fetch(match.table, owners, arguments.flag(copy, "copy"))
 
     def lookup(self, model: str) -> ModelInfo:
         """All that is known of a model, but its tensors. NotFound if there is none of that id."""
-        return self._open_handle().lookup(model)
+        return self._open_handle().lookup(arguments.text(model, "model"))
 
     def list(self, namespace: str | None = None) -> Names:
         """Ids of the models of a namespace (None: of all), oldest first on each server."""
-        return self._open_handle().models(namespace)
+        return self._open_handle().models(
+            None if namespace is None else arguments.text(namespace, "namespace")
+        )
 
     def retire(self, model: str) -> None:
         """Take a model out of the candidates at once.
@@ -566,10 +655,14 @@ class Store:
         Refused for nobody: its tensors go when the last model that inherits them, the last lease
         and the last view has gone. NotFound if there is no model of that id.
         """
-        self._open_handle().retire(model)
+        self._open_handle().retire(arguments.text(model, "model"))
 
     def __contains__(self, model: object) -> bool:
-        return isinstance(model, str) and self._open_handle().contains(model)
+        handle = self._open_handle()
+        try:
+            return handle.contains(arguments.text(model, "model"))
+        except InvalidArgument:  # of no model that there could be
+            return False
 
     def __len__(self) -> int:
         return len(self.list())
@@ -634,7 +727,13 @@ class Store:
         return self._open_handle().verify()
 
     def close(self) -> None:
-        """Let go of the store. Models in process go with it; arrays that were read stay."""
+        """Let go of the store. Models in process go with it; arrays that were read stay.
+
+        In a fork the store is forgotten, and stays open in the process that opened it.
+        """
+        if self._birthplace.is_elsewhere:
+            self._handle = self._submitter = None
+            return
         with self._submitter_lock:
             submitter, self._submitter = self._submitter, None
             handle, self._handle = self._handle, None
@@ -690,23 +789,22 @@ def open_local(
     memory: int | str, data_dir: str | os.PathLike[str] | None, durability: str
 ) -> LocalStore:
     """Open the store in process that :func:`embedded` and :func:`cpp_store.serve` wrap."""
-    directory = "" if data_dir is None else os.fspath(data_dir)
-    if data_dir is not None and not directory:
-        raise InvalidArgument("data_dir: expected a path, found nothing")
-    handle = LocalStore(parse_memory(memory), directory, durability)
+    directory = b"" if data_dir is None else arguments.directory(data_dir, "data_dir")
+    handle = LocalStore(parse_memory(memory), directory, arguments.text(durability, "durability"))
     if directory:
-        _on_disk.add(handle)
+        _on_disk[handle] = Birthplace()
     return handle
 
 
 # The last second of puts shall not depend on whether anybody closes the store.
-_on_disk: weakref.WeakSet[LocalStore] = weakref.WeakSet()
+_on_disk: weakref.WeakKeyDictionary[LocalStore, Birthplace] = weakref.WeakKeyDictionary()
 
 
 @atexit.register
 def _close_all() -> None:
-    for handle in list(_on_disk):
-        handle.close()
+    for handle, birthplace in list(_on_disk.items()):
+        if not birthplace.is_elsewhere:
+            handle.close()
 
 
 _UNITS = {"": 1, "B": 1} | {
@@ -729,32 +827,10 @@ def parse_memory(memory: int | str) -> int:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", memory)
         if found and found[2].upper() in _UNITS:
             bytes_ = float(found[1]) * _UNITS[found[2].upper()]
-    else:
-        bytes_ = memory
+    elif not isinstance(memory, bool):
+        bytes_ = arguments.number(memory, "memory")
     if not 1 <= bytes_ < 2**63:
         raise InvalidArgument(
             f"memory is {memory!r}; it is a number of bytes, or one with a unit such as '4GiB'"
         )
     return int(bytes_)
-
-
-def _names(layers: Collection[str]) -> list[str]:
-    if isinstance(layers, str):
-        raise InvalidArgument(f"layers is the name {layers!r}; it is a collection of names")
-    return list(layers)
-
-
-def _to_json(metadata: Mapping[str, Any] | None) -> str:
-    if not metadata:
-        return ""
-    try:
-        return json.dumps(dict(metadata), sort_keys=True, default=_plain_number)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"metadata cannot be written as JSON: {error}") from error
-
-
-def _plain_number(value: object) -> object:
-    """Scores and sizes are often NumPy scalars."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} {value!r} has no form in JSON")

@@ -13,53 +13,36 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from cpp_store import _core, _disk_commands, _files
-from cpp_store._core import ModelInfo, NotFound, StoreError
+from cpp_store import _core, _disk_commands, _files, command_line, ranges
+from cpp_store._core import ModelInfo, NotFound
 from cpp_store._server import connect
 from cpp_store._store import Store
+from cpp_store.command_line import OK, InputError, Parser, print_json
 
-OK, BAD_INPUT, INTERRUPTED, NOBODY_READS = 0, 2, 130, 141
 PATIENCE = 2.0  # seconds that a call may take before a terminal is told how far it is
-
-
-class InputError(Exception):
-    """What the user has to change."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns its exit code."""
-    for stream in (sys.stdout, sys.stderr):  # ids may be anything
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        given = _parser().parse_args(arguments)
-        code: int = given.run(given)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        # Or Python complains when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOBODY_READS
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (InputError, StoreError, _files.FileError, UnicodeError) as error:
-        # NotFound is a KeyError, too, whose str() quotes.
-        said = " ".join(str(error.args[0] if error.args else error).split())
-        print(f"cpp-store: error: {said}", file=sys.stderr)
-        return BAD_INPUT
+    return command_line.run("cpp-store", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    given = _parser().parse_args(arguments)
+    code: int = given.run(given)
+    return code
 
 
 def _on_servers(given: argparse.Namespace) -> int:
-    key = "" if given.key_file is None else _core.read_key_file(given.key_file)
+    key = "" if given.key_file is None else _core.read_key_file(os.fsencode(given.key_file))
     with connect(given.address, timeout=given.timeout, key=key) as store:
         code: int = given.command(store, given)
     return code
@@ -67,7 +50,7 @@ def _on_servers(given: argparse.Namespace) -> int:
 
 def keygen(given: argparse.Namespace) -> int:
     """Write a new key to a new file that only its owner can read."""
-    _core.make_key_file(given.file)
+    _core.make_key_file(os.fsencode(given.file))
     return OK
 
 
@@ -75,7 +58,7 @@ def check(given: argparse.Namespace) -> int:
     """Say whether a data directory is what it should be, and repair it if asked."""
     found, lines, code = _disk_commands.check(given.directory, given.repair)
     if given.json:
-        _print_json(found)
+        print_json(found)
     else:
         print("\n".join(map(_printable, lines)))
     return code
@@ -86,7 +69,7 @@ def move(given: argparse.Namespace) -> int:
     with _progress(lambda: given.verb):
         done = given.move(given)
     if given.json:
-        _print_json(done)
+        print_json(done)
     else:
         _print_rows([("models", f"{len(done['models']):,}"), ("bytes", _size(done["bytes"]))])
     return OK
@@ -96,7 +79,7 @@ def list_models(store: Store, given: argparse.Namespace) -> int:
     """Show a line for each model, oldest first."""
     found = list(_lookups(store, store.list(given.namespace)))
     if given.json:
-        _print_json([_described(info) for info in found])
+        print_json([_described(info) for info in found])
         return OK
     now = time.time()
     _print_table(
@@ -124,7 +107,7 @@ def show(store: Store, given: argparse.Namespace) -> int:
         return _show_model(store.lookup(given.model), given)
     stats = store.stats()
     if given.json:
-        _print_json(stats)
+        print_json(stats)
         return OK
     copies = stats["bytes_referenced"]
     saved = f", {copies / stats['bytes_stored']:.3g} times that as copies" if copies else ""
@@ -156,7 +139,7 @@ def _show_model(info: ModelInfo, given: argparse.Namespace) -> int:
                 table.names, table.nbytes, table.requires, strict=True
             )
         ]
-        _print_json(
+        print_json(
             _described(info) | {"metadata": info.metadata, "graph": info.graph, "layers": layers}
         )
         return OK
@@ -198,7 +181,7 @@ def get(store: Store, given: argparse.Namespace) -> int:
     with _progress(how_far):
         _files.write(path, info, tensors, replace=given.force, started=written.append)
     if given.json:
-        _print_json({"model": info.model, "file": str(path), "bytes": total})
+        print_json({"model": info.model, "file": str(path), "bytes": total})
     return OK
 
 
@@ -218,7 +201,7 @@ def put(store: Store, given: argparse.Namespace) -> int:
             metadata=contents.metadata,
         )
     if given.json:
-        _print_json({"model": model, "bytes": added})
+        print_json({"model": model, "bytes": added})
     else:
         print(_printable(model))
     return OK
@@ -233,22 +216,17 @@ def remove(store: Store, given: argparse.Namespace) -> int:
         except NotFound:
             missing.append(model)
     if given.json:
-        _print_json({"retired": [each for each in given.models if each not in missing]})
+        print_json({"retired": [each for each in given.models if each not in missing]})
     if missing:
         raise InputError(f"there is no model {', '.join(map(repr, missing))}")
     return OK
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} ({self.prog} --help lists the arguments)")
-
-
-def _add_connection(parser: argparse.ArgumentParser) -> None:
+def _add_connection(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=ranges.SECONDS,
         default=10.0,
         metavar="SECONDS",
         help="for each call, besides the time for its bytes (default: 10)",
@@ -260,18 +238,18 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
+def _parser() -> Parser:
+    common = Parser(add_help=False)
     common.add_argument(
         "address", metavar="ADDRESS", help='as the server prints it; several: "ADDRESS ADDRESS"'
     )
     _add_connection(common)
-    parser = _Parser(prog="cpp-store", description="Look at models on servers, get and put some.")
+    parser = Parser(prog="cpp-store", description="Look at models on servers, get and put some.")
     commands = parser.add_subparsers(
         required=True, metavar="ls|stat|get|put|rm|check|export|import|keygen"
     )
 
-    def add(name: str, command: Callable[..., int], says: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[..., int], says: str) -> Parser:
         added = commands.add_parser(name, parents=[common], help=says, description=says)
         added.set_defaults(run=_on_servers, command=command)
         return added
@@ -291,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     each.add_argument("file", metavar="FILE", help="of cpp-store get, or of any other program")
     each.add_argument("--model", metavar="ID", help="default: the file's, or its name")
     each.add_argument("--namespace", help="default: the file's, or the empty one")
-    each.add_argument("--score", type=float, help="default: the file's, or 0")
+    each.add_argument("--score", type=ranges.FINITE, help="default: the file's, or 0")
 
     each = add("rm", remove, "Retire models: their memory is free once no other inherits it.")
     each.add_argument("models", metavar="MODEL", nargs="+", help="ids")
@@ -383,19 +361,6 @@ def _progress(say: Callable[[], str]) -> Iterator[None]:
     finally:
         done.set()
         shower.join()
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(_finite(value), indent=2, allow_nan=False))
-
-
-def _finite(value: object) -> object:
-    """Return the value with numbers that JSON cannot say as text: "nan", "inf"."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
 def _print_rows(rows: Sequence[tuple[str, str]]) -> None:

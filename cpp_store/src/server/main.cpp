@@ -1,4 +1,5 @@
 // cpp-store-server: a store for other processes, until it is told to stop.
+#include <fcntl.h>
 #include <malloc.h>
 #include <poll.h>
 #include <signal.h>
@@ -9,8 +10,10 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstdio>
 #include <string>
+#include <system_error>
 
 #include "cpp_store/keys.hpp"
 #include "cpp_store/server.hpp"
@@ -126,6 +129,20 @@ void allow_many_descriptors() {
     setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+// Or the next files to be opened become standard output and error, and get what is meant for them.
+void keep_standard_streams() {
+    int opened = 0;
+    do {
+        opened = open("/dev/null", O_RDWR);
+    } while (opened >= 0 && opened <= STDERR_FILENO);
+    if (opened >= 0) close(opened);
+}
+
+void flush_output() {
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+    throw std::system_error(errno, std::generic_category(), "cannot write to standard output");
+}
+
 void announce(const cpp_store::Server& server, const Settings& settings) {
     if (settings.json) {
         std::printf("{\"address\": \"%s\", \"memory\": %llu, \"threads\": %u, \"pid\": %d}\n",
@@ -134,7 +151,7 @@ void announce(const cpp_store::Server& server, const Settings& settings) {
     } else {
         std::printf("%s\n", server.address().c_str());
     }
-    std::fflush(stdout);
+    flush_output();  // whoever started it waits for the address
 }
 
 std::string where_kept(const cpp_store::Store& store, const Settings& settings) {
@@ -192,6 +209,7 @@ int serve(const Settings& settings, int signals) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    keep_standard_streams();
     Settings settings;
     if (const int code = parse(argc, argv, settings); code >= 0) return code;
 

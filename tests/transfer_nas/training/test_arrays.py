@@ -80,7 +80,7 @@ def both_train(
 ) -> None:
     """Train with both engines from the same weights in the same order; compare all that is left."""
     ours, theirs = ArrayEngine(task, BATCH, epochs), KerasEngine(task, BATCH)
-    assert ours.supports(graph)
+    assert ours.obstacle(graph) is None
     candidates = [engine.candidate(graph, seed=5) for engine in (ours, theirs)]
     start = {n: [np.array(a) for a in ts] for n, ts in candidates[0].tensors(graph.names).items()}
     candidates[1].load(start)
@@ -166,7 +166,7 @@ def test_networks(drawn: tuple[Application, LayerGraph, frozenset[str]]) -> None
 def test_what_is_not_known_is_left_to_keras() -> None:
     task = application()
     graph = network(task, dense)
-    assert ArrayEngine(task, BATCH, 5).supports(graph)
+    assert ArrayEngine(task, BATCH, 5).obstacle(graph) is None
     others = [
         layers.layer_normalization(),
         layers.dense(5, activation="gelu"),
@@ -174,12 +174,17 @@ def test_what_is_not_known_is_left_to_keras() -> None:
     ]
     for template in others:
         strange = network(task, lambda builder, edge, t=template: builder.add(t, edge))
-        assert not ArrayEngine(task, BATCH, 5).supports(strange)
-    assert not ArrayEngine(task, BATCH, 10**12).supports(graph)  # not small
+        assert ArrayEngine(task, BATCH, 5).obstacle(strange)
+    assert ArrayEngine(task, BATCH, 10**12).obstacle(graph)  # not small
     from_logits = dataclasses.replace(task, output_activation="linear")
-    assert not ArrayEngine(from_logits, BATCH, 5).supports(network(from_logits, dense))
-    for change in ({"optimizer": "lamb"}, {"metric": "AUC"}, {"loss": "hinge"}, {"loss": len}):
-        assert not ArrayEngine.knows(dataclasses.replace(task, **change))
+    assert ArrayEngine(from_logits, BATCH, 5).obstacle(network(from_logits, dense))
+    assert ArrayEngine.misfit(task) is None
+    for change in (
+        {"optimizer": "lion"},
+        {"metric": "sparse_top_k_categorical_accuracy"},
+        {"loss": len},
+    ):
+        assert ArrayEngine.misfit(dataclasses.replace(task, **change))
 
 
 def deep(builder: GraphBuilder, edge: Edge) -> Edge:

@@ -245,3 +245,29 @@ def test_traces_leave_nothing_behind(activation: str) -> None:
         candidate = None
         counts.append(graphs())
     assert counts[2] <= counts[0]
+
+
+def test_what_is_frozen_inside_a_layer_stays_so() -> None:
+    import keras
+
+    x = keras.Input((6, 6, 2))
+    inner = keras.Sequential([keras.Input((6, 2)), keras.layers.Dense(2), keras.layers.Dense(3)])
+    inner.layers[0].trainable = False
+    adapted = keras.layers.Dense(4)
+    y = keras.layers.Flatten()(adapted(keras.layers.TimeDistributed(inner)(x)))
+    adapted.enable_lora(2)
+    graph = keras_io.from_keras(keras.Model(x, keras.layers.Dense(3, "softmax")(y)))
+    name, other = graph.names[1:3]
+    candidate = engine(0).candidate(graph, 3)
+    before = {key: list(arrays) for key, arrays in candidate.tensors(graph.names).items()}
+    train(candidate, [name])
+    assert all(map(np.array_equal, candidate.tensors([name])[name], before[name]))
+    train(candidate, [])
+    after = candidate.tensors(graph.names)
+    changed = {
+        key: [not np.array_equal(*pair) for pair in zip(arrays, before[key], strict=True)]
+        for key, arrays in after.items()
+    }
+    assert changed[name] == [False, False, True, True]
+    assert changed[other][0] is False  # the kernel, which adapters are added to
+    assert changed[other][3] is True

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from graph_meta import keras_io
 from transfer_nas.applications import Data
+from transfer_nas.training import growth
 from transfer_nas.training.frozen_prefix import FrozenPrefixes
 from transfer_nas.training.keras_engine import FitLoop, KerasLoop
 
@@ -135,3 +139,62 @@ def test_an_epoch_can_be_done_again(make_loop: Any) -> None:
 
     assert [training.epoch(order, 0.01) for _ in range(2)] == pytest.approx(losses, rel=1e-5)
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+
+
+VECTOR, SEQUENCE, IMAGE, VOLUME = (4,), (4, 4), (4, 4, 4), (4, 4, 4, 4)
+NORMALIZED = {"scale": (True, False), "center": (True, False), "axis": (-1, 1)}
+BIASED = {"use_bias": (True, False)}
+# Shapes are such that arrays of other meanings fit.
+OPTIONS: dict[str, tuple[tuple[int, ...], dict[str, Any], dict[str, tuple[Any, ...]]]] = {
+    "Dense": (VECTOR, {"units": 4}, BIASED | {"activation": ("relu", "tanh")}),
+    "Conv1D": (SEQUENCE, {"filters": 4, "kernel_size": 4}, BIASED | {"groups": (1, 2, 4)}),
+    "Conv2D": (IMAGE, {"filters": 4, "kernel_size": 4}, BIASED | {"groups": (1, 2)}),
+    "Conv3D": (VOLUME, {"filters": 4, "kernel_size": 2}, BIASED),
+    "Conv2DTranspose": (IMAGE, {"filters": 4, "kernel_size": 4}, BIASED),
+    "DepthwiseConv2D": (IMAGE, {"kernel_size": 4}, BIASED | {"depth_multiplier": (1, 4)}),
+    "SeparableConv2D": (IMAGE, {"filters": 4, "kernel_size": 1}, BIASED),
+    "SimpleRNN": (SEQUENCE, {"units": 4}, BIASED | {"activation": ("relu", "tanh")}),
+    "LSTM": (SEQUENCE, {"units": 4}, BIASED | {"go_backwards": (False, True)}),
+    "GRU": (SEQUENCE, {"units": 4}, BIASED | {"reset_after": (True, False)}),
+    "BatchNormalization": (IMAGE, {}, NORMALIZED),
+    "LayerNormalization": (IMAGE, {}, NORMALIZED | {"axis": (-1, 1, [1, 2])}),
+    "GroupNormalization": (IMAGE, {"groups": 2}, NORMALIZED),
+    "RMSNormalization": (IMAGE, {}, {"axis": (-1, 1), "epsilon": (1e-3, 1e-6)}),
+    "PReLU": (SEQUENCE, {}, {"shared_axes": (None, [1], [2])}),
+    "EinsumDense": (VECTOR, {"output_shape": 4}, {"equation": ("ab,bc->ac", "ab,cb->ac")}),
+    "Attention": (SEQUENCE, {}, {"use_scale": (True, False)}),
+}
+OTHER_MEANING = ("axis", "groups", "reset_after", "equation", "depth_multiplier")
+
+
+def values(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for chosen in itertools.product(*config.values()):
+        yield dict(zip(config, chosen, strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_weights_grow_from_those_that_mean_the_same(name: str) -> None:
+    """Whatever options the two layers have; what each weight is, Keras' name for it says."""
+    import keras
+
+    shape, fixed, options = OPTIONS[name]
+    made = []
+    for chosen in values(options):
+        given = keras.Input(shape)
+        layer = getattr(keras.layers, name)(**fixed, **chosen)
+        output = layer([given, given] if name == "Attention" else given)
+        graph = keras_io.from_keras(keras.Model(given, output))
+        made.append((chosen, graph, [weight.name for weight in layer.weights]))
+    grown_ones = 0
+    for (before, ancestor, named), (after, child, wanted) in itertools.permutations(made, 2):
+        mark = {weight: number + 3.0 for number, weight in enumerate(named)}
+        weights = zip(named, ancestor.layers[-1].spec.weights, strict=True)
+        tensors = {ancestor.names[-1]: [np.full(w.shape, mark[n], np.float32) for n, w in weights]}
+        grown = growth.grow(child, ancestor, tensors, np.random.default_rng(0))
+        if any(before.get(option) != after.get(option) for option in OTHER_MEANING):
+            assert not grown, (before, after)
+        for array, weight in zip(grown.get(child.names[-1], ()), wanted, strict=bool(grown)):
+            expected = mark.get(weight, float(weight in ("gamma", "moving_variance")))
+            np.testing.assert_allclose(array, expected, rtol=1e-6, err_msg=f"{before} {after}")
+        grown_ones += bool(grown)
+    assert grown_ones or name in ("PReLU", "EinsumDense", "Attention")

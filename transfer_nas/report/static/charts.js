@@ -9,7 +9,7 @@ globalThis.drawings = (() => {
     number: (value) => {
       if (value === 0 || (Math.abs(value) >= 1e-4 && Math.abs(value) < 1e7))
         return String(Number(value.toPrecision(4)));
-      return value.toPrecision(3);
+      return String(Number(value.toPrecision(3)));
     },
     percent: (value) => `${Number((100 * value).toPrecision(3))} %`,
     bytes: (value) => {
@@ -18,6 +18,24 @@ globalThis.drawings = (() => {
       return `${Number(value.toPrecision(3))} ${units[unit]}B`;
     },
   };
+  const theme = (element) => {
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue(`--${name}`).trim();
+    const names = ["card", "ink", "line", "grid", "first", "second", "third", "fourth", "fifth", "accent", "muted", "tint"];
+    const colours = Object.fromEntries(names.map((name) => [name, colour(name)]));
+    return { ...colours, ink2: colour("ink-2"), ramp: [colour("muted"), colour("first"), colour("accent")],
+      heat: [colour("cold"), colour("warm"), colour("hot")],
+      font: getComputedStyle(document.body).fontFamily, narrow: element.parentElement.clientWidth < 560 };
+  };
+
+  const shortened = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);
+  /* At an axis: large counts in thousands and millions. */
+  const brief = (value) => {
+    if (Math.abs(value) < 10_000) return formats.number(value);
+    const thousands = Math.min(3, Math.floor(Math.log10(Math.abs(value)) / 3));
+    return `${Number((value / 1000 ** thousands).toPrecision(4))}${units[thousands]}`;
+  };
+  formats.count = brief;
   const show = (value, format = "number") => (value === null ? "–" : formats[format](value));
 
   /* What all charts have: no animation, the page's colours and font, zooming that leaves scrolling alone. */
@@ -38,7 +56,7 @@ globalThis.drawings = (() => {
     type: "value",
     name,
     nameTextStyle: { color: theme.ink2, fontSize: 13 },
-    axisLine: { show: true, lineStyle: { color: theme.muted } },
+    axisLine: { show: true, onZero: false, lineStyle: { color: theme.muted } },
     axisLabel: { color: theme.ink2, fontSize: 12, hideOverlap: true, formatter: (value) => show(value, format) },
     splitLine: { lineStyle: { color: theme.grid } },
     ...extra,
@@ -48,6 +66,15 @@ globalThis.drawings = (() => {
   const beside = (theme, name, format, extra = {}) =>
     axis(theme, name, format, { nameLocation: "end", nameGap: 12,
       nameTextStyle: { color: theme.ink2, fontSize: 13, align: "left" }, ...extra });
+
+  /* One value alone: an axis close around it, where ECharts' own would reach from half to twice it. */
+  function narrowed(values, extra) {
+    const real = values.filter((value) => value !== null && Number.isFinite(value));
+    const [low, high] = real.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
+    if (low !== high || extra.type === "log") return extra;
+    const reach = Math.abs(low) / 50 || 1;
+    return { ...extra, min: low - reach, max: low + reach };
+  }
 
   /* From the first to the last value, without labels that are no round numbers. */
   const whole = (theme, format, zero) => ({ min: zero ? 0 : "dataMin", max: "dataMax",
@@ -61,7 +88,7 @@ globalThis.drawings = (() => {
     pageIconColor: theme.first, pageTextStyle: { color: theme.ink2 },
   });
   const room = (theme, extra = {}) =>
-    ({ left: 8, right: 18, top: 62, bottom: 34, containLabel: true, ...extra });
+    ({ left: 8, right: 26, top: 62, bottom: 34, containLabel: true, ...extra });
   const inside = () => ({ type: "inside", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, filterMode: "none" });
 
   function band(theme, name, x, low, high, colour, opacity) {
@@ -93,13 +120,14 @@ globalThis.drawings = (() => {
     const series = chart.stack ? stacked(chart, theme) : chart.series.map((one) => {
       const colour = theme[one.colour];
       if (one.type === "band") return band(theme, one.name, one.x, one.low, one.high, colour, 0.18);
-      const data = one.x.map((value, i) => [value, one.y[i]]);
+      const data = one.x.map((value, i) => [value, chart.y_log && !(one.y[i] > 0) ? null : one.y[i]]);
       if (one.type === "points") {
         const many = data.length > 1500;
         return { name: one.name, type: "scatter", data, symbolSize: many ? 3 : 6, labels: one.labels,
-          itemStyle: { color: colour, opacity: many ? 0.3 : 0.45 }, z: 1 };
+          itemStyle: { color: colour, opacity: one.marked ? 1 : many ? 0.3 : 0.45 }, z: 1 };
       }
-      return { name: one.name, type: "line", data, showSymbol: false, step: one.type === "step" ? "end" : false,
+      const step = { step: "end", stairs: "start" }[one.type] ?? false;
+      return { name: one.name, type: "line", data, showSymbol: one.marked || data.length === 1, symbolSize: 7, step, connectNulls: Boolean(one.marked),
         lineStyle: { color: colour, width: one.thin ? 1 : 2.5, opacity: one.thin ? 0.55 : 1 },
         itemStyle: { color: colour }, z: one.thin ? 2 : 3 };
     });
@@ -129,15 +157,25 @@ globalThis.drawings = (() => {
     return { stops, option: {
       ...shared,
       tooltip: { ...shared.tooltip, trigger: "axis", axisPointer: { type: "line", lineStyle: { color: theme.muted } }, formatter },
-      legend: legend(theme, chart.series.filter((one) => !one.thin && !one.name.endsWith(": area")).map((one) => one.name)),
+      legend: legend(theme, chart.series.filter((one) => !one.thin && !/: (area|all runs)$/.test(one.name)).map((one) => one.name)),
       grid: room(theme),
-      xAxis: below(theme, chart.x, chart.x_format, whole(theme, chart.x_format, chart.x_zero)),
-      yAxis: beside(theme, chart.y, chart.y_format,
-        { scale: !chart.y_zero, min: chart.y_min ?? (chart.y_zero ? 0 : null), max: chart.y_max ?? null }),
+      xAxis: below(theme, chart.x, chart.x_format, { ...scaled(chart, theme), inverse: Boolean(chart.x_inverse) }),
+      yAxis: beside(theme, chart.y, chart.y_format, chart.y_log ? { type: "log" } : narrowed(chart.y_zero ? [] : heights(chart),
+        { scale: !chart.y_zero, min: chart.y_min ?? (chart.y_zero ? 0 : null), max: chart.y_max ?? null })),
       dataZoom: [inside()],
       series,
     } };
   }
+
+  function scaled(chart, theme) {
+    if (chart.x_log) return { type: "log" };
+    if (chart.x_whole) return { min: "dataMin", max: "dataMax", minInterval: 1 };
+    const ends = chart.series.flatMap((one) => [one.x[0], one.x.at(-1)]).filter((x) => x !== undefined);
+    const alone = narrowed(ends, {});
+    return alone.min === undefined ? whole(theme, chart.x_format, chart.x_zero) : chart.x_zero ? { min: 0 } : alone;
+  }
+
+  const heights = (chart) => chart.series.flatMap((one) => (one.type === "band" ? [...one.low, ...one.high] : one.y));
 
   /* The series that the arrow keys walk: the thick line that comes last. */
   function pick(chart) {
@@ -239,9 +277,10 @@ globalThis.drawings = (() => {
       tooltip: { ...shared.tooltip, trigger: "item", formatter: (item) => item.dataType === "edge" ? "" :
         `<div class="tip">${encodeHTML(stops[order[item.dataIndex]].text).replaceAll("; ", "<br>").replaceAll(": ", "<br>")}</div>` },
       grid: room(theme, { top: 40, right: 30, left: 14 }),
-      xAxis: below(theme, chart.x, "number", { minInterval: 1, min: -0.3, max: Math.max(...chart.generation) + 0.3,
-        axisLabel: { color: theme.ink2, formatter: (value) => Number.isInteger(value) ? value : "" } }),
-      yAxis: beside(theme, chart.y, "number", { scale: true }),
+      xAxis: below(theme, chart.x, "number", { min: -0.3, max: Math.max(...chart.generation) + 0.3,
+        axisLabel: { color: theme.ink2, hideOverlap: true, customValues: [...new Set(chart.generation)] },
+        axisTick: { customValues: [...new Set(chart.generation)] } }),
+      yAxis: beside(theme, chart.y, "number", narrowed(chart.objective, { scale: true })),
       dataZoom: [inside()],
       series: [{ type: "graph", coordinateSystem: "cartesian2d", data: nodes, links, clip: true,
         edgeSymbol: ["none", chart.line < 60 ? "arrow" : "none"], edgeSymbolSize: 7,
@@ -253,42 +292,46 @@ globalThis.drawings = (() => {
     const count = chart.axes.length;
     const real = chart.objective.filter((value) => value !== null);
     // The worst are outliers more often than not: colours start at the lowest tenth.
-    const ordered = [...real].sort((a, b) => a - b);
-    const low = ordered[Math.floor(ordered.length / 10)];
-    const high = ordered.at(-1);
-    const floor = ordered[Math.floor(ordered.length / 50)]; // what lies below ends there
+    const way = chart.less ? -1 : 1;
+    const ordered = [...real].sort((a, b) => way * (a - b));
+    const ends = [ordered[Math.floor(ordered.length / 10)], ordered.at(-1)];
+    const [low, high] = chart.less ? ends.reverse() : ends;
+    const worst = ordered[Math.floor(ordered.length / 50)]; // what is worse ends there
+    const cut = (value) => (way * value < way * worst ? worst : value);
     // Lines of one value are spread around it, so that many look like many.
     const spread = (i, a) => 0.5 * (((i * 0.618034 + a * 0.37) % 1) - 0.5);
-    const data = chart.rows.map((row, i) => [...row.map((value, a) => Math.max(value, 0) + spread(i, a)), Math.max(chart.objective[i], floor)]);
+    const data = chart.rows.map((row, i) => [...row.map((value, a) => Math.max(value, 0) + spread(i, a)), cut(chart.objective[i])]);
     const stops = chart.rows.map((row, i) => ({ series: 0, index: i,
-      text: `${chart.labels[i]}; objective ${show(chart.objective[i])}; `
+      text: `${chart.labels[i]}; ${chart.name} ${show(chart.objective[i])}; `
         + row.map((value, a) => `${chart.axes[a].name} ${chart.axes[a].values[value] ?? "?"}`).join("; ") })).reverse();
-    const text = { color: theme.ink2, fontSize: 11, textBorderColor: theme.card, textBorderWidth: 3 };
+    // Labels lie on cards of their own in front of the lines.
+    const text = { color: theme.ink, fontSize: 11, backgroundColor: theme.card, padding: [1, 3], borderRadius: 3 };
     const line = { lineStyle: { color: theme.muted } };
     const area = { activeOpacity: 0.9, inactiveOpacity: 0.04 };
     const pick = { areaSelectStyle: { width: 22, borderColor: theme.accent, color: theme.tint, opacity: 0.5 } };
     const shared = base(theme);
-    return { stops, width: 110 * (count + 1), height: 460, option: {
+    const longest = Math.max(...chart.axes.map((one) => one.values.length));
+    return { stops, width: 120 * (count + 1), height: Math.max(360, 130 + 17 * Math.min(longest, 40)), option: {
       ...shared,
       tooltip: { ...shared.tooltip, trigger: "item",
         formatter: (item) => `<div class="tip">${encodeHTML(stops[stops.length - 1 - item.dataIndex].text).replaceAll("; ", "<br>")}</div>` },
       visualMap: { type: "continuous", min: low, max: high > low ? high : low + 1e-9, dimension: count, orient: "horizontal", left: "center",
-        bottom: 0, precision: 4, itemHeight: 160, calculable: true, text: ["better", "worse"], textStyle: { color: theme.ink2 },
-        formatter: (value) => show(value), inRange: { color: theme.ramp, opacity: [0.25, 0.45, 0.95] } },
-      parallel: { left: 60, right: 70, top: 46, bottom: 64, parallelAxisDefault: {
-        nameLocation: "end", nameGap: 18, nameTextStyle: { color: theme.ink, fontSize: 12 }, ...pick } },
+        bottom: 0, precision: 4, itemHeight: 160, calculable: true, text: chart.less ? ["worse", "better"] : ["better", "worse"], textStyle: { color: theme.ink2 },
+        formatter: (value) => show(value), inRange: { color: chart.less ? [...theme.ramp].reverse() : theme.ramp, opacity: chart.less ? [0.95, 0.45, 0.25] : [0.25, 0.45, 0.95] } },
+      parallel: { left: 64, right: 88, top: 46, bottom: 64, parallelAxisDefault: {
+        nameLocation: "end", nameGap: 18, nameTextStyle: { color: theme.ink, fontSize: 12 }, z: 20, ...pick } },
       parallelAxis: [
         ...chart.axes.map((one, a) => ({ dim: a, name: one.name, type: "value", min: -0.5, max: one.values.length - 0.5,
           axisLine: line, axisTick: { show: false },
-          axisLabel: { ...text, width: 90, overflow: "truncate", customValues: one.values.map((_, i) => i),
-            formatter: (value) => one.values[value] ?? "" } })),
-        { dim: count, name: "objective", type: "value", scale: true, axisLine: line, axisLabel: { ...text, formatter: (value) => show(value) },
-          nameTextStyle: { color: theme.ink, fontSize: 12, fontWeight: "bold" } },
+          axisLabel: { ...text, customValues: one.values.map((_, i) => i), hideOverlap: true,
+            formatter: (value) => shortened(one.values[value] ?? "", 14) } })),
+        { dim: count, name: chart.name, type: "value", inverse: Boolean(chart.less), nameLocation: chart.less ? "start" : "end", axisLine: line, axisLabel: { ...text, formatter: (value) => show(value) },
+          nameTextStyle: { color: theme.ink, fontSize: 12, fontWeight: "bold" }, ...narrowed(real, { scale: true }) },
       ],
-      series: [{ type: "parallel", data, lineStyle: { width: 1.2 }, ...area, progressive: 300, smooth: 0.15,
+      series: [{ type: "parallel", data, lineStyle: { width: 1.2 }, ...area, progressive: 0, smooth: 0.15, z: 2,
         emphasis: { lineStyle: { width: 3, opacity: 1 } } }],
     } };
   }
 
-  return { xy, gantt, lineage, parallel };
+  return { theme, show, base, below, beside, room, inside, legend, narrowed, xy, gantt, lineage, parallel };
 })();

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import Application, Arrays, as_tuple
+from transfer_nas.applications import Application, Arrays, Terms, as_tuple
 from transfer_nas.training._base import Candidate, Engine
 from transfer_nas.training.arrays.layers import Array
 from transfer_nas.training.arrays.losses import LOSSES, METRICS
 from transfer_nas.training.arrays.optimizers import OPTIMIZERS
-from transfer_nas.training.arrays.plan import Plan, new_weights
+from transfer_nas.training.arrays.plan import Plan, new_weights, unknown
 from transfer_nas.training.arrays.program import ArrayTraining, Program, limited
 from transfer_nas.transfer import Tensors
 
@@ -42,7 +42,7 @@ class ArrayEngine(Engine):
     Parameters
     ----------
     application
-        Its loss, metric and optimizer must be known here (`knows`).
+        Its loss, metric and optimizer must be known here (`misfit`).
     batch_size
         Rows a step.
     epochs
@@ -52,45 +52,54 @@ class ArrayEngine(Engine):
     name = "numpy"
 
     def __init__(self, application: Application, batch_size: int, epochs: int) -> None:
-        self._application = application
+        self._terms = application.terms
         self._batch_size = batch_size
         self._rows = _Rows.of(application)
         self._epochs = epochs
 
     @staticmethod
-    def knows(application: Application) -> bool:
-        """Tell whether loss, metric, optimizer and data are known here."""
-        data = application.data
-        names = (application.loss, application.metric, application.optimizer)
-        return (
-            all(isinstance(name, str) for name in names)
-            and application.loss in LOSSES
-            and application.metric in METRICS
-            and application.optimizer in OPTIMIZERS
-            and _is_sparse(application.loss) == _is_sparse(application.metric)
-            and not isinstance(data.y_train, tuple)
-            and all(x.dtype.kind in "fiu" for x in as_tuple(data.x_train))
-        )
+    def misfit(application: Application) -> str | None:
+        """Return what of an application is not known here; None: nothing."""
+        data, terms = application.data, application.terms
+        known = {"loss": LOSSES, "metric": METRICS, "optimizer": OPTIMIZERS}
+        for what, names in known.items():
+            name = getattr(terms, what)
+            if not isinstance(name, str) or name not in names:
+                return f"the {what} {name!r}" if isinstance(name, str) else f"a {what} of one's own"
+        if _is_sparse(terms.loss) != _is_sparse(terms.metric):
+            return f"{terms.metric} beside {terms.loss}"
+        if isinstance(data.y_train, tuple):
+            return "several outputs"
+        if any(x.dtype.kind not in "fiu" for x in as_tuple(data.x_train)):
+            return "inputs that are no numbers"
+        return None
 
-    def supports(self, graph: LayerGraph) -> bool:
-        """Whether all layers are known, the last one goes with the loss, and it is small."""
+    def obstacle(self, graph: LayerGraph) -> str | None:
+        """See `Engine`: a layer, an end that does not go with the loss, or its size."""
         # Forward, gradients of weights, gradients of inputs.
         work = 3 * graph.parameters * len(self._rows.y_train) * self._epochs
+        if work > _MOST_WORK:
+            return "takes longer in NumPy, as it is so large"
         plan = Plan.of(graph)
-        if plan is None or work > _MOST_WORK or len(plan.inputs) != len(self._rows.x_train):
-            return False
-        after = LOSSES[self._application.loss].after
+        if plan is None:
+            return f"has what the NumPy engine does not know: {unknown(graph)}"
+        loss, y = self._terms.loss, self._rows.y_train
+        after = LOSSES[loss].after
         last = plan.steps[-1] if plan.steps else None
-        if last is None or last.output != plan.output:
-            return False
-        y = self._rows.y_train
-        if y.size != len(y) * (1 if _is_sparse(self._application.loss) else last.size):
-            return False  # Keras broadcasts, or complains
-        return after is None or last.config.get("activation") == after
+        if (
+            len(plan.inputs) != len(self._rows.x_train)
+            or last is None
+            or last.output != plan.output
+            # Keras broadcasts, or complains.
+            or y.size != len(y) * (1 if _is_sparse(loss) else last.size)
+            or (after is not None and last.config.get("activation") != after)
+        ):
+            return f"does not end in what the NumPy engine takes with {loss}"
+        return None
 
     def candidate(self, graph: LayerGraph, seed: int) -> ArrayCandidate:
         """See `Engine`."""
-        return ArrayCandidate(graph, seed, self._rows, self._application, self._batch_size)
+        return ArrayCandidate(graph, seed, self._rows, self._terms, self._batch_size)
 
 
 def _is_sparse(name: str) -> bool:
@@ -125,7 +134,7 @@ class ArrayCandidate(Candidate):
         graph: LayerGraph,
         seed: int,
         rows: _Rows,
-        application: Application,
+        terms: Terms,
         batch_size: int,
     ) -> None:
         plan = Plan.of(graph)
@@ -133,7 +142,7 @@ class ArrayCandidate(Candidate):
         self.graph = graph
         self._plan = plan
         self._rows = rows
-        self._application = application
+        self._terms = terms
         self._batch_size = batch_size
         initial, self._rng = np.random.default_rng(seed).spawn(2)
         self._specs = {
@@ -160,7 +169,7 @@ class ArrayCandidate(Candidate):
         trainable = {
             name: [weight.trainable for weight in spec.weights]
             for name, spec in self._specs.items()
-            if name not in frozen
+            if name not in frozen and not spec.frozen
         }
         if not any(any(flags) for flags in trainable.values()):
             return None
@@ -171,8 +180,8 @@ class ArrayCandidate(Candidate):
                 trainable,
                 self._rows.x_train,
                 self._rows.y_train,
-                loss=LOSSES[self._application.loss],
-                optimizer=OPTIMIZERS[self._application.optimizer],
+                loss=LOSSES[self._terms.loss],
+                optimizer=OPTIMIZERS[self._terms.optimizer],
                 batch_size=self._batch_size,
                 epochs=epochs,
                 threads=self._threads,
@@ -184,7 +193,7 @@ class ArrayCandidate(Candidate):
         y = self._rows.y_valid
         with limited(self._threads):
             p = self._predict()
-            loss, metric = self._application.loss, self._application.metric
+            loss, metric = self._terms.loss, self._terms.metric
             return {"loss": LOSSES[loss].value(y, p), metric: METRICS[metric](y, p)}
 
     def _predict(self) -> Array:

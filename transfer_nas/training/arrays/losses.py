@@ -98,9 +98,7 @@ LOSSES: Mapping[str, Loss] = {
     "categorical_crossentropy": Loss(_categorical_value, _categorical_gradient, "softmax"),
     "binary_crossentropy": Loss(_binary_value, _difference, "sigmoid"),
     "mean_squared_error": _SQUARED,
-    "mse": _SQUARED,
     "mean_absolute_error": _ABSOLUTE,
-    "mae": _ABSOLUTE,
 }
 """By Keras name."""
 

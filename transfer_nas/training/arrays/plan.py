@@ -101,6 +101,18 @@ class Plan:
         return cls(tuple(steps), inputs, numbers[graph.outputs[0]], len(shapes))
 
 
+def unknown(graph: LayerGraph) -> str:
+    """Return what in a graph without a plan is not known here."""
+    for layer in graph.layers:
+        name = layer.spec.class_name
+        kind = OPERATIONS.get(name)
+        if kind is None and name != "InputLayer":
+            return f"the layer {name}"
+        if kind is not None and not _is_known(kind, layer.spec):
+            return f"a layer {name} of this configuration"
+    return "how the layers are called"
+
+
 def new_weights(spec: LayerSpec, rng: np.random.Generator) -> list[Array]:
     """Draw the weights of a layer of a plan."""
     names = OPERATIONS[spec.class_name].initializers

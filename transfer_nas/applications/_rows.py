@@ -1,0 +1,343 @@
+"""Arrays as engines take them, made of what users have: frames, lists, labels of any dtype.
+
+What means one thing only is converted, alike for all engines; anything else is refused in one line
+that says what was expected, what was found and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transfer_nas.applications import _terms
+from transfer_nas.applications._terms import CLASSES, NUMBERS, ONE_HOT, UNIT, Terms
+from transfer_nas.errors import ApplicationError
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+_CHUNK = 2**22  # elements to look at together
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_SHARES = ("softmax", "sigmoid", "hard_sigmoid")
+"""Activations whose outputs lie between 0 and 1."""
+
+
+def inputs_of(name: str, given: object, shapes: Sequence[Shape]) -> tuple[Array, ...]:
+    """Return the inputs of a model as arrays, one for each shape.
+
+    Parameters
+    ----------
+    name
+        What the user calls them, for messages.
+    given
+        What the user has: for one input, whatever makes an array; for several, a tuple of those.
+    shapes
+        Of the inputs, without the first axis.
+
+    Raises
+    ------
+    ApplicationError
+        They are not numbers (or strings, for models that take those), not finite, or of other
+        shapes.
+    """
+    several = _several(given, len(shapes), shapes[0])
+    arrays = [_array(name, part, strings=True) for part in (several or (given,))]
+    if len(arrays) == len(shapes) == 1 and arrays[0].ndim == 1 and shapes[0] == (1,):
+        arrays = [arrays[0].reshape(-1, 1)]  # a series: one feature
+    found = [array.shape[1:] for array in arrays]
+    if found != list(shapes):
+        raise ApplicationError(
+            f"{name} must hold inputs of shapes {list(shapes)} after the first axis, found {found}"
+        )
+    for array in arrays:
+        _check_finite(name, array)
+    return tuple(array.view(np.uint8) if array.dtype == bool else array for array in arrays)
+
+
+def targets_of(name: str, given: object, rows: int) -> tuple[Array, ...]:
+    """Return targets as arrays, one for each output of the model; raises ApplicationError."""
+    several = _several_targets(given, rows)
+    arrays = tuple(_array(name, part, strings=False) for part in (several or (given,)))
+    for array in arrays:
+        _check_finite(name, array)
+    return arrays
+
+
+def check_rows(names: str, arrays: Sequence[Array]) -> None:
+    """Raise ApplicationError unless all arrays have the same number of rows, at least one."""
+    counts = [len(array) for array in arrays]
+    if len(set(counts)) != 1 or 0 in counts:
+        raise ApplicationError(
+            f"{names} must have the same number of rows, at least one; found {counts}"
+        )
+
+
+def fit(name: str, y: Array, terms: Terms, units: int, activation: str | None) -> Array:
+    """Return targets in the dtype that the loss takes, checked against loss, metric and outputs.
+
+    Parameters
+    ----------
+    name
+        What the user calls them, for messages.
+    y
+        Targets of a model with one output.
+    terms
+        Loss and metric, by their one names.
+    units, activation
+        Of the outputs.
+
+    Raises
+    ------
+    ApplicationError
+        They do not go together.
+    """
+    kind = _terms.LOSSES.get(terms.loss, _terms.ANY) if isinstance(terms.loss, str) else _terms.ANY
+    prepare = _FITS.get(kind)
+    if prepare is not None:
+        y = prepare(name, y, str(terms.loss), units)
+    elif y.dtype == bool:
+        y = y.astype(np.float32)
+    if kind == NUMBERS and activation in _SHARES and (y.min() < 0 or y.max() > 1):
+        raise ApplicationError(
+            f"{name} holds {_shown(y.min())} to {_shown(y.max())}, which outputs of {activation} "
+            "(0 to 1) never reach: regression takes no output_activation"
+        )
+    _check_metric(name, y, terms.metric, kind, units)
+    return y
+
+
+def _several(given: object, inputs: int, shape: Shape) -> Sequence[object] | None:
+    """Return the parts of what was given for several inputs; None: it is for one."""
+    if not isinstance(given, tuple | list):
+        return None
+    if inputs > 1:
+        return given
+    # One input in a tuple, as some write it; its rows would otherwise be the first axis.
+    alone = len(given) == 1 and _axes(given[0]) == len(shape) + 1
+    return given if alone else None
+
+
+def _several_targets(given: object, rows: int) -> Sequence[object] | None:
+    if isinstance(given, tuple):
+        return given if all(map(_axes, given)) else None
+    if isinstance(given, list) and len(given) != rows:
+        parts = [getattr(part, "shape", ()) for part in given]
+        return given if given and all(part and part[0] == rows for part in parts) else None
+    return None
+
+
+def _axes(part: Any) -> int:
+    """Return how many axes something has, without making an array of strings or objects."""
+    if isinstance(part, tuple | list):
+        return 1 + (_axes(part[0]) if part else 0)
+    return int(getattr(part, "ndim", 0))
+
+
+def _array(name: str, given: Any, *, strings: bool) -> Array:
+    """Return one array of numbers, or of strings where a model may take those."""
+    if given is None or isinstance(given, str | bytes | dict) or np.isscalar(given):
+        raise ApplicationError(
+            f"{name} must be an array whose first axis counts the rows, found {_kind(given)}"
+        )
+    if hasattr(given, "toarray"):
+        raise ApplicationError(f"{name} is a sparse matrix ({_kind(given)}): pass its .toarray()")
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise ApplicationError(f"{name} has masked elements: fill them or drop their rows")
+    try:
+        array = np.asarray(given)
+    except (ValueError, TypeError) as cause:
+        raise ApplicationError(f"{name} makes no array, are its rows alike? {_line(cause)}") from (
+            cause
+        )
+    if array.ndim == 0:
+        raise ApplicationError(
+            f"{name} must be an array whose first axis counts the rows, found {_kind(given)}"
+        )
+    if array.dtype == object:
+        array = _of_objects(name, given, array)
+    kind = array.dtype.kind
+    if kind in "US" and strings:
+        return array
+    if kind in "US":
+        raise ApplicationError(
+            f"{name} holds strings ({', '.join(map(repr, array.reshape(-1)[:2].tolist()))}, …): "
+            "number them, as numpy.unique(y, return_inverse=True)[1] does"
+        )
+    if kind not in "biufV" or array.dtype.names is not None:
+        raise ApplicationError(f"{name} must hold numbers, found dtype {array.dtype}")
+    if kind == "V" or array.dtype.isbuiltin == 2:  # bfloat16 and the like, which NumPy lacks
+        return array.astype(np.float32)
+    if array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _of_objects(name: str, given: Any, array: Array) -> Array:
+    """Return numbers out of an array of Python objects, if they are numbers."""
+    elements = array.reshape(-1)
+    if array.ndim == 1 and len(array) and all(isinstance(e, np.ndarray | list) for e in elements):
+        try:
+            return np.stack([np.asarray(element) for element in elements])
+        except ValueError as cause:
+            raise ApplicationError(f"{name} has rows of different shapes") from cause
+    if all(isinstance(element, str) for element in elements):
+        return array.astype(str)
+    wrong = next((e for e in elements if isinstance(e, str | bytes) or not _is_number(e)), None)
+    if wrong is not None:
+        where = _column_of(given, wrong)
+        raise ApplicationError(f"{name}{where} must hold numbers, found {wrong!r} ({_kind(wrong)})")
+    if all(isinstance(element, bool | np.bool_) for element in elements):
+        return array.astype(bool)
+    if all(isinstance(element, int | np.integer) for element in elements):
+        return array.astype(np.int64)
+    return array.astype(np.float64)  # None becomes NaN, which is refused with the others
+
+
+def _is_number(element: object) -> bool:
+    if element is None:
+        return True
+    try:
+        float(element)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _column_of(given: Any, wrong: object) -> str:
+    """Return the column of a frame that an element stands in, for a message."""
+    for column in getattr(given, "columns", ()):
+        if any(element is wrong for element in np.asarray(given[column], object)):
+            return f", column {column!r},"
+    return ""
+
+
+def _check_finite(name: str, array: Array) -> None:
+    """Raise ApplicationError for NaN, infinity, and what is infinite as float32."""
+    if array.dtype.kind != "f" or not array.size:
+        return
+    bad = 0
+    step = max(1, _CHUNK * len(array) // array.size)
+    for begin in range(0, len(array), step):
+        rows = array[begin : begin + step]
+        finite = np.isfinite(rows) if rows.itemsize <= 4 else np.abs(rows) <= _FLOAT32_MAX
+        if not finite.all():
+            bad += int((~finite.reshape(len(rows), -1).all(axis=1)).sum())
+    if bad:
+        raise ApplicationError(
+            f"{name} holds NaN, infinite or too large numbers in {bad:,} of {len(array):,} rows: "
+            "fill them or drop those rows"
+        )
+
+
+def _classes(name: str, y: Array, loss: str, units: int) -> Array:
+    """Check numbers of classes; return them as integers."""
+    if y.ndim == 2 and y.shape[1] > 1 and _is_one_hot(y) and y.shape[1] == units:
+        raise ApplicationError(
+            f"{name} is one-hot, shape {y.shape}, and {loss} takes numbers of classes: use "
+            f"y.argmax(axis=1), or loss={loss.removeprefix('sparse_')!r}"
+        )
+    if y.dtype.kind == "f" and not np.array_equal(y, np.floor(y)):
+        raise ApplicationError(
+            f"{name} holds {_shown(y[y != np.floor(y)][0])}, and {loss} takes numbers of classes; "
+            "for regression use loss='mean_squared_error' and no output_activation"
+        )
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= units:
+        hint = "number them from 0, as numpy.unique(y, return_inverse=True)[1] does"
+        if low >= 0 and units == 1:
+            hint = "output_units is the number of classes, 1 only with loss='binary_crossentropy'"
+        raise ApplicationError(
+            f"{name}: labels {low}..{high}, expected 0..{units - 1} (output_units={units}): {hint}"
+        )
+    return y.astype(np.int32) if y.dtype.kind in "bf" else y
+
+
+def _one_hot(name: str, y: Array, loss: str, units: int) -> Array:
+    """Check a share for each class; return floats."""
+    if y.shape[-1] != units or y.ndim < 2:
+        hint = f"or loss='sparse_{loss}'" if loss == "categorical_crossentropy" else ""
+        raise ApplicationError(
+            f"{name} has the shape {y.shape}, and {loss} takes one-hot rows of {units} numbers "
+            f"(output_units): make them, as numpy.eye({units})[y] does, {hint}".rstrip(", ")
+        )
+    return _between(name, y, loss, "shares from 0 to 1")
+
+
+def _unit(name: str, y: Array, loss: str, units: int) -> Array:
+    """Check numbers from 0 to 1, one for each output."""
+    return _between(name, _numbers(name, y, loss, units), loss, "0, 1 or what lies between")
+
+
+def _between(name: str, y: Array, loss: str, what: str) -> Array:
+    low, high = y.min(), y.max()
+    if low < 0 or high > 1:
+        raise ApplicationError(
+            f"{name}: labels {_shown(low)}..{_shown(high)}, and {loss} takes {what}"
+        )
+    return y.astype(np.float32) if y.dtype == bool else y
+
+
+def _numbers(name: str, y: Array, loss: str, units: int) -> Array:
+    """Check that there is a number for each output."""
+    if not _has_outputs_shape(y, units):
+        raise ApplicationError(
+            f"{name} has {math.prod(y.shape[1:])} numbers a row, shape {y.shape}, and output_units "
+            f"is {units}: {loss} takes as many as there are outputs"
+        )
+    return y.astype(np.float32) if y.dtype == bool else y
+
+
+_FITS: dict[str, Callable[[str, Array, str, int], Array]] = {
+    CLASSES: _classes,
+    ONE_HOT: _one_hot,
+    UNIT: _unit,
+    NUMBERS: _numbers,
+}
+
+
+def _check_metric(name: str, y: Array, metric: Any, kind: str, units: int) -> None:
+    known = _terms.METRICS.get(metric) if isinstance(metric, str) else None
+    if known is None:
+        return
+    if known.targets == CLASSES and (kind in (UNIT, NUMBERS, ONE_HOT) or units == 1):
+        better = "binary_accuracy" if units == 1 else "categorical_accuracy"
+        raise ApplicationError(
+            f"metric {metric!r} takes numbers of classes, which {name}, shape {y.shape}, are not "
+            f"for this loss: use metric={better!r}"
+        )
+    if known.targets == NUMBERS and kind == CLASSES:
+        raise ApplicationError(
+            f"metric {metric!r} takes as many targets as there are outputs ({units}), and {name} "
+            "holds numbers of classes: use metric='accuracy'"
+        )
+    counts = metric in ("binary_accuracy", "categorical_accuracy")
+    if counts and kind == NUMBERS and not np.isin(y, (-1, 0, 1)).all():
+        raise ApplicationError(
+            f"metric {metric!r} counts classes, and {name} holds {_shown(y.min())} to "
+            f"{_shown(y.max())}: use 'r2_score' or 'mean_absolute_error'"
+        )
+
+
+def _has_outputs_shape(y: Array, units: int) -> bool:
+    """Whether targets have a number for each output, or an axis of them at the end."""
+    return math.prod(y.shape[1:]) == units or (y.ndim > 1 and y.shape[-1] == units)
+
+
+def _is_one_hot(y: Array) -> bool:
+    return bool(np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all())
+
+
+def _shown(number: Any) -> str:
+    return f"{number:g}" if isinstance(number, np.floating | float) else str(int(number))
+
+
+def _kind(given: object) -> str:
+    return type(given).__name__
+
+
+def _line(cause: BaseException) -> str:
+    return " ".join(str(cause).split())
