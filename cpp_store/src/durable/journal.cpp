@@ -22,6 +22,18 @@ constexpr std::uint64_t headroom = 16 * MiB;  // of the disk: what retires model
 constexpr milliseconds retry_interval{500};
 constexpr milliseconds quiet{20};  // without a change, until packets are packed
 
+// This thread has nobody to leave it to if there is no memory just then.
+void tell(const Journal::Placed& placed) {
+    while (true) {
+        try {
+            placed();
+            return;
+        } catch (const std::bad_alloc&) {
+            std::this_thread::sleep_for(quiet);
+        }
+    }
+}
+
 std::filesystem::path segments_of(const std::filesystem::path& directory) {
     return directory / "segments";
 }
@@ -413,7 +425,7 @@ void Journal::run() {
         }
         if (!error) {
             for (const Change& change : batch) {
-                if (change.placed) change.placed();
+                if (change.placed) durable::tell(change.placed);
             }
             try {
                 may_pack = false;  // again, if this fails, once there is something new

@@ -60,7 +60,8 @@ class Journal {
     // Once: null if it is on disk, else why it is not. Of sync journals. Both of these are called
     // by a thread of the journal that holds no lock then.
     using Logged = std::function<void(std::exception_ptr)>;
-    // Once: the record says where the layers are. After Logged.
+    // Once: the record says where the layers are. After Logged. If it throws std::bad_alloc it is
+    // called again.
     using Placed = std::function<void()>;
     // Layers whose bytes have moved, with the id of their owner.
     using Moved = std::function<void(std::span<const std::pair<std::string, LayerRecord>>)>;

@@ -66,7 +66,10 @@ std::shared_ptr<Link> Link::open(Options options) {
     for (const std::string& name : names) {
         link->name_ = name;
         link->first_ = link->connect();
-        if (link->first_) return link;
+        if (!link->first_) continue;
+        const auto channel = link->acquire();  // so that the first call finds one
+        channel->busy = false;
+        return link;
     }
     return nullptr;
 }
@@ -74,6 +77,7 @@ std::shared_ptr<Link> Link::open(Options options) {
 std::optional<Socket> Link::connect() {
     std::optional<Socket> socket = Socket::connect(name_, options_.patience);
     if (!socket || socket->peer_user() != ::geteuid()) return std::nullopt;
+    socket->set_patience(std::min(look_interval, options_.patience), options_.patience);
     security::Request::Options options = options_.request;
     options.name = number_;
     security::Request request(std::move(options));
@@ -92,7 +96,6 @@ std::optional<Socket> Link::connect() {
     if (number_.empty()) number_ = number.take();
     if (instance_ == Instance{}) instance_ = instance;
     if (instance_ != instance) throw Error(Errc::connection, "the server was restarted");
-    socket->set_patience(std::min(look_interval, options_.patience), options_.patience);
     return socket;
 }
 
@@ -102,7 +105,12 @@ std::vector<std::byte> Link::ask(Socket& socket, wire::Operation operation, std:
     const wire::Frame frame{
         .kind = wire::Kind::request, .code = static_cast<std::uint16_t>(operation), .call = call};
     std::optional<Message> answer;
-    if (socket.send_body(frame, body)) answer = socket.receive();
+    const auto deadline = Clock::now() + options_.patience;
+    if (socket.send_body(frame, body)) {
+        while (!(answer = socket.receive()) && Clock::now() < deadline) {
+            if (options_.check_signals) options_.check_signals();
+        }
+    }
     if (!answer) throw Error(Errc::connection, "the server of this host says nothing");
     if (answer->frame.kind != wire::Kind::response || answer->frame.total != answer->part.size()) {
         throw Error(Errc::protocol, "malformed message: no answer to hello");
@@ -155,10 +163,10 @@ std::unique_ptr<Call> Link::start(wire::Operation operation, std::span<const std
     }
 }
 
-bool Link::is_alive() noexcept {
+bool Link::is_alive() {
     try {
         return connect().has_value();
-    } catch (const std::exception&) {
+    } catch (const Error&) {
         return false;
     }
 }

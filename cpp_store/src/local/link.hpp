@@ -113,7 +113,7 @@ class Link : public std::enable_shared_from_this<Link> {
     [[nodiscard]] std::vector<std::byte> ask(Socket& socket, wire::Operation operation,
                                              std::uint64_t call, std::span<const std::byte> body);
     [[nodiscard]] std::shared_ptr<Channel> acquire();
-    [[nodiscard]] bool is_alive() noexcept;  // whether the server answers a new client
+    [[nodiscard]] bool is_alive();  // whether the server answers a new client
     void learn_region(Message message);
     void unpin(std::uint64_t pin, std::uint64_t bytes) noexcept;
     void tell_unpinned(Socket& socket);  // with the mutex of what is unpinned held

@@ -30,8 +30,9 @@ constexpr std::size_t rxm_message = 16
 constexpr std::size_t server_receives = 128;
 constexpr std::size_t client_receives = 16;
 constexpr std::size_t queue_depth = 4096;
-// Between two tries to post what could not be: more from one to the next, as a peer that cannot be
-// connected to costs a system call or two each time.
+// Between two tries to post what could not be. To a server, more from one to the next, as a peer
+// that cannot be connected to costs it a system call or two each time, and anybody can name such
+// ones; a client has one peer, and looks for it.
 constexpr std::chrono::microseconds shortest_wait{1'000};
 constexpr std::chrono::microseconds longest_wait{256'000};
 // Between two looks at a provider that cannot wake us.
@@ -126,7 +127,11 @@ void Endpoint::FreeInfo::operator()(fi_info* info) const noexcept {
 
 Endpoint::Endpoint(const Address& address, Role role, Listener& listener,
                    std::chrono::milliseconds patience)
-    : listener_(listener), patience_(patience), address_(address), info_(find(address, role)) {
+    : listener_(listener),
+      patience_(patience),
+      most_wait_(role == Role::server ? longest_wait : shortest_wait),
+      address_(address),
+      info_(find(address, role)) {
     open();
     learn_name(address);
     const bool layered = provider_.find("ofi_rxm") != std::string::npos;
@@ -496,7 +501,7 @@ std::size_t Endpoint::post_queued() {
                 const bool is_receive = operation->kind == Operation::Kind::receive;
                 if (now - moved < patience_ || is_receive) {
                     wait = is_receive ? shortest_wait
-                                      : std::clamp(2 * wait, shortest_wait, longest_wait);
+                                      : std::clamp(2 * wait, shortest_wait, most_wait_);
                     next = now + wait;
                     break;
                 }

@@ -179,6 +179,7 @@ class Endpoint {
 
     Listener& listener_;
     const std::chrono::milliseconds patience_;
+    const std::chrono::microseconds most_wait_;
     Address address_;
     std::string provider_;
     std::vector<std::byte> name_;
