@@ -58,13 +58,7 @@ class Sources:
 
     def missing(self) -> list[Path]:
         """Return the runs that have not begun: there is no directory, or no run in it yet."""
-        return [
-            path
-            for path in (*self.runs, *self.against)
-            # A packed run is a file; a population is no run and never becomes one.
-            if not path.is_file()
-            and not any((path / name).exists() for name in ("run.json", "population.json"))
-        ]
+        return [path for path in (*self.runs, *self.against) if _may_begin(path)]
 
     def signature(self) -> object:
         """Return something that changes as the runs go on."""
@@ -286,6 +280,14 @@ def wait_for(sources: Sources, interval: float) -> None:
             print(f"waiting for a search to begin in {names}; Ctrl-C ends", flush=True)
             said = missing
         time.sleep(interval)
+
+
+def _may_begin(path: Path) -> bool:
+    """Tell whether a run is not here yet but may come: in a directory that is there, or within."""
+    # A packed run is a file; a population is no run and never becomes one.
+    if any((path / name).exists() for name in ("run.json", "population.json")):
+        return False
+    return next(each for each in (path, *path.absolute().parents) if each.exists()).is_dir()
 
 
 def _complain(line: str) -> None:

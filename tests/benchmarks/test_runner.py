@@ -151,7 +151,7 @@ def test_the_target_says_which_way_is_better() -> None:
     ("arguments", "says"),
     [
         (["run", "nonsense"], "no question is called 'nonsense'"),
-        (["compare", "/nowhere.json", "/nowhere.json"], "No such file"),
+        (["compare", "/nowhere.json", "/nowhere.json"], "there is no such file"),
         (["page", __file__], "is not a results file"),
     ],
 )

@@ -220,6 +220,8 @@ def test_paths_that_are_read(run: Run, tmp_path: Path, shut: Path, given: list[s
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "fifo")
     paths = [NOT_UTF8, "missing", "file", "file/within", "empty", "shut", "shut/within", "x" * 300]
+    if name == "dashboard":  # waits for runs that may begin
+        paths = [path for path in paths if path not in (NOT_UTF8, "missing", "empty")]
     for path in [*paths, "fifo", "x" * 5000]:
         result = run(name, *filled(given, PATH=tmp_path / path, OUT=tmp_path / "out"))
         complains(name, result)

@@ -75,7 +75,7 @@ def test_an_extra_that_is_not_there() -> None:
 def commands(target: str, environment: Path) -> str:
     """What `make TARGET` would do where there is no environment yet."""
     done = subprocess.run(
-        ["make", "--dry-run", f"VENV={environment}", target],
+        ["make", "--dry-run", "--always-make", f"VENV={environment}", target],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return done.stdout
