@@ -27,9 +27,9 @@ inline Bytes random_bytes(std::size_t size, std::uint64_t seed) {
 }
 
 // A model of one chain of layers, one tensor of bytes a layer.
-struct Model {
-    Model(std::string id, const std::vector<std::string>& names,
-          const std::vector<std::size_t>& sizes, std::uint64_t seed = 1) {
+struct RandomModel {
+    RandomModel(std::string id, const std::vector<std::string>& names,
+                const std::vector<std::size_t>& sizes, std::uint64_t seed = 1) {
         std::vector<LayerTable::Layer> layers;
         for (std::size_t i = 0; i < names.size(); ++i) {
             layers.push_back({names[i], {}, sizes[i]});

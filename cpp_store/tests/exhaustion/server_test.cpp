@@ -70,7 +70,7 @@ bool eventually(const std::function<bool()>& holds) {
 const std::vector<std::string> names = {"first", "second", "third"};
 
 // Small tensors come with the request, large ones are staged or fetched.
-Model model(const std::string& id, std::size_t size) {
+RandomModel model(const std::string& id, std::size_t size) {
     return {id, names, {size, 100, size}};
 }
 PutRequest heir() {
@@ -133,7 +133,7 @@ std::vector<Case> cases() {
         {"large_put", nothing, put(large), is_put},
         {"put_of_an_heir", nothing,
          [](Running& at) {
-             const Model whole = model("heir", 100);
+             const RandomModel whole = model("heir", 100);
              at.client.put(heir(), std::vector<std::span<const std::byte>>{whole.tensors[0]});
          },
          [](Running& at) { return at.store->read("heir", {}).size() == 3; }},

@@ -98,7 +98,8 @@ struct Running {
 };
 
 // A chain of as many layers as there are sizes, called layer_0, layer_1, ...
-Model model_of(std::string id, const std::vector<std::size_t>& sizes, std::uint64_t seed = 1) {
+RandomModel model_of(std::string id, const std::vector<std::size_t>& sizes,
+                     std::uint64_t seed = 1) {
     std::vector<std::string> names;
     for (std::size_t i = 0; i < sizes.size(); ++i) names.push_back("layer_" + std::to_string(i));
     return {std::move(id), names, sizes, seed};
@@ -202,7 +203,7 @@ TEST(SameHost, ReadsTensorsWhereTheyAre) {
     Cluster cluster = running.connect();
     // Empty, in the message, and through the staging memory: less than a slot of it, all slots many
     // times, and sizes that fit nowhere.
-    const Model model = model_of("m", {0, 1, 4096, 4097, 262'144, 262'145, 12'345'678, 64});
+    const RandomModel model = model_of("m", {0, 1, 4096, 4097, 262'144, 262'145, 12'345'678, 64});
     const std::uint64_t bytes = 0 + 1 + 4096 + 4097 + 262'144 + 262'145 + 12'345'678 + 64;
     EXPECT_EQ(model.put(cluster), bytes);
     EXPECT_EQ(model.put(cluster), bytes);  // again
@@ -222,7 +223,7 @@ TEST(SameHost, ManyTensorsOfOddSizesGoThroughStaging) {
     for (int round = 0; round < 3; ++round) {
         std::vector<std::size_t> sizes;
         for (int i = 0; i < 200; ++i) sizes.push_back(random() % 60'000);
-        const Model model =
+        const RandomModel model =
             model_of("m" + std::to_string(round), sizes, static_cast<std::uint64_t>(round));
         model.put(cluster);
         const std::vector<View> found = views(cluster, model.request.model);
@@ -236,7 +237,7 @@ TEST(SameHost, ManyTensorsOfOddSizesGoThroughStaging) {
 TEST(SameHost, PinsWhatIsRetired) {
     Running running;
     Cluster cluster = running.connect();
-    const Model model = model_of("m", {100'000});
+    const RandomModel model = model_of("m", {100'000});
     model.put(cluster);
     std::vector<View> first = views(cluster, "m");
     std::vector<View> second = views(cluster, "m");
@@ -267,7 +268,7 @@ TEST(SameHost, TellsOfManyOrLargePinsAtOnce) {
 }
 
 TEST(SameHost, ViewsOutliveTheClientAndTheServer) {
-    const Model model = model_of("m", {100'000});
+    const RandomModel model = model_of("m", {100'000});
     std::vector<View> found;
     {
         Running running;
@@ -285,7 +286,7 @@ TEST(SameHost, ViewsOutliveTheClientAndTheServer) {
 
 TEST(SameHost, ViewsStayAsTheyAreWhenTheStoreGoesOnWithoutItsServer) {
     Running running;
-    const Model model = model_of("m", {100'000});
+    const RandomModel model = model_of("m", {100'000});
     std::vector<View> found;
     {
         Cluster cluster = running.connect();
@@ -324,7 +325,7 @@ std::vector<local::SharedLayer> read_through(local::Link& link, const std::strin
 TEST(SameHost, ACallThatIsGivenUpTakesNoPinOfAnotherAlong) {
     Running running;
     Cluster other = running.connect();
-    const Model model = model_of("m", {100'000});
+    const RandomModel model = model_of("m", {100'000});
     model.put(other);
     const auto link = running.link();
     auto layers = read_through(*link, "m");
@@ -359,7 +360,7 @@ TEST(SameHost, AnAnswerThatNobodyTookPinsNothing) {
 TEST(SameHost, ACallThatIsGivenUpEndsNoLease) {
     Running running;
     Cluster other = running.connect();
-    const Model model = model_of("m", {100'000});
+    const RandomModel model = model_of("m", {100'000});
     model.put(other);
     {
         const auto link = running.link();
@@ -491,7 +492,7 @@ TEST(SameHost, UnpinsOfWhatIsNotPinnedAreNoHarm) {
     EXPECT_TRUE(answer && answer->frame.kind == wire::Kind::response);
 }
 
-std::vector<std::byte> put_request(const Model& model) {
+std::vector<std::byte> put_request(const RandomModel& model) {
     wire::Put put;
     put.request = model.request;
     for (const Bytes& tensor : model.tensors) {
@@ -633,7 +634,7 @@ TEST(SameHost, GetsRegionsAsTheArenaGrowsAndForgetsThemAsItShrinks) {
     Cluster cluster = running.connect();
     for (int round = 0; round < 4; ++round) {
         std::vector<View> kept;
-        std::vector<Model> models;
+        std::vector<RandomModel> models;
         for (int i = 0; i < 4; ++i) {
             models.push_back(model_of("m" + std::to_string(i), {10 << 20},
                                       static_cast<std::uint64_t>(round * 10 + i)));
@@ -723,7 +724,7 @@ TEST(SameHost, ServesThreadsOfOneClientAtOnce) {
     for (int t = 0; t < 4; ++t) {
         threads.emplace_back([&cluster, t] {
             for (int i = 0; i < 20; ++i) {
-                const Model model =
+                const RandomModel model =
                     model_of("m" + std::to_string(t) + "_" + std::to_string(i),
                              {100, 300'000, 9'000}, static_cast<std::uint64_t>(t * 100 + i));
                 model.put(cluster);
@@ -744,7 +745,7 @@ TEST(SameHost, ServesThreadsOfOneClientAtOnce) {
 TEST(SameHost, AForkConnectsForItselfAndReleasesNothing) {
     Running running;
     Cluster cluster = running.connect();
-    const Model model = model_of("m", {100'000});
+    const RandomModel model = model_of("m", {100'000});
     model.put(cluster);
     std::vector<View> found = views(cluster, "m");
     cluster.retire("m");

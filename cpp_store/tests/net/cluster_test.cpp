@@ -79,8 +79,8 @@ Errc code_of(const std::function<void()>& action, std::string* message = nullptr
 TEST(Cluster, PutsAndReadsTensorsOfAllSizes) {
     Servers servers(1);
     Cluster cluster = servers.connect();
-    const Model model("m", {"a", "b", "c", "d", "e", "f", "g"},
-                      {0, 1, 4096, 4097, 100'000, (1 << 20) + 3, 20'000'001});
+    const RandomModel model("m", {"a", "b", "c", "d", "e", "f", "g"},
+                            {0, 1, 4096, 4097, 100'000, (1 << 20) + 3, 20'000'001});
     EXPECT_EQ(model.put(cluster), 21'156'774u);
     const auto layers = read(cluster, "m");
     for (std::uint32_t i = 0; i < model.tensors.size(); ++i) {
@@ -109,7 +109,7 @@ TEST(Cluster, WorksOverEveryProviderThatIsHere) {
         options.address = address;
         Server server(std::make_shared<Store>(Store::Options{}), options);
         Cluster cluster({.servers = {server.address()}, .key = {}});
-        const Model model("m", {"a", "b", "c"}, {100, 70'000, 3'000'001});
+        const RandomModel model("m", {"a", "b", "c"}, {100, 70'000, 3'000'001});
         model.put(cluster);
         EXPECT_EQ(read(cluster, "m").at("b"), model.tensors[1]);
         EXPECT_EQ(read(cluster, "m").at("c"), model.tensors[2]);
@@ -122,7 +122,7 @@ TEST(Cluster, PutsManySmallTensorsInOneModel) {
     Cluster cluster = servers.connect();
     std::vector<std::string> names;
     for (int i = 0; i < 3000; ++i) names.push_back("layer_" + std::to_string(i));
-    const Model model("m", names, std::vector<std::size_t>(3000, 3000));
+    const RandomModel model("m", names, std::vector<std::size_t>(3000, 3000));
     EXPECT_EQ(model.put(cluster), 9'000'000u);  // beyond the inline budget
     const auto layers = read(cluster, "m");
     for (std::uint32_t i = 0; i < 3000; ++i)
@@ -132,11 +132,11 @@ TEST(Cluster, PutsManySmallTensorsInOneModel) {
 TEST(Cluster, AnswersLikeTheStoreInProcess) {
     Servers servers(1);
     Cluster cluster = servers.connect();
-    const Model model("m", {"a", "b"}, {10, 20});
+    const RandomModel model("m", {"a", "b"}, {10, 20});
     EXPECT_EQ(model.put(cluster), 30u);
     EXPECT_NO_THROW(model.put(cluster)) << "the same again is success";
     EXPECT_EQ(cluster.stats().at(0).bytes_stored, 30u);
-    const Model other("m", {"a", "b"}, {10, 20}, 2);
+    const RandomModel other("m", {"a", "b"}, {10, 20}, 2);
     EXPECT_EQ(code_of([&] { other.put(cluster); }), Errc::already_exists);
     EXPECT_EQ(code_of([&] { (void)read(cluster, "none"); }), Errc::not_found);
     EXPECT_EQ(code_of([&] { (void)read(cluster, "m", {"none"}); }), Errc::invalid_argument);
@@ -154,9 +154,9 @@ TEST(Cluster, AnswersLikeTheStoreInProcess) {
 TEST(Cluster, SaysWhenTheStoreIsFullAndKeepsWhatItHas) {
     Servers servers(1, 8 << 20);
     Cluster cluster = servers.connect();
-    const Model small("small", {"a"}, {1 << 20});
+    const RandomModel small("small", {"a"}, {1 << 20});
     small.put(cluster);
-    const Model large("large", {"a", "b"}, {1 << 20, 8 << 20});
+    const RandomModel large("large", {"a", "b"}, {1 << 20, 8 << 20});
     std::string message;
     EXPECT_EQ(code_of([&] { large.put(cluster); }, &message), Errc::out_of_memory);
     EXPECT_THAT(message, HasSubstr("limit"));
@@ -167,9 +167,9 @@ TEST(Cluster, SaysWhenTheStoreIsFullAndKeepsWhatItHas) {
 TEST(Cluster, LeasesAMatchThatIsRetired) {
     Servers servers(1);
     Cluster cluster = servers.connect();
-    const Model parent("parent", {"a", "b", "c"}, {5000, 100'000, 30});
+    const RandomModel parent("parent", {"a", "b", "c"}, {5000, 100'000, 30});
     parent.put(cluster);
-    Model child("child", {"a", "b", "x"}, {5000, 100'000, 40});
+    RandomModel child("child", {"a", "b", "x"}, {5000, 100'000, 40});
     Query query;
     query.ns = "test";
     const auto matches = cluster.best_matches(*child.request.table, query, 60s);
@@ -214,9 +214,9 @@ TEST(Cluster, SharesLayersBetweenServers) {
     Cluster cluster = servers.connect();
     const std::string parent_id = ids_at(cluster, 0, 1)[0];
     const std::string child_id = ids_at(cluster, 1, 1)[0];
-    const Model parent(parent_id, {"a", "b", "c"}, {5000, 3'000'000, 30});
+    const RandomModel parent(parent_id, {"a", "b", "c"}, {5000, 3'000'000, 30});
     parent.put(cluster);
-    Model child(child_id, {"a", "b", "x"}, {5000, 3'000'000, 40});
+    RandomModel child(child_id, {"a", "b", "x"}, {5000, 3'000'000, 40});
     child.request.own = {child.request.own[2]};
     child.request.inherited = {{0, parent_id, false}, {1, parent_id, false}};
     child.tensors = {child.tensors[2]};
@@ -248,7 +248,7 @@ TEST(Cluster, ScrubReleasesWhatADeadClientAcquired) {
     Cluster cluster = servers.connect();
     const std::string parent_id = ids_at(cluster, 0, 1)[0];
     const std::string child_id = ids_at(cluster, 1, 1)[0];
-    const Model parent(parent_id, {"a"}, {5000});
+    const RandomModel parent(parent_id, {"a"}, {5000});
     parent.put(cluster);
     const LayerKey key = parent.request.table->key(0);
     servers[0].store()->acquire(parent_id, {&key, 1}, child_id);  // ... and then it died
@@ -264,9 +264,9 @@ TEST(Cluster, GivesReferencesBackWhenThePutFails) {
     Cluster cluster = servers.connect();
     const std::string parent_id = ids_at(cluster, 0, 1)[0];
     const std::string child_id = ids_at(cluster, 1, 1)[0];
-    const Model parent(parent_id, {"a", "b"}, {5000, 10});
+    const RandomModel parent(parent_id, {"a", "b"}, {5000, 10});
     parent.put(cluster);
-    Model child(child_id, {"a", "x"}, {5000, 9 << 20});
+    RandomModel child(child_id, {"a", "x"}, {5000, 9 << 20});
     child.request.own = {child.request.own[1]};
     child.request.inherited = {{0, parent_id, false}};
     child.tensors = {child.tensors[1]};
@@ -277,9 +277,9 @@ TEST(Cluster, GivesReferencesBackWhenThePutFails) {
 TEST(Cluster, RefusesAnotherServerList) {
     Servers servers(2);
     Cluster cluster = servers.connect();
-    Model("m", {"a"}, {10}).put(cluster);
-    Model("n", {"a"}, {10}).put(cluster);
-    Model("o", {"a"}, {10}).put(cluster);
+    RandomModel("m", {"a"}, {10}).put(cluster);
+    RandomModel("n", {"a"}, {10}).put(cluster);
+    RandomModel("o", {"a"}, {10}).put(cluster);
     const std::size_t used = cluster.stats().at(0).models > 0 ? 0 : 1;
     std::string message;
     EXPECT_EQ(
@@ -360,8 +360,8 @@ TEST(Cluster, ServesManyThreadsAtOnce) {
             try {
                 for (int round = 0; round < rounds; ++round) {
                     const std::string id = std::to_string(t) + "/" + std::to_string(round);
-                    const Model model(id, {"a" + id, "b" + id}, {700'000, 300},
-                                      static_cast<std::uint64_t>(t * 100 + round));
+                    const RandomModel model(id, {"a" + id, "b" + id}, {700'000, 300},
+                                            static_cast<std::uint64_t>(t * 100 + round));
                     model.put(cluster);
                     const auto layers = read(cluster, id);
                     if (layers.at("a" + id) != model.tensors[0] ||
