@@ -17,7 +17,7 @@ from typing import Any
 
 from cpp_store.command_line import OK, InputError, Parser
 
-from cpp_store import command_line
+from cpp_store import command_line, files
 from graph_meta.drawing import draw_pair, summary
 from graph_meta.graph import GraphError, LayerGraph, prefix
 
@@ -133,7 +133,7 @@ def _print(name_a: str, a: LayerGraph, name_b: str, b: LayerGraph, shared: Seque
 
 def _write(path: str, text: str) -> None:
     try:
-        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+        files.write_text(Path(path), text)
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror}") from error
 

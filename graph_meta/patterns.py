@@ -22,7 +22,7 @@ from typing import Any
 
 from cpp_store.command_line import OK, InputError, Parser
 
-from cpp_store import command_line, extras, ranges
+from cpp_store import command_line, extras, files, ranges
 
 _PERIODS = 20  # of time, in table and plot
 _COLUMNS = ("job_id", "job_status", "m:ancestor", "m:layers", "m:layers_transferred")
@@ -337,7 +337,8 @@ def _plot(pyplot: Any, path: Path, title: str, found: Patterns) -> None:
     prefixes.invert_yaxis()
     prefixes.set_xlabel("times that the prefix was reused")
     try:
-        figure.savefig(path)
+        with files.replacing(path) as fresh:
+            figure.savefig(fresh, format=path.suffix[1:] or "png")
     except (OSError, ValueError) as error:
         raise PatternsError(f"cannot write {path}: {error}") from error
     finally:

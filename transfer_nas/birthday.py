@@ -44,7 +44,7 @@ from cpp_store.command_line import OK
 from cpp_store.ranges import Range
 from numpy.typing import NDArray
 
-from cpp_store import PrefixIndex, command_line, extras, ranges
+from cpp_store import PrefixIndex, command_line, extras, files, ranges
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.spaces import Space
@@ -290,7 +290,8 @@ def _plot(path: Path, space: Space, rate: float, layers: float, points: Sequence
     axes.set_title(f"Space {space.name}, {space.size:.2g} genomes")
     axes.legend(fontsize="small")
     try:
-        figure.savefig(path)
+        with files.replacing(path) as fresh:
+            figure.savefig(fresh, format=path.suffix[1:] or "png")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {path}: {error}") from error
     finally:

@@ -12,6 +12,7 @@ from typing import TextIO
 from cpp_store import command_line
 from transfer_nas import exit_codes
 from transfer_nas.errors import Unwritable
+from transfer_nas.job import one_line
 from transfer_nas.ranks import Ranks, Refused
 
 
@@ -77,4 +78,6 @@ class Ending:
         """Return the exit code, and the line to print, if it says it all."""
         if isinstance(error, Unwritable):
             return exit_codes.RESUMABLE, str(error)
+        if isinstance(error, SystemExit):  # a user's file ends the program: it has said why
+            return exit_codes.FAILED, one_line(error)
         return command_line.explained(error) or (exit_codes.FAILED, None)

@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from cpp_store.command_line import OK
 
-from cpp_store import command_line
+from cpp_store import command_line, files
 from transfer_nas import runs
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError, RunDirectoryError, near_misses
@@ -138,10 +138,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     output = Path(given.output)
     write = pyarrow.parquet.write_table if output.suffix == ".parquet" else pyarrow.csv.write_csv
     try:
-        with pa.OSFile(os.fsencode(output), "w") as file:  # its name need not be UTF-8
+        # The file's name need not be UTF-8.
+        with files.replacing(output) as fresh, pa.OSFile(os.fsencode(fresh), "w") as file:
             write(result, file)
     except OSError as cause:
-        raise InputError(f"cannot write {output}: {cause}") from cause
+        raise InputError(f"cannot write {output}: {cause.strerror or cause}") from cause
     print(f"{output}: {result.num_rows} rows of {len(some)} runs")
     return OK
 

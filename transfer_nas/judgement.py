@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cpp_store import files
 from graph_meta import LayerGraph
 from transfer_nas.applications import Application, as_tuple
 from transfer_nas.transfer import Tensors
@@ -61,9 +62,8 @@ def write(directory: Path, graph: LayerGraph, tensors: Tensors, application: App
         path.unlink(missing_ok=True)
         return
     content = {"format": FORMAT, "rows": len(at), "of": total, **found}
-    fresh = path.with_name(f"{NAME}.new")
-    fresh.write_text(json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n")
-    fresh.replace(path)
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    files.write_text(path, f"{text}\n")
 
 
 def judge(

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from cpp_store.command_line import OK
 
-from cpp_store import command_line
+from cpp_store import command_line, files
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError, RunDirectoryError
 from transfer_nas.search.results import row_text
@@ -294,11 +294,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         if output.suffix == ".parquet":
             cells = [[row[i] for row in rows] for i in range(len(columns))]
-            with pa.OSFile(os.fsencode(output), "w") as file:  # its name need not be UTF-8
-                pyarrow.parquet.write_table(pa.table(cells, names=columns), file)
+            table = pa.table(cells, names=columns)
+            # The file's name need not be UTF-8.
+            with files.replacing(output) as fresh, pa.OSFile(os.fsencode(fresh), "w") as file:
+                pyarrow.parquet.write_table(table, file)
         else:
-            text = _csv(columns, rows)
-            output.write_text(text, encoding="utf-8", errors="backslashreplace")
+            files.write_text(output, _csv(columns, rows))
     except OSError as cause:
         raise InputError(f"cannot write {output}: {cause.strerror or cause}") from cause
     except pa.ArrowInvalid as cause:

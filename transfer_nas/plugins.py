@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +19,27 @@ def is_plugin(spec: str) -> bool:
     return ":" in spec
 
 
-def load_attribute(spec: str, error: type[InputError]) -> Any:
+def load_attribute(
+    spec: str,
+    error: type[InputError],
+    what: str = "such thing",
+    meant: Callable[[Any, str], bool] = lambda *_: True,
+) -> Any:
     """Import what ``package.module:attribute`` or ``path/to/file.py:attribute`` names.
 
     Modules are looked for in the working directory too, as ``python -m`` does.
+
+    Parameters
+    ----------
+    spec
+        What the user wrote.
+    error
+        What to raise.
+    what
+        What kind of thing is looked for, for the message.
+    meant
+        Whether a value, in the module of a name, can be what the user means: where there is nothing
+        called like that, the message lists such ones.
 
     Raises
     ------
@@ -35,8 +53,13 @@ def load_attribute(spec: str, error: type[InputError]) -> Any:
     value = module
     for name in attribute.split("."):
         if not hasattr(value, name):
-            public = [known for known in vars(module) if not known.startswith("_")]
-            raise error(f"{source} has no attribute {name!r}; {near_misses(name, public)}")
+            public = [
+                known
+                for known, each in vars(module).items()
+                if not known.startswith("_") and meant(each, module.__name__)
+            ]
+            known = near_misses(name, public) if public else f"it holds no {what}"
+            raise error(f"{source} has no attribute {name!r}; {known}")
         value = getattr(value, name)
     return value
 

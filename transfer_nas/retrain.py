@@ -7,7 +7,9 @@ from fresh weights: what the architecture is worth by itself. What ``evolve --re
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from cpp_store import command_line, ranges
 from transfer_nas import runs
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
-from transfer_nas.job import Job
+from transfer_nas.job import Job, Measure, one_line
 from transfer_nas.runs import Run
 from transfer_nas.settings import Settings
 
@@ -36,6 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
+    try:
+        return _retrain(given)
+    except SystemExit as cause:  # of a user's file
+        return _failed(one_line(cause))
+
+
+def _retrain(given: argparse.Namespace) -> int:
     run = runs.read(given.run)
     row = _row(run, given.job)
     folder = run.path if run.path.is_dir() else run.path.parent
@@ -64,12 +73,15 @@ def _run(arguments: Sequence[str] | None) -> int:
         epochs=given.epochs or _fully(run, row, application.epochs),
         batch_size=settings.batch_size,
     )
+    # It tells of a failure with the traceback; the line below is enough.
+    logging.getLogger(TransferTrainer.__module__).addHandler(logging.NullHandler())
     evaluation = trainer.evaluate(Job(int(run.job[row]), genome, None, given.seed))
     if not evaluation.done:
-        why = evaluation.measures.get("error", evaluation.status)
-        print(f"retrain: the training failed: {why}", file=sys.stderr)
-        return FAILED
-    trainer.save_model(output)
+        return _failed(evaluation.measures.get("error", evaluation.status))
+    try:
+        trainer.save_model(output)
+    except OSError as cause:
+        raise InputError(f"cannot write {output}: {cause.strerror or cause}") from cause
     result: dict[str, Any] = {
         "job": int(run.job[row]),
         "epochs": trainer.epochs,
@@ -87,6 +99,11 @@ def _run(arguments: Sequence[str] | None) -> int:
             f"{application.natural(result['objective_in_search']):.4f} in the search; {output}"
         )
     return OK
+
+
+def _failed(why: Measure) -> int:
+    print(f"retrain: the training failed: {why}", file=sys.stderr)
+    return FAILED
 
 
 def _row(run: Run, job: int | None) -> int:

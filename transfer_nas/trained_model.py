@@ -24,7 +24,7 @@ import ml_dtypes  # noqa: F401 - makes NumPy know bfloat16 and float8 by name
 import numpy as np
 import numpy.typing as npt
 
-from cpp_store import command_line
+from cpp_store import command_line, files
 from graph_meta import LayerGraph
 from transfer_nas import judgement
 from transfer_nas.applications import Application
@@ -61,7 +61,8 @@ def write(path: Path, graph: LayerGraph, tensors: Tensors) -> None:
         for name, arrays in tensors.items()
         for i, array in enumerate(arrays)
     }
-    path.write_bytes(save(flat, metadata={_GRAPH: graph.to_json()}))
+    with files.replacing(path) as fresh:
+        fresh.write_bytes(save(flat, metadata={_GRAPH: graph.to_json()}))
 
 
 def read(path: Path) -> tuple[LayerGraph, dict[str, list[npt.NDArray[Any]]]]:
@@ -106,13 +107,9 @@ def write_keras(path: Path, graph: LayerGraph, tensors: Tensors, application: Ap
     stable_names = _rename_for_people(model, graph)
     compile_model(model, application)
     model.optimizer.build(model.trainable_variables)  # else Keras warns when it opens the file
-    fresh = path.with_name(f"{path.stem}.new.keras")
-    try:
+    with files.replacing(path) as fresh:
         model.save(fresh)
         _note_in_metadata(fresh, {"transfer_nas": {"stable_names": stable_names}})
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)  # of a full disk
 
 
 def best_path(directory: Path) -> Path:
@@ -171,18 +168,17 @@ def _rename_for_people(model: keras.Model, graph: LayerGraph) -> dict[str, str]:
 
 def _note_in_metadata(path: Path, notes: dict[str, Any]) -> None:
     """Add to ``metadata.json`` of a .keras file; Keras reads past what it does not know."""
-    noted = path.with_suffix(".noted")
-    try:
-        with zipfile.ZipFile(path) as old, zipfile.ZipFile(noted, "w") as new:
-            for member in old.infolist():
-                with old.open(member) as source, new.open(member, "w") as target:
-                    if member.filename == "metadata.json":
-                        target.write(json.dumps(json.load(source) | notes).encode())
-                    else:
-                        shutil.copyfileobj(source, target, 1 << 20)
-        noted.replace(path)
-    finally:
-        noted.unlink(missing_ok=True)
+    with (
+        files.replacing(path) as noted,
+        zipfile.ZipFile(path) as old,
+        zipfile.ZipFile(noted, "w") as new,
+    ):
+        for member in old.infolist():
+            with old.open(member) as source, new.open(member, "w") as target:
+                if member.filename == "metadata.json":
+                    target.write(json.dumps(json.load(source) | notes).encode())
+                else:
+                    shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -249,6 +249,42 @@ def test_paths_that_are_written(
         assert result.code == 0 and "Traceback" not in result.err, result
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(given for given in WRITING if given[0] in ("birthday", "experiments", "patterns")),
+        ["find_prefix", *["dense_skip:" + ",".join("0" * 21)] * 2, "--svg", "PATH"],
+        ["logs", "RUN", "--select", "epoch/*/loss", "--output", "PATH.csv"],
+        ["logs", "RUN", "--select", "epoch/*/loss", "--output", "PATH.parquet"],
+        ["report", "RUN", "--output", "PATH"],
+        ["runs", "pack", "RUN", "PATH"],
+    ],
+    ids=" ".join,
+)
+def test_files_for_which_there_is_no_room(
+    run: Run, small_disk: Any, finished: Path, given: list[str]
+) -> None:
+    """What was there is there still, and nothing else is."""
+    name, *given = given
+    small_disk.resize("8k")
+    given = filled(given, PATH=small_disk.path / "out", RUN=finished)
+    before = Path(given[-1])
+    before.write_text("as it was\n")
+    (small_disk.path / "full").write_bytes(bytes(4096))
+    complains(name, run(name, *given))
+    assert before.read_text() == "as it was\n"
+    assert {file.name for file in small_disk.path.iterdir()} == {before.name, "full"}
+
+
+def test_a_device_is_written_to_and_not_replaced(run: Run, tmp_path: Path, finished: Path) -> None:
+    (tmp_path / "null").symlink_to("/dev/null")
+    assert run("report", finished, "--output", tmp_path / "null").code == 0
+    assert Path("/dev/null").is_char_device() and (tmp_path / "null").is_symlink()
+    (tmp_path / "link").symlink_to("page.html")
+    assert run("report", finished, "--output", tmp_path / "link").code == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "page.html").stat().st_size > 1000
+
+
 def test_a_run_whose_name_is_not_utf8(run: Run, tmp_path: Path, finished: Path) -> None:
     path = tmp_path / NOT_UTF8
     path.symlink_to(finished)

@@ -67,6 +67,7 @@ def test_an_exception_in_one_rank_ends_all_and_says_why(
         assert not path.exists()
     elif code == exit_codes.FAILED:
         assert line == f"evolve: error: rank {rank}: {error}: as asked: {moment}"
+        assert ("Traceback" in done.stderr) == (error != "SystemExit")
     assert running(path) == []
 
 

@@ -213,6 +213,18 @@ def test_says_what_a_users_file_raises(tmp_path: Path) -> None:
         applications.resolve(f"{tmp_path}/syntax.py:application")
 
 
+def test_lists_the_applications_of_a_users_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import math\nfrom transfer_nas.applications.digits import application as a\nx = 1\n"
+    )
+    with pytest.raises(ApplicationError, match=r"no attribute 'b'; Known: a$"):
+        applications.resolve(f"{file}:b")
+    file.write_text("import math\n")
+    with pytest.raises(ApplicationError, match=r"no attribute 'b'; it holds no Application$"):
+        applications.resolve(f"{file}:b")
+
+
 def raising() -> Data:
     raise FileNotFoundError("train.csv")
 
@@ -295,7 +307,13 @@ def spoilt(value: float, at: Any = (2, 1)) -> np.ndarray:
         (X, X[:, :1], {**REGRESSION, "output_units": 3}, "has 1 numbers a row.*output_units is 3"),
         (X, X[:, 0], {**REGRESSION, "output_activation": "sigmoid"}, "of sigmoid .* never reach"),
         (X, X[:, 0], {**REGRESSION, "metric": "accuracy"}, "counts classes.*use 'r2_score'"),
-        (X, CLASSES, {**SPARSE, "metric": "mse"}, "'mean_squared_error' takes as many targets"),
+        (X, CLASSES, {**SPARSE, "metric": "mse"}, "'mse' takes as many targets"),
+        (
+            X,
+            np.zeros(6, int),
+            {**SPARSE, "output_units": 1, "metric": "accuracy"},
+            "metric 'accuracy': with sparse_categorical_crossentropy and one output .* one class",
+        ),
         (X, CLASSES, {**SPARSE, "metric": "auc"}, "'auc' takes as many targets as"),
         (X, X[:, 0], {**REGRESSION, "metric": "sparse_categorical_accuracy"}, "numbers of classes"),
         (X, CLASSES, {"loss": "sparse_categorial_crossentropy"}, "unknown loss .*did you mean"),

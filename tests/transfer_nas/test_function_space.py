@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -216,6 +217,26 @@ def test_values_become_those_of_python() -> None:
 def test_values_that_cannot_be_written_down_are_refused(value: Any) -> None:
     with pytest.raises(SpaceError, match=r"gene '?n"):
         from_function(lambda choices: one_layer(choices, "n", [1, value]))([(3,)], 1)
+
+
+@pytest.mark.parametrize("name", [None, 3, ["width"]])
+def test_names_of_genes_are_texts(name: Any) -> None:
+    message = f"gene {re.escape(repr(name))}: expected a text as its name"
+    with pytest.raises(SpaceError, match=message):
+        Gene(name, (4, 8))
+    with pytest.raises(SpaceError, match=message):
+        from_function(lambda choices: one_layer(choices, name, [4, 8]))([(3,)], 1)
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_values_without_an_order_are_refused(kind: Any) -> None:
+    message = rf"values of {{}} 'width' are a {kind.__name__}, .* give a list or tuple"
+    with pytest.raises(SpaceError, match=message.format("gene")):
+        Gene("width", kind(["a", "b"]))
+    with pytest.raises(SpaceError, match=message.format("choice")):
+        from_function(lambda c: one_layer(c, "n", [c.choose("width", kind([4, 8]))]))([(3,)], 1)
+    space = from_function(lambda c: one_layer(c, "width", {4: 0, 8: 0}.keys()))([(3,)], 1)
+    assert space.genes == (Gene("width", (4, 8)),)
 
 
 def test_a_boolean_is_not_the_number_that_equals_it() -> None:

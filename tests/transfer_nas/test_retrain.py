@@ -12,6 +12,8 @@ from transfer_nas.retrain import main
 from transfer_nas.spaces import FeedForward
 from transfer_nas.testing import write_run
 
+from ..conftest import SmallDisk
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
@@ -65,6 +67,54 @@ def test_bad_input_is_one_line(
     assert main([str(run), *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("retrain: error: ") and error.count("\n") == 1 and complaint in error
+
+
+def test_a_model_for_which_there_is_no_room_is_one_line(
+    run: Path, small_disk: SmallDisk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_disk.resize("8k")
+    output = small_disk.path / "model.keras"
+    assert main([str(run), "--epochs", "1", "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"retrain: error: cannot write {output}: No space left on device\n"
+    assert not list(small_disk.path.iterdir())
+
+
+SPACE = """
+import sys
+from pathlib import Path
+from graph_meta import layers
+from graph_meta.graph import GraphBuilder
+
+def build(choices):
+    how = Path(__file__).with_name("how").read_text()
+    if choices.choose("width", [4, 8]) == 8 and how == "exit":
+        sys.exit("enough\\nof it")
+    if choices.choose("width", [4, 8]) == 8 and how == "raise":
+        raise ValueError("too\\nwide")
+    builder = GraphBuilder()
+    inputs = builder.input(choices.input_shapes[0])
+    outputs = layers.dense(choices.output_units, activation="softmax")
+    return builder.build(builder.add(outputs, inputs))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "why"), [("raise", "ValueError: too wide"), ("exit", "SystemExit: enough of it")]
+)
+def test_what_a_users_function_raises_is_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], how: str, why: str
+) -> None:
+    (tmp_path / "mine.py").write_text(SPACE)
+    (tmp_path / "how").write_text("")
+    name = f"{tmp_path}/mine.py:build"
+    space = resolve("digits").space(name)
+    write_run(tmp_path / "run", 6, space=space, settings={"space": name, "batch_size": 256})
+    found = runs.read(tmp_path / "run")
+    job = found.job[[genome[0] == 1 for genome in found.genomes].index(True)]
+    (tmp_path / "how").write_text(how)
+    assert main([str(tmp_path / "run"), "--job", str(job)]) == 1
+    assert capfd.readouterr().err == f"retrain: the training failed: {why}\n"
 
 
 def test_the_best_model_of_a_search_that_a_signal_ended(

@@ -1,5 +1,6 @@
 """What a run leaves on disk: written, refused, torn, damaged, taken up."""
 
+import codecs
 import contextlib
 import csv
 import dataclasses
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from graph_meta import LayerGraph, layers
@@ -23,6 +25,7 @@ from graph_meta.graph import FORMAT_VERSION, GraphBuilder
 from transfer_nas import runs
 from transfer_nas.errors import RunDirectoryError, SpaceError, Unwritable
 from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.search import results
 from transfer_nas.search.clock import Clock
 from transfer_nas.search.journal import claim
 from transfer_nas.search.results import MEASURES
@@ -251,6 +254,35 @@ def test_finished_evaluations_outlive_the_checkpoint(tmp_path: Path) -> None:
         ]
     with resume(tmp_path) as directory:
         assert directory.damage == [] and [job.id for job in directory.jobs] == [0, 1]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["checkpoint", "no checkpoint"])
+def test_what_pandas_and_excel_make_of_the_results_is_read(tmp_path: Path, lost: bool) -> None:
+    path = tmp_path / "run"
+    begin(path).close()
+    file = path / "results.csv"
+    pd.read_csv(file).to_csv(file, index=False)
+    text = file.read_text()
+    assert ",0.0," in text  # the parent: the other job has none
+    file.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert len(runs.read(path)) == 2 and runs.read(path).damaged == 0
+    if lost:
+        (path / "checkpoint").unlink()
+    directory = resume(path)
+    assert directory.evaluations[0].job.genome == JOBS[0].genome
+    assert directory.evaluations[1].measures["parent"] == 0
+    assert [evaluation.job.id for evaluation in directory.evaluations] == [0, 1]
+    assert directory.evaluations[1].job.parent == 0
+    directory.close()
+    assert not file.read_bytes().startswith(codecs.BOM_UTF8)
+    assert not list(path.glob("*.damaged"))
+
+
+@pytest.mark.parametrize("cell", ["4.5", "1e3", "nan", "4.", ".0", "", "x.0"])
+def test_a_cell_that_is_no_integer_is_not_taken_for_one(cell: str) -> None:
+    assert (results.integer("4"), results.integer("-4.00")) == (4, -4)
+    with pytest.raises(ValueError, match="invalid literal"):
+        results.integer(cell)
 
 
 def test_other_columns_are_not_damage(tmp_path: Path) -> None:

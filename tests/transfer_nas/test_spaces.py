@@ -235,6 +235,8 @@ def test_ones_own_space_is_found_by_module_and_attribute() -> None:
     assert spaces.find("transfer_nas.spaces.dense_skip:DenseSkip") is DenseSkip
     with pytest.raises(SpaceError, match="neither a subclass"):
         spaces.find("transfer_nas.spaces:REGISTRY")
+    with pytest.raises(SpaceError, match=r"did you mean 'DenseSkip'\? Known: DenseSkip$"):
+        spaces.find("transfer_nas.spaces.dense_skip:DenseSkp")
 
 
 @pytest.mark.parametrize(("shapes", "units"), [([], 1), ([(0,)], 1), ([(4,)], 0)])

@@ -60,7 +60,7 @@ def resolve(spec: str, data: str | None = None) -> Application:
     elif spec.endswith(".py"):
         found = load_only(Path(spec), Application, ApplicationError)
     elif is_plugin(spec):
-        found = load_attribute(spec, ApplicationError)
+        found = load_attribute(spec, ApplicationError, "Application", _is_application)
     else:
         raise ApplicationError(
             f"unknown application {spec!r}; {near_misses(spec, (*NAMES, 'none'))}; one's own: "
@@ -69,3 +69,7 @@ def resolve(spec: str, data: str | None = None) -> Application:
     if not isinstance(found, Application):
         raise ApplicationError(f"{spec} is not a transfer_nas.applications.Application: {found!r}")
     return found if data is None else found.with_data(data)
+
+
+def _is_application(value: object, _: str) -> bool:
+    return isinstance(value, Application)

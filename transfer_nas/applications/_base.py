@@ -292,7 +292,7 @@ class Application:
         for name in ("y_train", "y_valid"):
             if not isinstance(target := parts[name], tuple):
                 parts[name] = _rows.fit(
-                    name, target, terms, self.output_units, self.output_activation
+                    name, target, terms, self.output_units, self.output_activation, self.metric
                 )
         return Data(**parts)
 

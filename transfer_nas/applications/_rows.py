@@ -76,7 +76,9 @@ def check_rows(names: str, arrays: Sequence[Array]) -> None:
         )
 
 
-def fit(name: str, y: Array, terms: Terms, units: int, activation: str | None) -> Array:
+def fit(
+    name: str, y: Array, terms: Terms, units: int, activation: str | None, metric: Any
+) -> Array:
     """Return targets in the dtype that the loss takes, checked against loss, metric and outputs.
 
     Parameters
@@ -89,6 +91,8 @@ def fit(name: str, y: Array, terms: Terms, units: int, activation: str | None) -
         Loss and metric, by their one names.
     units, activation
         Of the outputs.
+    metric
+        As the user gave it, for messages.
 
     Raises
     ------
@@ -106,7 +110,7 @@ def fit(name: str, y: Array, terms: Terms, units: int, activation: str | None) -
             f"{name} holds {_shown(y.min())} to {_shown(y.max())}, which outputs of {activation} "
             "(0 to 1) never reach: regression takes no output_activation"
         )
-    _check_metric(name, y, terms.metric, kind, units)
+    _check_metric(name, y, terms, kind, units, metric)
     return y
 
 
@@ -299,25 +303,31 @@ _FITS: dict[str, Callable[[str, Array, str, int], Array]] = {
 }
 
 
-def _check_metric(name: str, y: Array, metric: Any, kind: str, units: int) -> None:
+def _check_metric(name: str, y: Array, terms: Terms, kind: str, units: int, given: Any) -> None:
+    metric = terms.metric
     known = _terms.METRICS.get(metric) if isinstance(metric, str) else None
     if known is None:
         return
     if known.targets == CLASSES and (kind in (UNIT, NUMBERS, ONE_HOT) or units == 1):
         better = "binary_accuracy" if units == 1 else "categorical_accuracy"
         raise ApplicationError(
-            f"metric {metric!r} takes numbers of classes, which {name}, shape {y.shape}, are not "
+            f"metric {given!r} takes numbers of classes, which {name}, shape {y.shape}, are not "
             f"for this loss: use metric={better!r}"
         )
     if known.targets == NUMBERS and kind == CLASSES:
+        if units == 1:
+            raise ApplicationError(
+                f"metric {given!r}: with {terms.loss} and one output there is but one class; "
+                "output_units is the number of classes, 1 only with loss='binary_crossentropy'"
+            )
         raise ApplicationError(
-            f"metric {metric!r} takes as many targets as there are outputs ({units}), and {name} "
+            f"metric {given!r} takes as many targets as there are outputs ({units}), and {name} "
             "holds numbers of classes: use metric='accuracy'"
         )
     counts = metric in ("binary_accuracy", "categorical_accuracy")
     if counts and kind == NUMBERS and not np.isin(y, (-1, 0, 1)).all():
         raise ApplicationError(
-            f"metric {metric!r} counts classes, and {name} holds {_shown(y.min())} to "
+            f"metric {given!r} counts classes, and {name} holds {_shown(y.min())} to "
             f"{_shown(y.max())}: use 'r2_score' or 'mean_absolute_error'"
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cpp_store.command_line import OK
 
-from cpp_store import command_line
+from cpp_store import command_line, files
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.report.arguments import add_groups
@@ -34,15 +34,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     content = page.content(found, against, given.labels, given.space)
     text = page.render(content)
     try:
-        # Names of directories may be any bytes.
-        output.write_text(text, encoding="utf-8", errors="backslashreplace")
+        files.write_text(output, text)
     except OSError as cause:
         raise InputError(f"cannot write {output}: {cause.strerror}") from cause
     everything = [*found, *against]
     for sentence in overview.states(everything, names(everything)):
         print(sentence)
-    evaluations = sum(map(len, everything))
-    print(f"{output}: {evaluations:,} evaluations, {output.stat().st_size / 1e6:.1f} MB")
+    evaluations, size = sum(map(len, everything)), len(text.encode(errors="backslashreplace"))
+    print(f"{output}: {evaluations:,} evaluations, {size / 1e6:.1f} MB")
     return OK
 
 

@@ -20,6 +20,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet
 
+from cpp_store import files
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
 from transfer_nas.runs.reading import FINISHED, Run, described
@@ -63,11 +64,10 @@ def pack(run: Run, output: Path) -> None:
                 if content == _as_csv(table):
                     continue  # the table says it all
             metadata[_FILE + name.encode()] = _compressed(content)
-        fresh = output.with_name(output.name + ".new")
-        # Metadata of the schema, which is where Parquet keeps keys and values.
-        with pa.OSFile(os.fsencode(fresh), "w") as sink:  # its name need not be UTF-8
+        # The file's name need not be UTF-8.
+        with files.replacing(output) as fresh, pa.OSFile(os.fsencode(fresh), "w") as sink:
+            # Metadata of the schema, which is where Parquet keeps keys and values.
             pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), sink)
-        fresh.replace(output)
     except OSError as cause:
         raise RunDirectoryError(f"cannot pack {run.path}: {cause}") from cause
 

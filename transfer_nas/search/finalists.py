@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpp_store import files
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
@@ -117,5 +118,5 @@ def retrain(
             result["model"] = f"retrained-{before.job.id}.keras"
             fully.save_model(directory / result["model"])
         results.append(result)
-    (directory / "retrained.json").write_text(json.dumps(results, indent=2) + "\n")
+    files.write_text(directory / "retrained.json", json.dumps(results, indent=2) + "\n")
     return results

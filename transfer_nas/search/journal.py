@@ -143,17 +143,6 @@ def read_lines(content: bytes, name: str, parse: Callable[[str], T]) -> Found[T]
     return found
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new one, never a part."""
-    fresh = path.with_name(path.name + ".new")
-    try:
-        fresh.write_text(text, encoding="utf-8", newline="")
-        fresh.replace(path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
-
-
 def write_new(path: Path, text: str) -> None:
     """Write a file that must not be there yet, whole; of several who try at once, one can.
 

@@ -7,6 +7,7 @@ from damage, and keeps a stray quote from taking rows behind it along.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -119,6 +120,18 @@ def measure_cell(value: Measure) -> str:
     return " ".join(value.splitlines()) if isinstance(value, str) else str(value)
 
 
+def integer(cell: str) -> int:
+    """Return the integer in a cell, perhaps as pandas writes those of a column with gaps: 4.0.
+
+    Raises
+    ------
+    ValueError
+        There is another number, or none.
+    """
+    whole, point, zeros = cell.partition(".")
+    return int(whole if point and zeros and not zeros.strip("0") else cell)
+
+
 @dataclass
 class Rows:
     """What is in a file.
@@ -158,7 +171,8 @@ def split(content: bytes, genes: Mapping[str, GeneCells]) -> Rows:
     genes
         By name.
     """
-    lines = content.split(b"\n")[:-1]  # what has no end is torn
+    # Excel begins with a mark of UTF-8; what has no end is torn.
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")[:-1]
     found = Rows()
     begin, header = _header(lines, sum(name.count("\n") for name in genes))
     if not header:

@@ -18,11 +18,12 @@ from typing import Any, TextIO
 
 from cpp_store.command_line import open_stream
 
+from cpp_store import files
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
 from transfer_nas.applications import Application
 from transfer_nas.ending import Ending
 from transfer_nas.errors import writing
-from transfer_nas.job import Evaluation
+from transfer_nas.job import Evaluation, one_line
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
 from transfer_nas.search.algorithm import Algorithm
@@ -33,7 +34,6 @@ from transfer_nas.search.finalists import Finalists, retrain
 from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.isolation import InChild
-from transfer_nas.search.journal import write_whole
 from transfer_nas.search.manager import GIVE_UP_AFTER, Manager
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress, patience
 from transfer_nas.search.random_search import RandomSearch
@@ -251,7 +251,7 @@ class _Search:
         )
         with writing(settings.directory):
             text = json.dumps(summary, indent=2) + "\n"
-            write_whole(settings.directory / "summary.json", text)
+            files.write_text(settings.directory / "summary.json", text)
         code = _exit_code(manager, interruption)
         in_time = ended_by in (None, "timeout")
         if in_time and (signalled := self._finish_models(finalists, trainer)):
@@ -303,7 +303,11 @@ def _write_best(directory: Path, application: Application, terminal: TextIO) -> 
     except Exception as error:  # custom layers may do anything
         _log.exception("best.keras")
         kept = trained_model.best_path(directory)
-        print(f"best.keras could not be written, {kept} is kept: {error}", file=terminal)
+        print(
+            f"best.keras could not be written: {one_line(error)}; {kept} is kept, and "
+            f"{command('transfer_nas.trained_model', str(directory))} makes it once that is mended",
+            file=terminal,
+        )
 
 
 def _observer(

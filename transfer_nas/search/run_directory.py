@@ -28,12 +28,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpp_store import files
 from graph_meta.graph import FORMAT_VERSION, GraphError, check_version
 from transfer_nas.errors import RunDirectoryError, SpaceError, writing
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.search import results
 from transfer_nas.search.clock import Clock, resumptions
-from transfer_nas.search.journal import Found, Journal, claim, read_lines, write_new, write_whole
+from transfer_nas.search.journal import Found, Journal, claim, read_lines, write_new
 from transfer_nas.search.results import MEASURES, GeneCells
 from transfer_nas.spaces import Space
 
@@ -191,7 +192,7 @@ class RunDirectory:
             try:
                 description = load_description(path)  # as it is now that nobody else changes it
                 description.setdefault("resumed", []).append({"at": time.time(), **extra})
-                write_whole(path / "run.json", json.dumps(description, indent=2) + "\n")
+                files.write_text(path / "run.json", json.dumps(description, indent=2) + "\n")
             except BaseException:
                 directory.close()
                 raise
@@ -296,7 +297,7 @@ class RunDirectory:
         for cells, line, text in zip(rows.cells, rows.lines, rows.texts, strict=True):
             try:
                 row = dict(zip(rows.header, cells, strict=True))
-                id = int(row["job_id"])
+                id = results.integer(row["job_id"])
                 if id in told:
                     raise ValueError(f"job {id} is there twice")
                 job = self._known.get(id) or self._rebuilt(id, row, bound)
@@ -330,7 +331,7 @@ class RunDirectory:
         if min(genome, default=0) < 0 or halving or not 0 <= id < bound:
             raise ValueError(f"job {id} is not in the checkpoint")
         parent = row.get("m:parent")
-        return Job(id, genome, int(parent) if parent else None)
+        return Job(id, genome, results.integer(parent) if parent else None)
 
 
 def _evaluation(job: Job, row: Mapping[str, str]) -> Evaluation:
@@ -339,7 +340,9 @@ def _evaluation(job: Job, row: Mapping[str, str]) -> Evaluation:
     if status != DONE and not status.startswith("F_"):
         raise ValueError(f"expected DONE or F_… as status, found {status!r}")
     measures: dict[str, Measure] = {
-        name: kind(row[f"m:{name}"]) for name, kind in MEASURES.items() if row.get(f"m:{name}")
+        name: (results.integer if kind is int else kind)(row[f"m:{name}"])
+        for name, kind in MEASURES.items()
+        if row.get(f"m:{name}")
     }
     return Evaluation(
         job, status, float(row["objective"]) if status == DONE else math.nan, measures

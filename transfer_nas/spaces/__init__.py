@@ -67,7 +67,7 @@ def find(name: str) -> type[Space]:
         return REGISTRY[name]
     if not is_plugin(name):
         raise SpaceError(f"unknown space {name!r}; {near_misses(name, REGISTRY)}")
-    found = load_attribute(name, SpaceError)
+    found = load_attribute(name, SpaceError, "Space and no function", _is_own)
     if isinstance(found, type) and issubclass(found, Space):
         return found
     if inspect.isfunction(found):
@@ -75,6 +75,12 @@ def find(name: str) -> type[Space]:
     raise SpaceError(
         f"{name} is neither a subclass of transfer_nas.spaces.Space nor a function: {found!r}"
     )
+
+
+def _is_own(value: Any, module: str) -> bool:
+    """Whether a value is a space, or a function for one, that a module defines, not imports."""
+    space = isinstance(value, type) and issubclass(value, Space)
+    return (space or inspect.isfunction(value)) and value.__module__ == module
 
 
 def get(

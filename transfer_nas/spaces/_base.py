@@ -45,6 +45,9 @@ class Gene:
     values: tuple[Scalar, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise SpaceError(f"gene {self.name!r}: expected a text as its name")
+        check_ordered("gene", self.name, self.values)
         values = tuple(map(_plain, self.values))
         # Whatever is chosen is written down, and is to be read back as what it was.
         for value in (self.name, *values):
@@ -60,6 +63,15 @@ class Gene:
                 f"gene {self.name}: expected different values, found {list(self.values)}"
             )
         object.__setattr__(self, "values", values)
+
+
+def check_ordered(what: str, name: str, values: object) -> None:
+    """Raise SpaceError for values that each process would number otherwise."""
+    if isinstance(values, set | frozenset):
+        raise SpaceError(
+            f"values of {what} {name!r} are a {type(values).__name__}, which has another order in "
+            "each process; give a list or tuple"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import one_line
 from transfer_nas.spaces import _start
-from transfer_nas.spaces._base import Gene, Genome, Randomness, Scalar, Space
+from transfer_nas.spaces._base import Gene, Genome, Randomness, Scalar, Space, check_ordered
 
 if TYPE_CHECKING:
     import keras
@@ -58,6 +58,7 @@ class Choices:
             Numbers of NumPy come back as Python's.
         """
         try:
+            check_ordered("choice", name, values)
             offered = Gene(name, tuple(values)).values
         except SpaceError as cause:
             raise _ChoiceError(str(cause)) from cause

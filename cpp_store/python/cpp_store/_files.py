@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cpp_store import _arguments as arguments
+from cpp_store import files
 from cpp_store._core import LayerTable, ModelInfo
 from cpp_store.command_line import InputError
 
@@ -252,27 +251,13 @@ def map_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 @contextlib.contextmanager
 def replacing(path: Path, replace: bool) -> Iterator[Path]:
-    """Give a file to write beside `path`, which becomes it at the end."""
+    """Give a file to write beside `path`, as `files.replacing` does."""
     if path.exists() and not replace:
         raise FileError(f"{path} exists already; --force replaces it")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror}") from error
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # as any new file; temporary ones are private
-        if replace:
-            temporary.replace(path)
-        else:
-            path.hardlink_to(temporary)  # unlike a rename, fails if it appeared meanwhile
+        with files.replacing(path, replace=replace) as temporary:
+            yield temporary
     except FileExistsError as error:
         raise FileError(f"{path} exists already; --force replaces it") from error
     except OSError as error:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
