@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,8 +26,9 @@ from pathlib import Path
 
 import figures
 import store_increments
-from methods import MIB, redis_server
-from store_servers import SHARED_MEMORY, connect, server
+from client_processes import Clients, reached_by_memory, redis_socket, soon
+from methods import MIB
+from store_servers import server
 
 QUESTION = figures.Question(
     compares="the store, through shared memory and over libfabric, with safetensors files on tmpfs "
@@ -71,79 +71,36 @@ class Way:
 
     def __init__(self, name: str, where: str, count: int, size: int, stack: ExitStack) -> None:
         self.name = name
-        self._clients = []
+        script = store_increments.__file__
+        self._clients = Clients(script, [name, where, str(size)], count, stack)
         for number in range(count):
-            command = [
-                sys.executable,
-                store_increments.__file__,
-                name,
-                where,
-                f"{number}",
-                f"{size}",
-            ]
-            client = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            stack.enter_context(client)
-            assert client.stdin is not None
-            stack.callback(client.stdin.close)
-            self._clients.append(client)
-        for client in self._clients:
-            self._hear(client)
+            self._clients.hear(number)
 
     def turn(self, together: int, share: int) -> float:
         """Let so many clients put a child each; return GB/s, from the first to the last."""
-        clients = self._clients[:together]
-        start = store_increments.soon()
-        for client in clients:
-            print(start, share, file=client.stdin, flush=True)
-        spans = [json.loads(self._hear(client)) for client in clients]
+        start = soon()
+        spans = [json.loads(line) for line in self._clients.tell(f"{start} {share}", together)]
         nbytes = sum(span["bytes"] for span in spans)
         return float(nbytes / (max(span["end"] for span in spans) - start) / 1e9)
-
-    def _hear(self, client: subprocess.Popen[str]) -> str:
-        assert client.stdout is not None
-        line = client.stdout.readline()
-        if not line:
-            raise SystemExit(f"a client of {self.name} ended")
-        return line
 
 
 @contextmanager
 def opened(count: int, size: int) -> Iterator[list[Way]]:
     """Yield the ways that can be had here, each with so many clients."""
     with ExitStack() as stack:
-
-        def add(name: str, where: str) -> None:
-            ways.append(Way(name, where, count, size, stack))
-
-        ways: list[Way] = []
         # A parent and a child of each client, for both ways through which the server is reached.
         started = stack.enter_context(server(5 * count * size, touched=2 * count * size))
-        shared = connect(started.address, SHARED_MEMORY)
-        if shared is None:
-            figures.lacks("store", "shared memory: the same user and network namespace")
-        else:
-            shared.close()
-            add("store", started.address)
-        add("store_tcp", started.address)
-        add("memcpy", "")
+        places = {"store_tcp": started.address, "memcpy": "memory"}
+        if reached_by_memory(started.address):
+            places = {"store": started.address, **places}
         tmpfs = Path("/dev/shm")
         if tmpfs.is_dir():
-            add("files", stack.enter_context(tempfile.TemporaryDirectory(dir=tmpfs)))
+            places["files"] = stack.enter_context(tempfile.TemporaryDirectory(dir=tmpfs))
         else:
             figures.lacks("files", "a tmpfs at /dev/shm")
-        try:
-            import redis  # noqa: F401
-
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            socket = stack.enter_context(redis_server(directory, ["--save", ""]))
-        except ImportError:
-            figures.lacks("redis", "pip install redis hiredis")
-            socket = ""
-        if socket:
-            add("redis", socket)
-        yield ways
+        if socket := stack.enter_context(redis_socket()):
+            places["redis"] = socket
+        yield [Way(name, where, count, size, stack) for name, where in places.items()]
 
 
 def compare(

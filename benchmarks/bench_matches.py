@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,8 +27,9 @@ from pathlib import Path
 import figures
 import numpy as np
 import store_matches
-from methods import MIB, redis_server
-from store_servers import SHARED_MEMORY, connect, server
+from client_processes import Clients, reached_by_memory, redis_socket, soon
+from methods import MIB
+from store_servers import server
 
 from cpp_store import LayerTable, PrefixIndex
 from transfer_nas.population import default_space, draw_genomes, draw_lineage
@@ -117,16 +117,7 @@ class Way:
     def __init__(self, name: str, where: str, count: int, stack: ExitStack) -> None:
         self.name, self._where = name, where
         self._file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "questions"
-        self._clients = []
-        for number in range(count):
-            command = [sys.executable, store_matches.__file__, name, where, str(number)]
-            client = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            stack.enter_context(client)
-            assert client.stdin is not None
-            stack.callback(client.stdin.close)
-            self._clients.append(client)
+        self._clients = Clients(store_matches.__file__, [name, where], count, stack)
 
     def store(self, tables: Sequence[LayerTable], first: int) -> None:
         """Keep models named after their position."""
@@ -136,33 +127,19 @@ class Way:
     def ask_about(self, tables: Sequence[LayerTable]) -> None:
         """Let all clients know what will be asked."""
         self._file.write_text(json.dumps([table.encode().hex() for table in tables]))
-        for client in self._clients:
-            self._tell(client, "questions", str(self._file))
+        self._clients.tell(f"questions {self._file}")
 
     def wrong(self, expected: Sequence[tuple[int, int]]) -> int:
         """Return how many answers are not what they should be."""
-        found = json.loads(self._tell(self._clients[0], "answers"))
+        [answers] = self._clients.tell("answers", together=1)
+        found = json.loads(answers)
         return sum(tuple(each) != right for each, right in zip(found, expected, strict=True))
 
     def turn(self, together: int, span: float) -> tuple[float, float]:
         """Return answers a second of so many clients, and the median seconds of one answer."""
-        start = store_matches.soon()
-        clients = self._clients[:together]
-        for client in clients:
-            print("ask", start, span, file=client.stdin, flush=True)
-        answers = [json.loads(self._hear(client)) for client in clients]
+        said = self._clients.tell(f"ask {soon()} {span}", together)
+        answers = [json.loads(line) for line in said]
         return sum(rate for rate, _ in answers), statistics.median(each for _, each in answers)
-
-    def _tell(self, client: subprocess.Popen[str], *what: str) -> str:
-        print(*what, file=client.stdin, flush=True)
-        return self._hear(client)
-
-    def _hear(self, client: subprocess.Popen[str]) -> str:
-        assert client.stdout is not None
-        line = client.stdout.readline()
-        if not line:
-            raise SystemExit(f"a client of {self.name} ended")
-        return line
 
 
 @contextmanager
@@ -170,23 +147,9 @@ def opened(count: int) -> Iterator[list[Way]]:
     """Yield the ways that can be had here, each with so many clients."""
     with ExitStack() as stack:
         started = stack.enter_context(server(512 * MIB))
-        ways = []
-        shared = connect(started.address, SHARED_MEMORY)
-        if shared is None:
-            figures.lacks("store", "shared memory: the same user and network namespace")
-        else:
-            shared.close()
-            ways.append(Way("store", started.address, count, stack))
-        ways.append(Way("store_tcp", started.address, count, stack))
-        try:
-            import redis  # noqa: F401
-
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            socket = stack.enter_context(redis_server(directory, ["--save", ""]))
-        except ImportError:
-            figures.lacks("redis", "pip install redis hiredis")
-            socket = ""
-        if socket:
+        names = ["store"] * reached_by_memory(started.address) + ["store_tcp"]
+        ways = [Way(name, started.address, count, stack) for name in names]
+        if socket := stack.enter_context(redis_socket()):
             ways.append(Way("redis", socket, count, stack))
         yield ways
 

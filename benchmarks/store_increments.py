@@ -1,6 +1,6 @@
 """One client of ``bench_increments.py``: puts children of its model, when it is told to.
 
-Run as ``store_increments.py WAY WHERE NUMBER BYTES``; puts the parent, says ``ready``, and takes
+Run as ``store_increments.py WAY WHERE BYTES NUMBER``; puts the parent, says ``ready``, and takes
 lines of ``START SHARE`` on standard input: when to begin, and how many per cent of the child's
 bytes are its own.
 """
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from client_processes import wait_for
 from store_servers import SHARED_MEMORY, Tensors, connect, copy, empty_like, tensors_of
 
 import cpp_store
@@ -134,13 +135,8 @@ class Memcpy(Keeper):
         pass
 
 
-def soon() -> float:
-    """Return a moment at which all clients can begin."""
-    return time.monotonic() + 0.02
-
-
-def main(way: str, where: str, number: str, nbytes: int) -> None:
-    tensors = tensors_of(nbytes, LAYERS, seed=int(number))
+def main(way: str, where: str, nbytes: str, number: str) -> None:
+    tensors = tensors_of(int(nbytes), LAYERS, seed=int(number))
     names = list(tensors)
     keeper: Keeper
     if way == "files":
@@ -156,7 +152,7 @@ def main(way: str, where: str, number: str, nbytes: int) -> None:
     for count, line in enumerate(sys.stdin):
         start, share = line.split()
         own = names[len(names) - len(names) * int(share) // 100 :]
-        time.sleep(max(0.0, float(start) - time.monotonic()))
+        wait_for(float(start))
         keeper.put(f"child{count}", tensors, own)
         end = time.monotonic()
         keeper.forget(f"child{count}", own)
@@ -165,4 +161,4 @@ def main(way: str, where: str, number: str, nbytes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]))
+    main(*sys.argv[1:])

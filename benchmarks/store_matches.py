@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from client_processes import wait_for
 from store_servers import SHARED_MEMORY, connect
 
 from cpp_store import LayerTable, Store
@@ -93,14 +94,9 @@ def opened(way: str, where: str, number: int = 0) -> Iterator[Asker]:
         yield StoreAsker(store)
 
 
-def soon() -> float:
-    """Return a moment at which all clients can begin."""
-    return time.monotonic() + 0.02
-
-
 def _ask_for(asker: Asker, tables: Sequence[LayerTable], start: float, span: float) -> list[float]:
     """Return the seconds of each answer, from one moment on for `span` seconds."""
-    time.sleep(max(0.0, start - time.monotonic()))
+    wait_for(start)
     taken: list[float] = []
     before = time.monotonic()
     end = before + span

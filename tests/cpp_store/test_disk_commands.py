@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sqlite3
 from pathlib import Path
 
@@ -143,6 +144,21 @@ def test_check_drops_heirs_of_what_is_damaged(
     assert main(["check", str(directory)]) == 0
     with cpp_store.embedded(data_dir=directory) as store:
         assert store.list() == []
+
+
+def test_a_catalogue_that_is_cut_off_says_what_to_do(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue = directory / "catalogue.sqlite"
+    os.truncate(catalogue, catalogue.stat().st_size // 2)
+    for flags in ([], ["--repair"]):
+        assert main(["check", str(directory), *flags]) == 2
+        assert "move it out of the directory" in capsys.readouterr().err
+    segments = sorted(path.name for path in (directory / "segments").iterdir())
+    catalogue.rename(tmp_path / "damaged.sqlite")
+    assert main(["check", str(directory), "--repair"]) == 1
+    assert main(["check", str(directory)]) == 0
+    assert sorted(path.name for path in (directory / "aside").iterdir()) == segments
 
 
 def test_check_wants_a_directory_that_nobody_has_open(

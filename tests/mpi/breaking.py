@@ -54,6 +54,11 @@ class Keras:
 class Breaking(FeedForward):
     name = "breaking"
 
+    def __init__(self, *arguments: Any) -> None:
+        # As where values come from a set, whose order is another one in each process.
+        turned = "UNORDERED" in os.environ and expected_rank() > 0
+        super().__init__(*arguments, activations=("tanh", "relu") if turned else ("relu", "tanh"))
+
     def describe(self) -> dict[str, Any]:
         moment("opening")
         return super().describe()

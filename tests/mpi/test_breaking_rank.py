@@ -106,10 +106,19 @@ def test_a_signal_that_asks_one_rank_to_end_ends_all_in_good_order(
     assert running(path) == []
 
 
-def test_ranks_with_different_data_are_refused(mpiexec: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("UNSEEDED", ("ranks 1, 2: other data than in rank 0", "random_state")),
+        ("UNORDERED", ("space breaking: ranks 1, 2: other genes than in rank 0", "not a set")),
+    ],
+)
+def test_ranks_with_different_tasks_are_refused(
+    mpiexec: Any, tmp_path: Path, what: str, says: tuple[str, ...]
+) -> None:
     path = tmp_path / "run"
-    done = search(mpiexec, path, "never 0 never", *LONG, ranks=3, UNSEEDED="1")
+    done = search(mpiexec, path, "never 0 never", *LONG, ranks=3, **{what: "1"})
     assert done.returncode == exit_codes.BAD_INPUT
     [line] = done.stderr.splitlines()
-    assert "ranks 1, 2: other data than in rank 0" in line and "random_state" in line
+    assert all(part in line for part in says)
     assert not path.exists()

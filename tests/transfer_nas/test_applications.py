@@ -437,6 +437,24 @@ def test_outputs_have_to_go_with_the_loss(
         wrong.space("feed_forward")
 
 
+def test_a_function_that_ends_otherwise_is_told_so_and_searched(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def linear(choices: Choices) -> LayerGraph:
+        builder = GraphBuilder()
+        edge = builder.add(layers.dense(choices.choose("units", [5, 6])), builder.input((3,)))
+        return builder.build(builder.add(layers.dense(choices.output_units), edge))
+
+    asked = application(
+        output_units=3,
+        output_activation="softmax",
+        loss="sparse_categorical_crossentropy",
+        metric="accuracy",
+    )
+    assert asked.space(linear).name == "linear"
+    assert "let the last one have activation='softmax'" in caplog.text
+
+
 def of_its_own(choices: Choices) -> LayerGraph:
     builder = GraphBuilder()
     edge = builder.input((4,))

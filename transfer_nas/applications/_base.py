@@ -276,7 +276,15 @@ class Application:
         graph = _drawn(space)
         if graph is not None:
             shapes = shapes_of(self.input_shapes)
-            self._saying(_network.check, space.name, graph, shapes, self.loss, self.output_units)
+            self._saying(
+                _network.check,
+                space.name,
+                graph,
+                shapes,
+                self.loss,
+                self.output_units,
+                self.output_activation,
+            )
         return space
 
     def _prepared(self, data: Data) -> Data:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
+
+from cpp_store.command_line import expected_rank
 
 from graph_meta import LayerGraph
 from transfer_nas.applications import _terms
 from transfer_nas.applications._terms import CLASSES, ONE_HOT, UNIT
 from transfer_nas.errors import ApplicationError
 
+_log = logging.getLogger(__name__)
+
 
 def check(
-    space: str, graph: LayerGraph, shapes: Sequence[tuple[int, ...]], loss: Any, units: int
+    space: str,
+    graph: LayerGraph,
+    shapes: Sequence[tuple[int, ...]],
+    loss: Any,
+    units: int,
+    output_activation: str | None,
 ) -> None:
     """Raise ApplicationError if a network does not go with inputs, loss and targets.
+
+    A network that does not end as the application asks for is its function's matter: a warning.
 
     Parameters
     ----------
@@ -28,6 +40,8 @@ def check(
         As the user gave it.
     units
         Width of the outputs that the application needs.
+    output_activation
+        What the application has its networks end in.
     """
     takes = [graph.layers[edge.layer].spec.config.get("batch_shape") for edge in graph.inputs]
     if len(takes) != len(shapes) or not all(map(_takes, takes, shapes)):
@@ -54,10 +68,13 @@ def check(
     kind = _terms.LOSSES.get(name) if isinstance(name, str) else None
     if activation == "linear" and kind in (CLASSES, ONE_HOT, UNIT) and "crossentropy" in name:
         wanted = "sigmoid" if kind == UNIT else "softmax"
-        raise ApplicationError(
+        ends = (
             f"{name} takes probabilities, and the networks of space {space} end in a linear layer: "
-            f"set output_activation={wanted!r}"
         )
+        if output_activation in (None, "linear"):
+            raise ApplicationError(f"{ends}set output_activation={wanted!r}")
+        if expected_rank() == 0:
+            _log.warning("%slet the last one have activation=%r", ends, wanted)
 
 
 def _takes(batch_shape: Sequence[int | None] | None, shape: tuple[int, ...]) -> bool:

@@ -107,7 +107,7 @@ class _Search:
         gpu = self._share_the_node()
         with self._patience("loading the application and its data", _UNLESS_REFUSED):
             application, space = together(ranks, lambda: worker.resolve(settings))
-            worker.same_data(application, ranks)
+            worker.same_task(application, space, ranks)
         if settings.tensorboard:
             together(ranks, tensorboard.check)
         with self._patience("connecting to the weight store", _UNLESS_REFUSED):

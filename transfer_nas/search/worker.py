@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import secrets
@@ -30,6 +31,10 @@ _CONNECT_TIMEOUT = 10.0  # seconds
 _DIFFERS = (
     "other data than in {}: expected load() to return the same in each process; a split or a "
     "shuffle needs a seed of its own, such as train_test_split(…, random_state=0)"
+)
+_GENES_DIFFER = (
+    "other genes than in rank 0: expected the same choices with the same values in the same order "
+    "in each process; give values as a list, not a set, and draw none without a seed"
 )
 _log = logging.getLogger(__name__)
 
@@ -167,13 +172,23 @@ def servers(settings: Settings, ranks: Ranks) -> Iterator[Servers]:
             ranks.share(None)  # nobody stops a server while others still use it
 
 
-def same_data(application: Application, ranks: Ranks) -> None:
-    """Raise InputError in all ranks if their data differs; collective."""
-    found = ranks.share(application.namespace)
-    different = [str(rank) for rank, namespace in enumerate(found) if namespace != found[0]]
-    if different:
-        which = f"rank{'s' * (len(different) > 1)} {', '.join(different)}"
-        raise Refused(f"application {application.name}: {which}: {_DIFFERS.format('rank 0')}")
+def same_task(application: Application, space: Space, ranks: Ranks) -> None:
+    """Raise InputError in all ranks if their data or genes differ; collective.
+
+    Genomes travel as positions of values: another order of values is another network.
+    """
+    said = [(gene.name, [repr(value) for value in gene.values]) for gene in space.genes]
+    found = ranks.share([application.namespace, json.dumps(said)])
+    for part, (what, differs) in enumerate(
+        (
+            (f"application {application.name}", _DIFFERS.format("rank 0")),
+            (f"space {space.name}", _GENES_DIFFER),
+        )
+    ):
+        different = [str(rank) for rank, said in enumerate(found) if said[part] != found[0][part]]
+        if different:
+            which = f"rank{'s' * (len(different) > 1)} {', '.join(different)}"
+            raise Refused(f"{what}: {which}: {differs}")
 
 
 def _own_servers(

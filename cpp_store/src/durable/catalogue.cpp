@@ -160,6 +160,11 @@ void Catalogue::fail(const char* what) const {
     if (system != 0 && (code & 0xff) == SQLITE_IOERR) {
         cause += " (" + std::generic_category().message(system) + ")";
     }
+    if ((code & 0xff) == SQLITE_CORRUPT) {
+        cause +=
+            "; put a copy of the catalogue back, or move it out of the directory: cpp-store check "
+            "--repair then moves the segments to aside/ and begins anew";
+    }
     throw Error(Errc::storage, std::string(what) + " " + path_.string() + ": " + cause);
 }
 
