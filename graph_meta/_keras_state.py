@@ -78,14 +78,58 @@ def set_state(operation: Any, state: Mapping[str, Any], where: str) -> None:
     """Give a built layer the state that `state_of` found."""
     inside = _layers(operation)
     for number, entry in state.items():
-        if number == START:  # so that the layer has the same name when it is read again
-            setattr(operation, _START, json.dumps(entry))
-            operation.trainable = not entry.get("frozen")
-            continue
         try:
-            _set(inside[int(number)], entry)
+            if number == START:  # so that the layer has the same name when it is read again
+                setattr(operation, _START, json.dumps(entry))
+                _freeze(operation, entry.get("frozen", {}))
+            else:
+                _set(inside[int(number)], entry)
         except (OSError, *REFUSALS) as error:
             raise GraphError(f"{where}: Keras refuses its state: {one_line(error)}") from error
+
+
+def frozen_of(operation: Any, where: str) -> bool | dict[str, list[int]]:
+    """Return what of a layer never trains though it could: True for all of it.
+
+    Else the numbers of the ``layers`` inside it, as `state_of` counts them, and of its ``weights``.
+
+    Raises
+    ------
+    GraphError
+        A part trains inside what does not: Keras goes by the weight, and by the layer elsewhere.
+    """
+    inside = _layers(operation)
+    for layer in inside:
+        if not layer.trainable and any(weight.trainable for weight in layer.weights):
+            part = "it" if layer is operation else f"the layer {layer.name} inside it"
+            raise GraphError(
+                f"{where}: {part} is frozen and some of its weights are not; leave it trainable, "
+                "and set trainable = False of the parts that shall not train"
+            )
+    if not operation.trainable:
+        return bool(operation.weights)
+    could = {id(weight) for layer in inside for weight in layer._trainable_variables}
+    found = {
+        "layers": [n for n, layer in enumerate(inside) if layer.weights and not layer.trainable],
+        "weights": [
+            n
+            for n, weight in enumerate(weights_of(operation))
+            if id(weight) in could and not weight.trainable
+        ],
+    }
+    return {key: numbers for key, numbers in found.items() if numbers}
+
+
+def _freeze(operation: Any, frozen: bool | Mapping[str, list[int]]) -> None:
+    """Undo `frozen_of`. What the configuration has frozen inside the layer stays so."""
+    if isinstance(frozen, Mapping):
+        inside, weights = _layers(operation), weights_of(operation)
+        parts = [inside[n] for n in frozen.get("layers", ())]
+        parts += [weights[n] for n in frozen.get("weights", ())]
+    else:
+        parts = [operation] if frozen else []
+    for part in parts:
+        part.trainable = False
 
 
 def derive(operation: Any) -> None:

@@ -40,7 +40,7 @@ FORMAT_VERSION = 2
 Shape = tuple[int | None, ...]
 
 #: Key of a layer's state: ``weights``, for each weight a digest of what it starts from, or null for
-#: its initializer's; ``frozen``, true for a layer that never trains.
+#: its initializer's; ``frozen``, true for a layer that never trains, or what of it never does.
 START = "start"
 
 _LAYERS_KEPT = 4096  # of one spec
@@ -168,20 +168,28 @@ class LayerSpec:
     @property
     def frozen(self) -> bool:
         """Whether the layer never trains, whoever inherits from whom."""
-        return bool(self.state.get(START, {}).get("frozen"))
+        return self.state.get(START, {}).get("frozen") is True
+
+    @property
+    def frozen_parts(self) -> Mapping[str, Any]:
+        """What never trains of a layer that does: numbers of ``layers`` and ``weights`` inside."""
+        found = self.state.get(START, {}).get("frozen")
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def given(self) -> tuple[str | None, ...]:
         """Digest of what each weight starts from, None for its initializer's; empty if all do."""
         return tuple(self.state.get(START, {}).get("weights", ()))
 
-    def with_start(self, weights: Sequence[str | None], frozen: bool) -> LayerSpec:
+    def with_start(
+        self, weights: Sequence[str | None], frozen: bool | Mapping[str, Sequence[int]]
+    ) -> LayerSpec:
         """Return the spec of the same layer, with another start."""
         start: dict[str, Any] = {}
         if any(weight is not None for weight in weights):
             start["weights"] = list(weights)
         if frozen:
-            start["frozen"] = True
+            start["frozen"] = frozen
         state = {**self.state, START: start} if start else self.state
         return LayerSpec(self.class_name, self.config, self.weights, state)
 

@@ -4,8 +4,10 @@ Any Keras 3 model that is a graph of layers: Functional, built Sequential, sever
 outputs, shared layers, nested models (which become part of the one graph), layers called with
 several or keyword tensors, operations on tensors such as ``x + y``, registered custom layers.
 
-What a call of a model decides is no part of the graph: ``training`` arguments, and masks that Keras
-passes on by itself. The structure of a model's inputs and outputs (a dict, say) becomes a list.
+What a call of a model decides is no part of the graph: masks that Keras passes on by itself, and
+``training`` arguments that change nothing. Others are: they hold where the model is called without
+one. (``fit``, ``evaluate`` and ``predict`` have one, and Keras passes it on to all layers.) The
+structure of a model's inputs and outputs (a dict, say) becomes a list.
 """
 
 from __future__ import annotations
@@ -192,10 +194,22 @@ def derive_state(model: keras.Model) -> None:
         _keras_state.derive(layer)
 
 
-class _Scope:
-    """One call of a nested model, or the model itself: what its inputs are bound to."""
+def frozen_of(layer: keras.layers.Layer) -> bool | dict[str, list[int]]:
+    """Return what of a layer never trains though it could, as `LayerSpec.with_start` takes it."""
+    return _keras_state.frozen_of(layer, f"layer {layer.name} ({type(layer).__name__})")
 
-    def __init__(self) -> None:
+
+class _Scope:
+    """One call of a nested model, or the model itself: what its inputs are bound to.
+
+    Parameters
+    ----------
+    training
+        What the call says of training to all layers, whatever they were told; None: nothing.
+    """
+
+    def __init__(self, training: bool | None = None) -> None:
+        self.training = training
         self.bound: dict[int, Edge] = {}  # by id of the model's input tensor
         self.nested: dict[tuple[int, int], _Scope] = {}  # by id of the model and number of the call
 
@@ -249,8 +263,8 @@ class _Reader:
         self.operations = [self.operations[position] for position in order]
         return LayerGraph(layers, list(map(move, inputs)), list(map(move, outputs)))
 
-    def _scope(self) -> _Scope:
-        self._scopes.append(_Scope())
+    def _scope(self, training: bool | None = None) -> _Scope:
+        self._scopes.append(_Scope(training))
         return self._scopes[-1]
 
     def _trace(self, tensor: Any, scope: _Scope) -> Edge:
@@ -290,7 +304,8 @@ class _Reader:
             return []
         inner = scope.nested.get((id(operation), number))
         if inner is None:
-            inner = scope.nested[id(operation), number] = self._scope()
+            told = _told(operation, node, scope.training)
+            inner = scope.nested[id(operation), number] = self._scope(told)
             for target, source in zip(operation.inputs, _bindings(operation, node), strict=True):
                 inner.bound[id(target)] = self._edge(source, scope)
         output = operation.outputs[index]
@@ -309,7 +324,7 @@ class _Reader:
         if key not in self._call_numbers:
             self._call_numbers[key] = len(self._calls[position])
             tensors = _tensors(operation, node)
-            arguments = _arguments(operation, node)
+            arguments = _arguments(operation, node, scope.training)
             edges = tuple(self._edge(tensor, scope) for tensor in tensors)
             self._calls[position].append(Call(edges, arguments))
         return position, self._call_numbers[key]
@@ -431,6 +446,20 @@ def _given(operation: Any, node: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     }
 
 
+def _told(operation: Any, node: Any, training: bool | None) -> bool | None:
+    """Return the ``training`` of a call; `training` is what the call of the model around it says.
+
+    Other than by its truth nothing of Keras's uses it.
+    """
+    found = node.arguments.kwargs.get("training") if training is None else training
+    if found is None or isinstance(found, (bool, int)):
+        return None if found is None else bool(found)
+    raise GraphError(
+        f"layer {operation.name} ({type(operation).__name__}): expected True, False or None as "
+        f"training, found {type(found).__name__}"
+    )
+
+
 def _tensors(operation: Any, node: Any) -> list[Any]:
     """Return the tensors among the arguments of a call, in order, repeated ones as well."""
     import keras
@@ -453,11 +482,19 @@ def _tensors(operation: Any, node: Any) -> list[Any]:
     return flat
 
 
-def _arguments(operation: Any, node: Any) -> str | None:
+def _arguments(operation: Any, node: Any, training: bool | None) -> str | None:
     """Return how a layer is called, as `Call.arguments` has it."""
     import keras
 
     args, kwargs = _given(operation, node)
+    told = _told(operation, node, training)
+    if told is not None:
+        # Keras writes a default down as if it had been given.
+        parameter = inspect.signature(operation.call).parameters.get("training")
+        if parameter is not None and (
+            parameter.default is parameter.empty or told != bool(parameter.default)
+        ):
+            kwargs["training"] = told
     if len(args) == 1 and not kwargs:
         only = args[0]
         if isinstance(only, keras.KerasTensor):

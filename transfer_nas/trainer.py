@@ -363,7 +363,11 @@ class TransferTrainer:
         starts = loaded | {name: arrays for name, arrays in grown.items() if name not in frozen}
         part = np.float32(self.policy.shrink_perturb)
         if part:
-            own = {name for name, layer in _named(candidate.graph) if layer.spec.frozen}
+            own = {
+                name
+                for name, layer in _named(candidate.graph)
+                if layer.spec.frozen or layer.spec.frozen_parts
+            }
             for name in starts.keys() - frozen - own:
                 fresh: Sequence[npt.NDArray[Any]] = candidate.tensors([name])[name]
                 starts[name] = [  # biases and statistics stay as they are

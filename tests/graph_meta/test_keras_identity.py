@@ -11,7 +11,14 @@ import pytest
 
 from graph_meta import GraphError, LayerGraph
 from graph_meta.graph import LayerSpec, WeightSpec
-from graph_meta.keras_io import derive_state, from_keras, get_weights, set_weights, to_keras
+from graph_meta.keras_io import (
+    derive_state,
+    from_keras,
+    frozen_of,
+    get_weights,
+    set_weights,
+    to_keras,
+)
 
 keras = pytest.importorskip("keras")
 K = keras.layers
@@ -495,3 +502,107 @@ def test_what_is_trained_is_a_part_of_a_spec_and_not_of_its_name() -> None:
         layer.spec.weights for layer in graph.layers
     ]
     assert again == graph
+
+
+def told(layer: Any, training: bool | None, shape: tuple[int, ...] = (4,)) -> Any:
+    x = keras.Input(shape)
+    return keras.Model(x, layer(x, training=training))
+
+
+def is_random(model: Any, training: bool | None) -> bool:
+    """Whether a model gives something else each time."""
+    x = np.random.default_rng(3).uniform(0.1, 1, (64, *model.inputs[0].shape[1:]))
+    first, second = (keras.ops.convert_to_numpy(model(x, training=training)) for _ in range(2))
+    return not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "same", "other"),
+    [
+        (lambda: K.Dropout(0.5), (4,), [None, False], True),
+        (lambda: K.BatchNormalization(), (4,), [None, False], True),
+        (lambda: K.RandomFlip(), (4, 4, 1), [True], False),  # Keras's default there
+    ],
+)
+def test_what_a_call_says_of_training_counts_where_it_changes_something(
+    make: Callable[[], Any], shape: tuple[int, ...], same: list[bool | None], other: Any
+) -> None:
+    plain = from_keras(after(make(), shape))
+    for training in same:
+        assert from_keras(told(make(), training, shape)).names == plain.names
+    graph = from_keras(told(make(), other, shape))
+    assert graph.names[-1] != plain.names[-1]
+    assert from_keras(to_keras(LayerGraph.from_json(graph.to_json()))) == graph
+
+
+def noisy(inner: bool | None, outer: bool | None) -> Any:
+    """A model in a model, with dropout; either call may say whether it trains."""
+    given = keras.Input((4,))
+    network = keras.Model(given, K.Dropout(0.5)(given, training=inner))
+    return told(keras.Sequential([keras.Input((4,)), network]), outer)
+
+
+@pytest.mark.parametrize("inner", [None, False, True])
+@pytest.mark.parametrize("outer", [None, False, True])
+def test_models_pass_on_what_a_call_says_of_training(inner: Any, outer: Any) -> None:
+    model = noisy(inner, outer)
+    graph = from_keras(model)
+    always = inner if outer is None else outer
+    direct = from_keras(told(K.Dropout(0.5), always))
+    assert graph.names == direct.names
+    again = to_keras(graph)
+    # Keras's own fit, evaluate and predict say it for all layers, whatever a call said.
+    for training in (None, True, False):
+        expected = bool(always) if training is None else training
+        assert is_random(model, training) is is_random(again, training) is expected
+
+
+def test_training_that_is_neither_true_nor_false_is_refused() -> None:
+    model = told(K.Dropout(0.5), True)
+    model.layers[-1]._inbound_nodes[0].arguments.kwargs["training"] = "sometimes"
+    with pytest.raises(GraphError, match="expected True, False or None as training, found str"):
+        from_keras(model)
+
+
+def halves() -> tuple[Any, Any]:
+    """A model, and a layer of it with two layers inside that its configuration knows nothing of."""
+    layer = K.MultiHeadAttention(2, 3)
+    x = keras.Input((3, 4))
+    return keras.Model(x, layer(x, x)), layer
+
+
+def test_what_never_trains_of_a_layer_is_told_and_set() -> None:
+    model, layer = halves()
+    assert frozen_of(layer) == {}
+    layer._query_dense.trainable = False
+    layer._output_dense.bias.trainable = False
+    found = frozen_of(layer)
+    graph = from_keras(model)
+    marked = graph.layers[-1].spec.with_start((), found)
+    assert marked.key != graph.layers[-1].spec.key
+    assert marked.frozen_parts == found and not marked.frozen
+    layers = [*graph.layers[:-1], graph.layers[-1]._replace(spec=marked)]
+    text = LayerGraph(layers, graph.inputs, graph.outputs).to_json()
+    again = to_keras(LayerGraph.from_json(text))
+    assert frozen_of(again.layers[-1]) == found
+    assert [w.trainable for w in again.layers[-1].weights] == [w.trainable for w in layer.weights]
+    assert from_keras(again).to_json() == text
+    layer.trainable = False
+    assert frozen_of(layer) is True
+
+
+def test_a_frozen_layer_with_a_part_that_trains_is_refused() -> None:
+    _, layer = halves()
+    layer.trainable = False
+    layer._query_dense.trainable = True
+    with pytest.raises(GraphError, match=r"MultiHeadAttention\): it is frozen and some of its wei"):
+        frozen_of(layer)
+
+
+@pytest.mark.parametrize("frozen", [{"layers": [99]}, {"weights": [99]}, {"layers": ["a"]}])
+def test_parts_that_a_layer_has_not_are_refused(frozen: dict[str, Any]) -> None:
+    graph = from_keras(after(K.Dense(2)))
+    spec = graph.layers[-1].spec.with_start((), frozen)
+    layers = [*graph.layers[:-1], graph.layers[-1]._replace(spec=spec)]
+    with pytest.raises(GraphError, match=r"layer Dense_.*: Keras refuses its state"):
+        to_keras(LayerGraph(layers, graph.inputs, graph.outputs))

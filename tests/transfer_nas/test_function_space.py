@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import cpp_store
-from graph_meta import LayerGraph, keras_io, layers
+from graph_meta import GraphError, LayerGraph, keras_io, layers
 from graph_meta.graph import GraphBuilder
 from transfer_nas import spaces
 from transfer_nas.applications import Application, Data
@@ -26,7 +26,8 @@ from transfer_nas.job import Job
 from transfer_nas.search.locality import gene_weights
 from transfer_nas.spaces import Choices, Gene, Space, from_function
 from transfer_nas.trainer import TransferTrainer
-from transfer_nas.training import ENGINES
+from transfer_nas.training import ENGINES, engines
+from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import StoreTransfer
 
 
@@ -426,3 +427,83 @@ def test_a_function_that_loads_something_else_each_time_says_so() -> None:
     with pytest.raises(SpaceError, match="loads other weights into layer dense"):
         for _ in range(6):
             space.start((1,))
+
+
+def in_part(choices: Choices) -> Any:
+    """A network with parts inside layers that are loaded and frozen, as the answers say."""
+    import keras
+
+    given = keras.Input((6,))
+    first = keras.layers.Dense(8, activation="relu")
+    attention = keras.layers.MultiHeadAttention(2, 2)
+    edge = keras.layers.Reshape((2, 4))(first(given))
+    edge = keras.layers.Flatten()(attention(edge, edge))
+    if choices.boolean("weight"):
+        first.kernel.assign(W)
+        first.kernel.trainable = False
+    if choices.boolean("layer"):
+        inside = attention._query_dense
+        inside.set_weights([np.full(w.shape, 0.25) for w in inside.weights])
+        inside.trainable = False
+    if choices.boolean("mixed"):
+        attention.trainable = False
+        attention._key_dense.trainable = True
+    edge = keras.layers.Dense(choices.choose("width", [8, 12]), activation="relu")(edge)
+    return keras.Model(given, keras.layers.Dense(3, activation="softmax")(edge))
+
+
+def parts_of(values: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(int(values.get(gene.name, 0)) for gene in IN_PART.genes)
+
+
+IN_PART = from_function(in_part)([(6,)], 3, "softmax")
+
+
+def test_parts_of_layers_that_are_frozen_are_other_layers() -> None:
+    graphs = [
+        IN_PART.graph(parts_of({"weight": weight, "layer": layer}))
+        for weight in (0, 1)
+        for layer in (0, 1)
+    ]
+    assert len({graph.names[1] for graph in graphs}) == 2
+    assert len({graph.names[3] for graph in graphs}) == 4
+    assert all(graph == LayerGraph.from_json(graph.to_json()) for graph in graphs)
+    assert not any(layer.spec.frozen for graph in graphs for layer in graph.layers)
+    assert graphs[3].layers[1].spec.frozen_parts == {"weights": [0]}
+    assert keras_io.from_keras(IN_PART.build(parts_of({"weight": 1, "layer": 1}))) == graphs[3]
+    with pytest.raises(GraphError, match=r"MultiHeadAttention\): it is frozen and some of its"):
+        IN_PART.graph(parts_of({"mixed": 1}))
+
+
+@pytest.mark.parametrize("policy", [Policy("freeze"), Policy("finetune", shrink_perturb=0.5)])
+def test_frozen_parts_of_layers_stay_so_in_heirs(policy: Policy) -> None:
+    genomes = [parts_of({"weight": 1, "layer": 1, "width": width}) for width in (0, 1)]
+    first, attention = (IN_PART.graph(genomes[0]).names[i] for i in (1, 3))
+    with cpp_store.embedded(memory="64MiB") as store:
+        method = StoreTransfer("parts", store)
+        trains = TransferTrainer(APPLICATION, IN_PART, method, engine="keras", policy=policy)
+        for id, parent in ((0, None), (1, 0)):
+            evaluation = trains.evaluate(Job(id, genomes[id], parent, seed=id))
+            assert evaluation.done, evaluation.measures
+            assert evaluation.measures["layers_transferred"] == (0 if parent is None else 5)
+            tensors = trains._last.tensors([first, attention])
+            assert np.array_equal(tensors[first][0], W)
+            assert tensors[first][1].any()  # the bias trains
+            assert all((array == 0.25).all() for array in tensors[attention][:2])
+            assert tensors[attention][3].any()
+
+
+def test_the_numpy_engine_leaves_layers_that_are_frozen_in_part_to_keras() -> None:
+    import keras
+
+    def build(choices: Choices) -> Any:
+        given = keras.Input((6,))
+        layer = keras.layers.Dense(8)
+        edge = layer(given)
+        layer.kernel.trainable = not choices.boolean("frozen")
+        return keras.Model(given, keras.layers.Dense(3, activation="softmax")(edge))
+
+    space = from_function(build)([(6,)], 3, "softmax")
+    engine = next(e for e in engines(APPLICATION, 32, 1, "auto") if e.name == "numpy")
+    assert engine.obstacle(space.graph((0,))) is None
+    assert "a layer Dense of this configuration" in (engine.obstacle(space.graph((1,))) or "")

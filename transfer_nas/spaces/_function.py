@@ -89,7 +89,7 @@ class FunctionSpace(Space):
     for it in any case, then. Genes that a network was not asked for never mutate.
 
     Weights that it loads into a Keras model are what candidates start from, and layers that it
-    freezes (``trainable = False``) stay frozen, in their heirs too.
+    freezes (``trainable = False``), and parts inside layers, stay frozen, in their heirs too.
 
     Where the function raises an exception, a candidate with those answers fails, and no other.
 

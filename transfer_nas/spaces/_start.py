@@ -47,7 +47,7 @@ def marked(model: keras.Model, again: Callable[[], keras.Model]) -> LayerGraph:
     given = {name: _given(layers[name], others[name]) for name in suspects if name in others}
     found = []
     for name, layer in zip(graph.names, graph.layers, strict=True):
-        frozen = name in layers and bool(layers[name].weights) and not layers[name].trainable
+        frozen = name in layers and keras_io.frozen_of(layers[name])
         spec = layer.spec
         if frozen or any(given.get(name, ())):
             spec = spec.with_start(given.get(name, ()), frozen)

@@ -153,7 +153,8 @@ class _Growth:
                 return self._inserted(position, layer, inputs[0])
             return None, inputs[0]
         theirs = self._specs[partner]
-        if spec.frozen and not theirs.frozen:
+        parts = spec.frozen_parts
+        if (spec.frozen and not theirs.frozen) or (parts and parts != theirs.frozen_parts):
             return None, None  # it keeps what its initializers give it
         if spec.key == theirs.key and spec.class_name not in (*_MIXING, *_NORMALIZING):
             return list(before), inputs[0]

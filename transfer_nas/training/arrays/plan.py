@@ -123,12 +123,16 @@ def new_weights(spec: LayerSpec, rng: np.random.Generator) -> list[Array]:
 
 
 def _is_known(kind: type[Operation], spec: LayerSpec) -> bool:
+    weights = list(zip(kind.initializers, spec.weights, strict=False))
+    flags = {weight.trainable for name, weight in weights if not name.startswith("moving_")}
     return (
         kind.knows(spec.config)
+        and len(flags) < 2
+        and not spec.frozen_parts
         and len(spec.weights) <= len(kind.initializers)
         and all(weight.dtype == "float32" for weight in spec.weights)
         and all(
             isinstance(spec.config[name], str) and spec.config[name] in INITIALIZERS
-            for name, _ in zip(kind.initializers, spec.weights, strict=False)
+            for name, _ in weights
         )
     )
