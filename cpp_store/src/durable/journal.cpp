@@ -250,7 +250,8 @@ void Journal::admit(std::uint64_t bytes) {
         const std::uint64_t attempts = attempts_ + (trying_ ? 1 : 0);
         ++hurry_;
         wake_.notify_one();
-        progress_.wait(lock, [&] { return attempts_ > attempts || closing_; });
+        // One that was under way may succeed: then there is nothing left to try.
+        progress_.wait(lock, [&] { return attempts_ > attempts || failure_.empty() || closing_; });
         --hurry_;
         wait_while(is_too_much);
     }
