@@ -163,6 +163,7 @@ def test_one_argument_at_a_time(subjects: dict[type, Any], data: st.DataObject) 
 @example(["a\udcff"], None, None, None)
 @example(["a"], [[2**70]], [10**30], "text")
 @example(["a"], None, [2**63], b"")
+@example([], np.array("a"), np.array("a"), np.array("a"))  # arrays of no axis have no length
 def test_layer_tables(names: Any, needs: Any, nbytes: Any, encoded: Any) -> None:
     survives(lambda: LayerTable(names, needs, nbytes))
     survives(lambda: LayerTable(["a", "b"], needs))

@@ -111,13 +111,29 @@ InvalidArgument
     (a cycle) or that is not there, lists of different lengths.
 )");
     publish(type);
-    type.def(py::init(&make_table), py::arg("names"), py::arg("requires") = py::none(),
-             py::arg("nbytes") = py::none());
+    static constexpr const char* takes =
+        "names: list of str, requires: list of lists of int, nbytes: list of int";
+    type.def(
+        py::init([](const py::object& names, const py::object& needs, const py::object& nbytes) {
+            try {
+                return make_table(
+                    names.cast<std::vector<std::string>>(),
+                    needs.cast<std::optional<std::vector<std::vector<std::int64_t>>>>(),
+                    nbytes.cast<std::optional<std::vector<std::int64_t>>>());
+            } catch (const py::cast_error&) {
+            } catch (py::error_already_set& error) {  // of what is a list in name only
+                if (!error.matches(PyExc_TypeError)) throw;
+            }
+            py::list given;
+            given.append(names);
+            if (!needs.is_none() || !nbytes.is_none()) given.append(needs);
+            if (!nbytes.is_none()) given.append(nbytes);
+            unfit("LayerTable", takes, py::args(py::tuple(given)), {});
+        }),
+        py::arg("names"), py::arg("requires") = py::none(), py::arg("nbytes") = py::none());
     type.def(
         py::init([](const py::args& given, const py::kwargs& named) -> std::shared_ptr<LayerTable> {
-            unfit("LayerTable",
-                  "names: list of str, requires: list of lists of int, nbytes: list of int", given,
-                  named);
+            unfit("LayerTable", takes, given, named);
         }));
     type.def_property_readonly("names", [](const LayerTable& table) {
         py::list names(table.size());

@@ -255,7 +255,7 @@ def replacing(path: Path, replace: bool) -> Iterator[Path]:
     if path.exists() and not replace:
         raise FileError(f"{path} exists already; --force replaces it")
     try:
-        with files.replacing(path, replace=replace) as temporary:
+        with files.replacing(path, replace=replace, through_links=False) as temporary:
             yield temporary
     except FileExistsError as error:
         raise FileError(f"{path} exists already; --force replaces it") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, replace: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, replace: bool = True, through_links: bool = True) -> Iterator[Path]:
     """Give a file to write beside `path`, which takes its place at the end.
 
     It has the same suffix. Whatever the caller raises, it is removed, and `path` is as it was. What
@@ -19,9 +19,11 @@ def replacing(path: Path, *, replace: bool = True) -> Iterator[Path]:
     Parameters
     ----------
     path
-        The file; where it is a link, what that leads to is replaced.
+        The file.
     replace
         Whether it may be there already.
+    through_links
+        Where `path` is a link, whether what it leads to is replaced, or the link itself.
 
     Raises
     ------
@@ -33,7 +35,8 @@ def replacing(path: Path, *, replace: bool = True) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         yield path
         return
-    path = Path(os.path.realpath(path))
+    if through_links:
+        path = Path(os.path.realpath(path))
     descriptor, name = tempfile.mkstemp(path.suffix, f".{path.stem[:40]}.", path.parent)
     os.close(descriptor)
     temporary = Path(name)
