@@ -48,7 +48,7 @@ struct PutRequest {
     std::string graph;             // layer graph as JSON; opaque here
     std::string metadata;          // the user's JSON; opaque here
     std::uint64_t created_ns = 0;  // since the epoch; 0: now
-    // What others call the owner of its layers by. Empty: its id; else a name that no other put
+    // What others call the owner of its layers by. Empty: its id; else a name that no other content
     // has, so that the id of a retired model is free though others still refer to its layers.
     std::string owner;
 };
@@ -85,6 +85,7 @@ struct LayerLocation {
 
 struct ModelInfo {
     std::string model;
+    std::string owner;  // what its own layers are found by
     std::string ns;
     LayerTablePtr table;
     std::vector<LayerLocation> layers;  // those with tensors, ascending by position
@@ -125,21 +126,31 @@ struct StoreStats {
     std::uint64_t puts = 0, reads = 0, matches = 0, retires = 0;  // calls that succeeded
     std::uint64_t bytes_put = 0, bytes_read = 0;
     std::uint64_t layers_inherited = 0, bytes_inherited = 0;  // by puts, over the lifetime
-    // Of a server among replicas: the others that take part, as it knows; 0 while it catches up.
-    std::uint64_t peers = 0;
+    // Of a server among replicas: the others with which it has compared all that both keep, the
+    // puts of which one replica is missing, as clients said, and models that it took over.
+    std::uint64_t peers = 0, degraded_puts = 0, repaired = 0;
 };
 
-// What servers that keep replicas must not forget of an id, besides the model: that it was retired,
-// or was put once more, with the same content, as of a later version.
+// What servers that keep replicas must not forget: that a model was retired, by the name of its
+// owner, or that it was put again. (Before version 3 of the wire format, by its id and a version;
+// `by` is no longer used.)
 struct Note {
     std::string model;
     std::uint64_t version = 0;
     bool retired = false;
-    std::uint64_t by = 0;  // which call retired it, by a number of its own
+    std::uint64_t by = 0;
 };
 struct Notes {
-    std::vector<Note> notes;      // the latest of each id, in the order in which they were made
-    std::uint64_t forgotten = 0;  // highest version of a retirement that is no longer among them
+    std::vector<Note> notes;      // the latest of each name, in the order in which they were made
+    std::uint64_t forgotten = 0;  // no longer used
+};
+
+// What a model on another server refers to here, of one owner.
+struct HeldLayers {
+    std::string holder;
+    std::string owner;
+    std::vector<LayerKey> keys;
+    std::chrono::steady_clock::time_point acquired{};  // the last time
 };
 
 // A put whose tensors are being filled in. Dropping it gives the memory back.
@@ -148,6 +159,11 @@ class PendingPut {
     PendingPut(PendingPut&&) noexcept;
     PendingPut& operator=(PendingPut&&) noexcept;
     ~PendingPut();
+
+    // Checksum of all that it brings and says but the time; takes the sums that are still missing.
+    [[nodiscard]] Checksum content();
+    [[nodiscard]] const std::string& model() const noexcept;
+    [[nodiscard]] const std::string& owner() const noexcept;
 
     // Where each tensor's bytes belong: one span a tensor, in the order of request.own.
     [[nodiscard]] std::span<const std::span<std::byte>> buffers() const noexcept;
@@ -229,8 +245,6 @@ class Store {
     // what commit() would have thrown or returned.
     using Committed = std::function<void(std::exception_ptr, std::uint64_t)>;
     void commit(PendingPut put, Committed done);
-    // Whether there is a model of its id and content already, so that commit would change nothing.
-    [[nodiscard]] bool is_same(PendingPut& put) const;
 
     // Tensors of the layers at `positions` of the model's table (empty: all). not_found if there is
     // no such model; invalid_argument for a position out of range.
@@ -272,6 +286,8 @@ class Store {
     [[nodiscard]] bool contains(std::string_view model) const;
     // Whether a model may still use what it refers to: it is visible, or retired but leased.
     [[nodiscard]] bool is_alive(std::string_view model) const;
+    // What a visible model's own layers are found by; empty if there is none.
+    [[nodiscard]] std::string owner_of(std::string_view model) const;
     // Ids of the visible models of a namespace (all namespaces: nullptr), oldest first.
     [[nodiscard]] std::vector<std::string> list(const std::string* ns = nullptr) const;
 
@@ -289,6 +305,13 @@ class Store {
     void adopt(PendingPut put, std::string_view holder);
     // Those whose last `acquire` is at least `age` old: a younger one may be a put in progress.
     [[nodiscard]] std::vector<std::string> holders(std::chrono::milliseconds age = {}) const;
+    // Whether it refers to all of these.
+    [[nodiscard]] bool is_held(std::string_view owner, std::span<const LayerKey> keys,
+                               std::string_view holder) const;
+    // What holders refer to, ordered by their names: those after `after`, at least `most` layers if
+    // there are as many.
+    [[nodiscard]] std::vector<HeldLayers> held_after(std::string_view after,
+                                                     std::size_t most) const;
     // Drops everything that a holder refers to here.
     void release_holder(std::string_view holder);
     // Without a data directory: nothing to do. Else durable as a put is, instead of what was noted

@@ -428,6 +428,8 @@ py::dict stats_dict(const StoreStats& stats) {
     out["layers_inherited"] = stats.layers_inherited;
     out["bytes_inherited"] = stats.bytes_inherited;
     out["peers"] = stats.peers;
+    out["degraded_puts"] = stats.degraded_puts;
+    out["repaired"] = stats.repaired;
     out["index_layers"] = stats.index.layers;
     out["index_bytes"] = stats.index.bytes;
     out["index_namespaces"] = stats.index.namespaces;

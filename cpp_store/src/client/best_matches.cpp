@@ -9,11 +9,9 @@ std::vector<RemoteMatch> Cluster::best_matches(const LayerTable& table, const Qu
     const auto lease_ms = lease.count() < 0 ? std::numeric_limits<std::uint64_t>::max()
                                             : static_cast<std::uint64_t>(lease.count());
     // What a server that is gone would have answered is lost, or another replica's to say.
-    const auto calls = impl_->patiently([&] {
-        return impl_->call_those_there(wire::Operation::best_matches, [&](wire::Writer& out) {
-            wire::encode(out, table, query, lease_ms);
-        });
-    });
+    const auto calls = impl_->call_those_there(
+        wire::Operation::best_matches,
+        [&](wire::Writer& out) { wire::encode(out, table, query, lease_ms); });
     std::vector<replication::Answered> answers;
     for (std::size_t server = 0; server < calls.size(); ++server) {
         if (!calls[server]) continue;

@@ -4,7 +4,6 @@
 #include <optional>
 #include <set>
 
-#include "replication/replica.hpp"
 #include "security/key.hpp"
 
 namespace cpp_store {
@@ -40,8 +39,7 @@ Cluster::Cluster(Options options) : impl_(std::make_unique<Impl>()) {
                                         .encrypt = options.encrypt}));
     }
     impl_->placement = replication::Placement(options.servers, options.replicas);
-    impl_->servers = std::make_unique<client::Servers>(
-        impl_->connections, client::Servers::Patience::ask_anyway, options.check_signals);
+    impl_->servers = std::make_unique<client::Servers>(impl_->connections, options.check_signals);
     impl_->options = std::move(options);
     impl_->connect();
 }
@@ -62,41 +60,22 @@ void Cluster::Impl::connect() {
         }
     }
     if (connected == 0) throw *silent;
-    if (connected > 1 && replicated()) await_each_other(connected);
-}
-
-// Servers that have just started take part once they have found each other, some milliseconds after
-// a client told them of the list. Until then what is put has one copy.
-void Cluster::Impl::await_each_other(std::size_t connected) const {
-    const auto until =
-        client::Clock::now() + std::min<client::Clock::duration>(options.timeout, longest_to_find);
-    const auto have_found = [&] {
-        const auto calls = call_all(wire::Operation::stats, [](wire::Writer&) {});
-        return std::ranges::all_of(calls, [&](const client::PendingCallPtr& call) {
-            if (!call) return true;
-            wire::Reader in = call->response();
-            return wire::decode_stats(in).peers + 1 >= connected;
-        });
-    };
-    while (!have_found() && client::Clock::now() < until) (void)servers->pause(find_interval);
 }
 
 std::size_t Cluster::Impl::home_of_owner(const std::string& owner) const {
     if (!replicated()) return placement.home(owner);
-    return replication::order_of_reading(*servers, placement, replication::id_of(owner)).front();
+    const std::vector<std::size_t> keepers = placement.of_owner(owner);
+    const auto up = std::ranges::find_if(keepers, [&](auto each) { return !servers->is_down(each); });
+    return up == keepers.end() ? keepers.front() : *up;
 }
 
 client::Elsewhere Cluster::Impl::elsewhere() const {
     if (!replicated()) return nullptr;
     return [this](client::Source& source, const Error& error) {
         servers->failed(source.server, client::Clock::now(), error);
-        if (error.code() != Errc::connection && error.code() != Errc::deadline &&
-            error.code() != Errc::not_found) {
-            return false;
-        }
+        if (error.code() == Errc::invalid_argument || error.code() == Errc::protocol) return false;
         source.tried.push_back(source.server);
-        for (const std::size_t server :
-             replication::order_of_reading(*servers, placement, replication::id_of(source.owner))) {
+        for (const std::size_t server : placement.of_owner(source.owner)) {
             if (std::ranges::find(source.tried, server) != source.tried.end()) continue;
             source.server = server;
             return true;
@@ -145,38 +124,29 @@ std::vector<std::string> Cluster::transports() {
 }
 
 ModelInfo Cluster::lookup(std::string_view model) {
-    if (impl_->replicated()) {
-        return replication::run(
-                   replication::find(*impl_->servers, impl_->placement, std::string(model)))
-            .info;
-    }
-    const auto call = impl_->call(home(model), wire::Operation::lookup,
-                                  [&](wire::Writer& out) { out.id(model); });
-    wire::Reader in = call->response();
-    return wire::decode_info(in);
+    return replication::run(
+               replication::find(*impl_->servers, impl_->placement, std::string(model)))
+        .info;
 }
 
 bool Cluster::contains(std::string_view model) {
-    if (impl_->replicated()) {
-        try {
-            (void)lookup(model);
-        } catch (const Error& error) {
-            if (error.code() != Errc::not_found) throw;
-            return false;
-        }
-        return true;
+    try {
+        return impl_->at_one_that_answers(model, [&](std::size_t server) {
+            const auto call = impl_->call(server, wire::Operation::contains,
+                                          [&](wire::Writer& out) { out.id(model); });
+            if (call->response().u8() != 0) return true;
+            throw Error(Errc::not_found, "there is no model '" + std::string(model) + "'");
+        });
+    } catch (const Error& error) {
+        if (error.code() != Errc::not_found) throw;
+        return false;
     }
-    const auto call = impl_->call(home(model), wire::Operation::contains,
-                                  [&](wire::Writer& out) { out.id(model); });
-    return call->response().u8() != 0;
 }
 
 std::vector<std::string> Cluster::list(const std::string* ns) {
-    const auto calls = impl_->patiently([&] {
-        return impl_->call_all(wire::Operation::list, [&](wire::Writer& out) {
-            out.u8(ns ? 1 : 0);
-            out.id(ns ? *ns : "");
-        });
+    const auto calls = impl_->call_all(wire::Operation::list, [&](wire::Writer& out) {
+        out.u8(ns ? 1 : 0);
+        out.id(ns ? *ns : "");
     });
     std::vector<std::string> models;
     std::set<std::string> seen;  // at another server

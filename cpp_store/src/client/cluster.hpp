@@ -2,12 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -30,60 +28,34 @@ struct Cluster::Impl {
     std::map<std::pair<std::size_t, std::uint64_t>, std::vector<replication::Lease>> other_leases;
 
     void connect();
-    // Until all that are connected take part, but not longer than it takes when nothing is amiss.
-    void await_each_other(std::size_t connected) const;
-    static constexpr std::chrono::seconds longest_to_find{1};
-    static constexpr std::chrono::milliseconds find_interval{5};
     [[nodiscard]] bool replicated() const noexcept { return placement.replicas() > 1; }
     // The server to ask first for layers of an owner.
     [[nodiscard]] std::size_t home_of_owner(const std::string& owner) const;
-    // Where else to ask; null without replicas.
+    // Where else to ask.
     [[nodiscard]] client::Elsewhere elsewhere() const;
 
-    // Asks the server of a model that is the one to ask: returns what `ask`, which throws if that
-    // server does not answer, returned.
+    // Asks the servers of a model until one answers; returns what `ask` returned of it, and tells
+    // those that lack the model.
     template <typename Ask>
-    [[nodiscard]] auto at_the_one_to_ask(std::string_view model, const Ask& ask) const {
-        if (!replicated()) return ask(placement.home(model));
+    [[nodiscard]] auto at_one_that_answers(std::string_view model, const Ask& ask) const {
         replication::Reading reading(*servers, placement, model);
-        while (true) {
-            while (const auto server = reading.next()) {
-                const auto begun = servers->begin(*server);
-                try {
-                    auto found = ask(*server);
-                    servers->answered(*server);
-                    return found;
-                } catch (const Error& error) {
-                    servers->failed(*server, begun, error);
-                    if (error.code() != Errc::connection && error.code() != Errc::deadline) throw;
-                    reading.failed(error);
-                }
-            }
-            const Error silent = reading.silent();
-            const auto pause = reading.again();
-            if (!pause) throw silent;
-            (void)servers->pause(*pause);
-        }
-    }
-
-    // Asks again for a while if servers answer that they do not know yet what the others know.
-    template <typename Ask>
-    [[nodiscard]] auto patiently(const Ask& ask) const {
-        const auto until = client::Clock::now() +
-                           std::min<client::Clock::duration>(options.timeout, longest_catch_up);
-        while (true) {
+        while (const auto server = reading.next()) {
+            const auto begun = servers->begin(*server);
             try {
-                return ask();
+                auto found = ask(*server);
+                servers->answered(*server);
+                if (!reading.without().empty()) {
+                    replication::run(replication::tell_to_repair(*servers, std::string(model),
+                                                                 reading.without()));
+                }
+                return found;
             } catch (const Error& error) {
-                const bool later = replicated() && error.code() == Errc::deadline;
-                if (!later || client::Clock::now() >= until) throw;
+                servers->failed(*server, begun, error);
+                reading.failed(error);
             }
-            if (options.check_signals) options.check_signals();
-            std::this_thread::sleep_for(catch_up_interval);
         }
+        throw replication::run(replication::outcome_of(*servers, std::string(model), reading));
     }
-    static constexpr std::chrono::seconds longest_catch_up{10};
-    static constexpr std::chrono::milliseconds catch_up_interval{20};
 
     // The same request to all servers at once; their answers in order of servers, null where there
     // is none. Throws if no server answers, and what a server says to be wrong.

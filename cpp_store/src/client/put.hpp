@@ -10,10 +10,8 @@
 
 namespace cpp_store::client {
 
-// `tensors` are the bytes of request.own, in order, and stay until the call is done. `through`: the
-// other replicas that took it before.
+// `tensors` are the bytes of request.own, in order, and stay until the call is done.
 [[nodiscard]] PendingCallPtr start_put(Connection& server, PutRequest request,
-                                       std::span<const std::span<const std::byte>> tensors,
-                                       std::vector<std::uint64_t> through);
+                                       std::span<const std::span<const std::byte>> tensors);
 
 }  // namespace cpp_store::client

@@ -1,6 +1,5 @@
 #include "client/cluster.hpp"
 #include "client/gather.hpp"
-#include "replication/calls.hpp"
 
 namespace cpp_store {
 namespace {
@@ -29,7 +28,7 @@ std::vector<Source> sources_of(const Cluster::Impl& cluster, const client::Pendi
 std::uint64_t Cluster::read(std::string_view model, std::span<const std::string> layers,
                             const Buffers& buffers, const Views& views) {
     const wire::Read request{std::string(model), {layers.begin(), layers.end()}};
-    const auto gather = impl_->at_the_one_to_ask(model, [&](std::size_t server) {
+    const auto gather = impl_->at_one_that_answers(model, [&](std::size_t server) {
         std::shared_ptr<client::PendingCall> call = impl_->call(
             server, wire::Operation::read, [&](wire::Writer& out) { wire::encode(out, request); });
         auto sources = std::make_shared<std::vector<Source>>(sources_of(*impl_, *call, server));

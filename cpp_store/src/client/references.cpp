@@ -2,11 +2,12 @@
 #include <map>
 
 #include "client/cluster.hpp"
+#include "replication/passes.hpp"
 
 namespace cpp_store {
 namespace {
 
-// What a retired model held on other servers. A server that cannot be reached keeps it: the scrub
+// What a lease was the last to keep on other servers. A server that cannot be reached keeps it: the scrub
 // finds it there.
 void give_back(Cluster& cluster,
                const std::vector<std::shared_ptr<client::Connection>>& connections,
@@ -30,14 +31,7 @@ void give_back(Cluster& cluster,
 }  // namespace
 
 void Cluster::retire(std::string_view model) {
-    if (impl_->replicated()) {
-        replication::run(
-            replication::retire(*impl_->servers, impl_->placement, std::string(model)));
-        return;
-    }
-    const auto call = impl_->call(home(model), wire::Operation::retire,
-                                  [&](wire::Writer& out) { out.id(model); });
-    give_back(*this, impl_->connections, call->response());
+    replication::run(replication::retire(*impl_->servers, impl_->placement, std::string(model)));
 }
 
 void Cluster::end_lease(const RemoteMatch& match) {
@@ -72,11 +66,9 @@ void Cluster::Impl::forget_lease(const replication::Lease& lease) const {
 }
 
 bool Cluster::is_alive(std::string_view model) {
-    const auto call = impl_->call(home(model), wire::Operation::alive, [&](wire::Writer& out) {
-        out.strings(std::vector{std::string(model)});
-    });
-    wire::Reader in = call->response();
-    return in.count(1) == 1 && in.u8() == 1;
+    const std::vector<replication::Use> uses = replication::run(
+        replication::uses_of(*impl_->servers, impl_->placement, {std::string(model)}));
+    return uses.front() == replication::Use::possible;
 }
 
 // Servers of several replicas see to it by themselves.

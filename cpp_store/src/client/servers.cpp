@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
-#include <random>
 #include <thread>
 
 #include "client/gather.hpp"
 #include "client/put.hpp"
-#include "replication/replica.hpp"
+#include "core/random.hpp"
 #include "replication/wire.hpp"
 
 namespace cpp_store::client {
@@ -18,12 +17,10 @@ using replication::Request;
 using Kind = Request::Kind;
 
 constexpr std::string_view word = "replicas=";
-// How long a server that did not answer is left alone: a multiple of how long that took. Less than
-// a server that starts takes until it answers questions: what clients put meanwhile reaches it.
+// How long a server that did not answer is left alone: a multiple of how long that took.
 constexpr int rest_factor = 4;
 constexpr std::chrono::milliseconds shortest_rest{20};
 constexpr std::chrono::milliseconds longest_rest{10'000};
-constexpr std::chrono::seconds shortest_silence{1};
 constexpr std::chrono::seconds longest_try{6};  // until it is known that it does not answer
 
 Answer failure(const Error& error) {
@@ -49,23 +46,17 @@ std::size_t take_replicas(std::vector<std::string>& list) {
     return std::clamp<std::size_t>(replicas, 1, std::max<std::size_t>(1, list.size()));
 }
 
-Servers::Servers(std::vector<std::shared_ptr<Connection>> connections, Patience patience,
-                 std::function<void()> check_signals)
+Servers::Servers(std::vector<std::shared_ptr<Connection>> connections,
+                 std::function<void()> check_signals, Here here)
     : connections_(std::move(connections)),
-      patience_(patience),
       check_signals_(std::move(check_signals)),
-      down_until_(std::make_unique<std::atomic<Clock::rep>[]>(connections_.size())),
-      salt_(std::random_device{}()) {}
+      here_(std::move(here)),
+      down_until_(std::make_unique<std::atomic<Clock::rep>[]>(connections_.size())) {}
 
 Servers::~Servers() = default;
 
 bool Servers::is_down(std::size_t server) const {
     return Clock::now().time_since_epoch().count() < down_until_[server];
-}
-
-void Servers::forget_down(std::size_t server) {
-    // Still absent until it answers.
-    if (down_until_[server] != 0) down_until_[server] = 1;
 }
 
 std::shared_ptr<Servers::Exchange> Servers::pause(std::chrono::milliseconds length) {
@@ -76,11 +67,8 @@ std::shared_ptr<Servers::Exchange> Servers::pause(std::chrono::milliseconds leng
     return exchange;
 }
 
-replication::Version Servers::now() const {
-    const auto since = std::chrono::system_clock::now().time_since_epoch();
-    const auto ns = static_cast<replication::Version>(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(since).count());
-    return (ns & ~replication::Version{0xffff}) | (salt_++ & 0xffff);
+std::uint32_t Servers::random() {
+    return static_cast<std::uint32_t>(random_number());
 }
 
 Clock::time_point Servers::begin(std::size_t server) {
@@ -101,10 +89,6 @@ void Servers::failed(std::size_t server, Clock::time_point begun, const Error& e
         return;
     }
     const auto now = Clock::now();
-    if (error.code() == Errc::deadline && now - begun < shortest_silence) {
-        answered(server);  // that it is not up to date yet
-        return;
-    }
     const auto rest =
         std::clamp<Clock::duration>(rest_factor * (now - begun), shortest_rest, longest_rest);
     down_until_[server] = (now + rest).time_since_epoch().count();
@@ -119,9 +103,8 @@ std::shared_ptr<Servers::Exchange> Servers::start(std::vector<Call> calls) {
     std::vector<Clock::time_point> begun(calls.size());
     for (std::size_t i = 0; i < calls.size(); ++i) {
         const std::size_t server = calls[i].server;
-        if (patience_ == Patience::skip && is_down(server) && !calls[i].request.anyway) {
-            exchange->answers[i] = failure(
-                Error(Errc::connection, connections_[server]->address() + " did not answer"));
+        if (!connections_[server]) {
+            exchange->answers[i] = here_(calls[i].request);
             continue;
         }
         begun[i] = begin(server);
@@ -164,7 +147,7 @@ PendingCallPtr Servers::send(const Call& call) {
     };
     switch (request.kind) {
         case Kind::put:
-            return start_put(server, *request.put, request.tensors, request.through);
+            return start_put(server, *request.put, request.tensors);
         case Kind::acquire:
         case Kind::release:
             return ask(
@@ -187,8 +170,7 @@ Answer Servers::receive(const Call& call, const PendingCallPtr& sent) {
     switch (call.request.kind) {
         case Kind::put:
             answer.bytes = in.u64();
-            answer.done = in.u8() != 0;
-            answer.chain = wire::decode_chain(in);
+            answer.is_new = in.u8() != 0;
             break;
         case Kind::acquire:
             for (std::uint32_t left = in.count(8); left > 0; --left) {
@@ -199,7 +181,6 @@ Answer Servers::receive(const Call& call, const PendingCallPtr& sent) {
             break;
         case Kind::read:
             answer.info = wire::decode_info(in);
-            answer.version = answer.info->created_ns;
             break;
         default:
             answer = replication::decode_answer(call.request.kind, in);
@@ -207,17 +188,18 @@ Answer Servers::receive(const Call& call, const PendingCallPtr& sent) {
     return answer;
 }
 
-// What a model is, then its own tensors; and that it still is what it was.
+// What a model is, then its own tensors.
 Answer Servers::pull(const Call& call) {
     const PendingCallPtr sent = send(call);
     Connection::wait({&sent, 1});
     Answer answer = receive(call, sent);
-    replication::Pulled& pulled = *answer.pulled;
     std::vector<LayerKey> keys;
-    for (const LayerLocation& location : pulled.info.layers) {
-        if (location.owner == pulled.owner) keys.push_back(pulled.info.table->key(location.layer));
+    for (const LayerLocation& location : answer.info->layers) {
+        if (location.owner == answer.info->owner) {
+            keys.push_back(answer.info->table->key(location.layer));
+        }
     }
-    if (!keys.empty()) pulled.layers = fetch(call.server, pulled.owner, keys);
+    if (!keys.empty()) answer.layers = fetch(call.server, answer.info->owner, keys);
     return answer;
 }
 

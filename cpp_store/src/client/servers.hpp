@@ -1,7 +1,6 @@
 // The servers of a replicated store as its protocol sees them, for clients and for each other.
 #pragma once
 
-#include <array>
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -21,25 +20,21 @@ namespace cpp_store::client {
 [[nodiscard]] std::size_t take_replicas(std::vector<std::string>& list);
 
 // Thread-safe. Calls return when all are answered: whoever awaits them does not wait. A server that
-// does not answer is left alone for a while, the longer the longer that took to find out.
+// does not answer counts as down for a while, the longer the longer that took to find out.
 class Servers final : public replication::Network {
   public:
-    enum class Patience : std::uint8_t {
-        ask_anyway,  // whom the protocol asks, down or not
-        skip,        // a server that is down does not answer
-    };
-    // One a server of the list; null for oneself.
-    Servers(std::vector<std::shared_ptr<Connection>> connections, Patience patience,
-            std::function<void()> check_signals = nullptr);
+    using Here = std::function<replication::Answer(const replication::Request&)>;
+    // One a server of the list; null for oneself, who answers by `here`.
+    explicit Servers(std::vector<std::shared_ptr<Connection>> connections,
+                     std::function<void()> check_signals = nullptr, Here here = nullptr);
     ~Servers() override;
 
     [[nodiscard]] std::shared_ptr<Exchange> start(std::vector<Call> calls) override;
     [[nodiscard]] bool is_down(std::size_t server) const override;
-    void forget_down(std::size_t server) override;
     // Whether it has not answered since it last did not.
     [[nodiscard]] bool is_absent(std::size_t server) const { return down_until_[server] != 0; }
-    [[nodiscard]] replication::Version now() const override;
     [[nodiscard]] std::shared_ptr<Exchange> pause(std::chrono::milliseconds length) override;
+    [[nodiscard]] std::uint32_t random() override;
 
     // Before a call to a server and after it. Nothing is noted of errors that say that it is there.
     [[nodiscard]] Clock::time_point begin(std::size_t server);
@@ -56,10 +51,9 @@ class Servers final : public replication::Network {
                                                             std::span<const LayerKey> keys);
 
     const std::vector<std::shared_ptr<Connection>> connections_;
-    const Patience patience_;
     const std::function<void()> check_signals_;
+    const Here here_;
     const std::unique_ptr<std::atomic<Clock::rep>[]> down_until_;
-    mutable std::atomic<std::uint32_t> salt_;
 };
 
 }  // namespace cpp_store::client

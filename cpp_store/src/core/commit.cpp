@@ -249,13 +249,6 @@ std::uint64_t Store::commit(PendingPut put) {
     return result->get_future().get();
 }
 
-bool Store::is_same(PendingPut& put) const {
-    put.impl_->complete();
-    const std::lock_guard lock(impl_->mutex);
-    const auto there = impl_->models.find(put.impl_->model->id);
-    return there != impl_->models.end() && there->second->content == put.impl_->model->content;
-}
-
 void Store::commit(PendingPut put, Committed done) {
     std::uint64_t bytes = 0;
     try {

@@ -1,4 +1,6 @@
 // References from models on other servers.
+#include <algorithm>
+
 #include "core/store_impl.hpp"
 
 namespace cpp_store {
@@ -81,6 +83,36 @@ std::vector<std::string> Store::holders(std::chrono::milliseconds age) const {
         if (holder.acquired <= latest) names.push_back(name);
     }
     return names;
+}
+
+bool Store::is_held(std::string_view owner, std::span<const LayerKey> keys,
+                    std::string_view holder) const {
+    const std::lock_guard lock(impl_->mutex);
+    const auto held = impl_->holders.find(holder);
+    const auto owned = impl_->owners.find(owner);
+    if (held == impl_->holders.end() || owned == impl_->owners.end()) return false;
+    return std::all_of(keys.begin(), keys.end(), [&](const LayerKey& key) {
+        return held->second.references.contains({owned->second, owned->second->find(key)});
+    });
+}
+
+std::vector<HeldLayers> Store::held_after(std::string_view after, std::size_t most) const {
+    std::vector<HeldLayers> held;
+    std::size_t layers = 0;
+    const std::lock_guard lock(impl_->mutex);
+    auto holder = impl_->holders.upper_bound(after);
+    for (; holder != impl_->holders.end() && layers < most; ++holder) {
+        // Ordered by owner.
+        for (const Holder::Reference& reference : holder->second.references) {
+            if (held.empty() || held.back().holder != holder->first ||
+                held.back().owner != reference.owner->model) {
+                held.push_back({holder->first, reference.owner->model, {}, holder->second.acquired});
+            }
+            held.back().keys.push_back(reference.owner->key_of(reference.entry));
+            ++layers;
+        }
+    }
+    return held;
 }
 
 void Store::release_holder(std::string_view holder) {

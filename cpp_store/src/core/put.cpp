@@ -6,6 +6,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "core/content.hpp"
 #include "core/pending_put.hpp"
 
 namespace cpp_store {
@@ -36,44 +37,6 @@ class Digest {
   private:
     XXH3_state_t state_;
 };
-
-// Of all that a put says but the tensors' bytes and the time.
-Checksum describe(const PutRequest& request) {
-    Digest digest;
-    digest.add(request.ns);
-    digest.add(request.parent);
-    digest.add(request.graph);
-    digest.add(request.metadata);
-    std::uint64_t score = 0;
-    static_assert(sizeof score == sizeof request.score);
-    std::copy_n(reinterpret_cast<const char*>(&request.score), sizeof score,
-                reinterpret_cast<char*>(&score));
-    digest.add(score);
-    const LayerTable& table = *request.table;
-    digest.add(table.size());
-    for (std::size_t i = 0; i < table.size(); ++i) {
-        digest.add(table.name(i));
-        digest.add(table.nbytes(i));
-        digest.add(table.requires_of(i).size());
-        for (const std::uint32_t needed : table.requires_of(i)) digest.add(needed);
-    }
-    digest.add(request.own.size());
-    for (const Own& own : request.own) {
-        digest.add(own.layer);
-        digest.add(own.tensors.size());
-        for (const TensorSpec& spec : own.tensors) {
-            digest.add(static_cast<std::uint64_t>(spec.dtype));
-            digest.add(spec.shape.size());
-            for (const std::uint64_t extent : spec.shape) digest.add(extent);
-        }
-    }
-    digest.add(request.inherited.size());
-    for (const Inherited& inherited : request.inherited) {
-        digest.add(inherited.layer);
-        digest.add(inherited.owner);
-    }
-    return digest.value();
-}
 
 [[noreturn]] void invalid(const PutRequest& request, const std::string& what) {
     throw Error(Errc::invalid_argument, "model '" + request.model + "': " + what);
@@ -146,6 +109,50 @@ std::uint64_t now_ns() {
 }
 
 }  // namespace
+
+Checksum description_of(const PutRequest& request) {
+    Digest digest;
+    digest.add(request.ns);
+    digest.add(request.parent);
+    digest.add(request.graph);
+    digest.add(request.metadata);
+    std::uint64_t score = 0;
+    static_assert(sizeof score == sizeof request.score);
+    std::copy_n(reinterpret_cast<const char*>(&request.score), sizeof score,
+                reinterpret_cast<char*>(&score));
+    digest.add(score);
+    const LayerTable& table = *request.table;
+    digest.add(table.size());
+    for (std::size_t i = 0; i < table.size(); ++i) {
+        digest.add(table.name(i));
+        digest.add(table.nbytes(i));
+        digest.add(table.requires_of(i).size());
+        for (const std::uint32_t needed : table.requires_of(i)) digest.add(needed);
+    }
+    digest.add(request.own.size());
+    for (const Own& own : request.own) {
+        digest.add(own.layer);
+        digest.add(own.tensors.size());
+        for (const TensorSpec& spec : own.tensors) {
+            digest.add(static_cast<std::uint64_t>(spec.dtype));
+            digest.add(spec.shape.size());
+            for (const std::uint64_t extent : spec.shape) digest.add(extent);
+        }
+    }
+    digest.add(request.inherited.size());
+    for (const Inherited& inherited : request.inherited) {
+        digest.add(inherited.layer);
+        digest.add(inherited.owner);
+    }
+    return digest.value();
+}
+
+Checksum content_of(const Checksum& description, std::span<const Checksum> tensors) {
+    Digest digest;
+    digest.add(description);
+    for (const Checksum& sum : tensors) digest.add(sum);
+    return digest.value();
+}
 
 // One allocation for all tensors; each layer gets its own part of it.
 void PendingPut::Impl::reserve(const std::vector<Own>& layers) {
@@ -299,6 +306,19 @@ std::span<const std::span<std::byte>> PendingPut::buffers() const noexcept {
     return impl_->buffers;
 }
 
+Checksum PendingPut::content() {
+    impl_->complete();
+    return impl_->model->content;
+}
+
+const std::string& PendingPut::model() const noexcept {
+    return impl_->model->id;
+}
+
+const std::string& PendingPut::owner() const noexcept {
+    return impl_->model->owner;
+}
+
 std::vector<LayerLocation> PendingPut::layers() const {
     std::vector<LayerLocation> out;
     out.reserve(impl_->own.size());
@@ -352,7 +372,7 @@ PendingPut Store::prepare(PutRequest request) {
     auto pending = std::make_unique<PendingPut::Impl>();
     pending->store = impl_;
     auto model = std::make_shared<Model>();
-    model->description = describe(request);
+    model->description = description_of(request);
     const std::string owner = request.owner.empty() ? request.model : request.owner;
     {
         Garbage garbage;
@@ -396,10 +416,10 @@ std::size_t Store::Impl::find_or_add(Owner& owner,
 // The model, complete, while nobody sees it.
 void PendingPut::Impl::complete() {
     sum_the_rest();
-    Digest digest;
-    digest.add(model->description);
-    for (const Target& target : targets) digest.add(target.tensor->checksum);
-    model->content = digest.value();
+    std::vector<Checksum> sums;
+    sums.reserve(targets.size());
+    for (const Target& target : targets) sums.push_back(target.tensor->checksum);
+    model->content = content_of(model->description, sums);
     owner = make_owner();
     slots = slots_with(owner);
 }

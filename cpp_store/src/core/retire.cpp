@@ -60,7 +60,7 @@ Notes Store::take_notes() {
 
 ForeignReferences Model::foreign_references() const {
     ForeignReferences foreign;
-    foreign.holder = id;
+    foreign.holder = owner;
     for (const Slot& slot : slots) {
         if (!slot.owner) foreign.by_owner[slot.foreign_owner].push_back(table->key(slot.layer));
     }

@@ -24,6 +24,12 @@ std::size_t Owner::find(const LayerKey& key) const noexcept {
     return is_here ? entry : entries.size();
 }
 
+const LayerKey& Owner::key_of(std::size_t entry) const noexcept {
+    if (places.empty()) return keys[entry];
+    const auto at = std::find(places.begin(), places.end(), entry);
+    return keys[static_cast<std::size_t>(at - places.begin())];
+}
+
 void Owner::make_room(std::size_t layers) {
     const std::size_t all = entries.size() + layers;
     entries.reserve(all);
@@ -165,9 +171,16 @@ bool Store::is_alive(std::string_view model) const {
     return impl_->models.contains(model) || impl_->retired.contains(model);
 }
 
+std::string Store::owner_of(std::string_view model) const {
+    const std::lock_guard lock(impl_->mutex);
+    const auto found = impl_->models.find(model);
+    return found == impl_->models.end() ? std::string() : found->second->owner;
+}
+
 ModelInfo Store::lookup(std::string_view model) const {
     const ModelPtr found = impl_->find(model);
     ModelInfo info{.model = found->id,
+                   .owner = found->owner,
                    .ns = found->ns,
                    .table = found->table,
                    .layers = {},

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <list>
+#include <map>
 #include <mutex>
 #include <set>
 #include <unordered_map>
@@ -83,6 +84,7 @@ struct Owner {
     [[nodiscard]] std::size_t find(const LayerKey& key) const noexcept;
     // The same of one that nobody refers to any more, or yet.
     [[nodiscard]] std::size_t find_entry(const LayerKey& key) const noexcept;
+    [[nodiscard]] const LayerKey& key_of(std::size_t entry) const noexcept;
     // Makes an entry for a layer that is not here, to be filled in; nobody refers to it yet. Cannot
     // fail for as many layers as there was made room for.
     std::size_t add(const LayerKey& key);
@@ -195,7 +197,7 @@ struct Store::Impl {
     std::set<std::string, std::less<>> retired;  // ids of retired models that leases hold
     std::unordered_map<std::uint64_t, Lease> leases;
     std::set<std::pair<std::chrono::steady_clock::time_point, std::uint64_t>> lease_ends;
-    ById<Holder> holders;
+    std::map<std::string, Holder, std::less<>> holders;
     Notes notes;  // that were in the data directory
     std::uint64_t next_lease;
     std::uint64_t last_sequence = 0;

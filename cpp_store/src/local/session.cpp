@@ -301,10 +301,7 @@ void Session::put(server::Call& call) {
     wire::Put request = wire::decode_put(in);
     in.end();
 
-    std::optional<server::Incoming> incoming =
-        server::prepare(call, std::move(request.request), std::move(request.through));
-    if (!incoming) return;
-    PendingPut& pending = incoming->pending;
+    PendingPut pending = server::prepare(call, std::move(request.request));
     std::vector<std::size_t> staged;
     for (std::size_t i = 0; i < request.tensors.size(); ++i) {
         const wire::Payload& tensor = request.tensors[i];
@@ -316,7 +313,7 @@ void Session::put(server::Call& call) {
         }
     }
     if (!staged.empty()) stage(call, pending, staged);
-    server::commit(call, *std::move(incoming));
+    server::commit(call, std::move(pending));
 }
 
 // Takes tensors out of the memory that we share with the client, while it puts them in.

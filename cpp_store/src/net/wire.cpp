@@ -12,11 +12,11 @@ namespace {
 }
 
 constexpr std::array<std::string_view, operation_count> names = {
-    "hello",     "ping",           "put",   "read",   "fetch",   "best_matches",
-    "end_lease", "lookup",         "list",  "retire", "acquire", "release",
-    "holders",   "release_holder", "alive", "stats",  "verify",  "bye",
-    "shutdown",  "contains",       "join",  "bury",   "state",   "changes",
-    "pull",      "retire_through", "chain", "undo",   "refuse"};
+    "hello",     "ping",           "put",    "read",   "fetch",   "best_matches",
+    "end_lease", "lookup",         "list",   "retire", "acquire", "release",
+    "holders",   "release_holder", "state",  "stats",  "verify",  "bye",
+    "shutdown",  "contains",       "join",   "undo",   "compare", "shared",
+    "pull",      "repair"};
 
 template <typename T>
 T read_at(std::span<const std::byte> bytes, std::size_t offset) {
@@ -90,6 +90,8 @@ void visit_stats(Stats& stats, const Visit& visit) {
     visit(stats.layers_inherited);
     visit(stats.bytes_inherited);
     visit(stats.peers);
+    visit(stats.degraded_puts);
+    visit(stats.repaired);
 }
 
 void encode_location(Writer& out, const LayerLocation& location) {
@@ -399,20 +401,10 @@ Welcome decode_welcome(Reader& in) {
     return welcome;
 }
 
-void encode_chain(Writer& out, std::span<const std::uint64_t> chain) {
-    out.count(chain.size());
-    for (const std::uint64_t incarnation : chain) out.u64(incarnation);
-}
-
-std::vector<std::uint64_t> decode_chain(Reader& in) {
-    std::vector<std::uint64_t> chain(in.count(8));
-    for (std::uint64_t& incarnation : chain) incarnation = in.u64();
-    return chain;
-}
-
 void encode(Writer& out, const Put& put) {
     const PutRequest& request = put.request;
     out.id(request.model);
+    out.id(request.owner);
     out.id(request.ns);
     out.id(request.parent);
     out.string(request.graph);
@@ -434,13 +426,13 @@ void encode(Writer& out, const Put& put) {
         out.count(own.tensors.size());
         for (std::size_t i = 0; i < own.tensors.size(); ++i) encode(out, put.tensors[tensor++]);
     }
-    encode_chain(out, put.through);
 }
 
 Put decode_put(Reader& in) {
     Put put;
     PutRequest& request = put.request;
     request.model = in.id();
+    request.owner = in.id();
     request.ns = in.id();
     request.parent = in.id();
     request.graph = in.string();
@@ -475,7 +467,6 @@ Put decode_put(Reader& in) {
         }
         request.own.push_back(std::move(layer));
     }
-    put.through = decode_chain(in);
     return put;
 }
 
@@ -653,6 +644,7 @@ ForeignReferences decode_foreign(Reader& in) {
 
 void encode(Writer& out, const ModelInfo& info) {
     out.id(info.model);
+    out.id(info.owner);
     out.id(info.ns);
     out.bytes(info.table->encode());
     out.count(info.layers.size());
@@ -669,6 +661,7 @@ void encode(Writer& out, const ModelInfo& info) {
 ModelInfo decode_info(Reader& in) {
     ModelInfo info;
     info.model = in.id();
+    info.owner = in.id();
     info.ns = in.id();
     info.table = decode_table(in);
     const std::uint32_t layers = in.count(8);

@@ -22,7 +22,7 @@
 namespace cpp_store::wire {
 
 inline constexpr std::uint32_t magic = 0x53505043;  // "CPPS"
-inline constexpr std::uint8_t version = 2;
+inline constexpr std::uint8_t version = 3;
 inline constexpr std::size_t frame_header_size = 36;
 // Of a header, what is never encrypted: who it is from, by which one knows how to decrypt it.
 inline constexpr std::size_t clear_size = 16;
@@ -70,7 +70,7 @@ inline constexpr std::uint8_t kind_count = 9;
 // Bytes of one call that are on their way in messages; of a fetch, without being asked for.
 inline constexpr std::uint64_t bulk_window = 4u << 20;
 
-// Values are part of the format: append, never renumber.
+// Values are part of the format: append, never renumber but with a new version.
 enum class Operation : std::uint16_t {
     hello = 0,
     ping = 1,
@@ -86,7 +86,7 @@ enum class Operation : std::uint16_t {
     release = 11,
     holders = 12,
     release_holder = 13,
-    alive = 14,
+    state = 14,
     stats = 15,
     verify = 16,
     bye = 17,
@@ -94,16 +94,13 @@ enum class Operation : std::uint16_t {
     contains = 19,
     join = 20,
     // Of stores of several replicas (replication/wire.hpp):
-    bury = 21,
-    state = 22,
-    changes = 23,
+    undo = 21,
+    compare = 22,
+    shared = 23,
     pull = 24,
-    retire_through = 25,
-    chain = 26,
-    undo = 27,
-    refuse = 28,
+    repair = 25,
 };
-inline constexpr std::uint16_t operation_count = 29;
+inline constexpr std::uint16_t operation_count = 26;
 [[nodiscard]] std::string_view operation_name(Operation operation) noexcept;
 
 // Every message is one frame: this header and a part of a request's or response's body.
@@ -236,8 +233,7 @@ struct Welcome {
 
 struct Put {
     PutRequest request;
-    std::vector<Payload> tensors;        // in the order of request.own
-    std::vector<std::uint64_t> through;  // replication::Chain: who took it before
+    std::vector<Payload> tensors;  // in the order of request.own
 };
 
 struct Read {
@@ -293,8 +289,6 @@ void encode(Writer& out, const Join& join);
 [[nodiscard]] Join decode_join(Reader& in);
 void encode(Writer& out, const Welcome& welcome);
 [[nodiscard]] Welcome decode_welcome(Reader& in);
-void encode_chain(Writer& out, std::span<const std::uint64_t> chain);
-[[nodiscard]] std::vector<std::uint64_t> decode_chain(Reader& in);
 void encode(Writer& out, const Put& put);
 [[nodiscard]] Put decode_put(Reader& in);
 void encode(Writer& out, const Read& read);

@@ -1,8 +1,9 @@
-// What a client does to change a model that several servers keep, and in which order it asks them.
+// What a client does to change or find a model, whether one server keeps it or several.
 #pragma once
 
 #include <chrono>
 #include <cstddef>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,79 +16,60 @@
 
 namespace cpp_store::replication {
 
-// All of a model's servers, those that are down last.
-[[nodiscard]] std::vector<std::size_t> order_of_reading(const Network& network,
-                                                        const Placement& placement,
-                                                        std::string_view model);
-
-// Puts a model at all of its servers that take part. References are taken first, at every
-// reachable server of each owner. Where one server cannot have it (it is full) none keeps it.
-// Throws what the servers say, and Errc::connection or deadline if none can be reached, or if they
-// do not agree for a while who takes part; then it may be there or not.
+// Puts a model at all of its servers at once; references to what it inherits are taken first, at
+// every reachable server of each owner. Done when all of its servers have it or, where some do not
+// answer, the rest, which are told so that they repair it. If one refuses it (it is full, or has
+// other content of the id) it is taken back from the others, and what that one says is thrown;
+// Errc::connection or deadline if none answers, and then it may be there or not.
 //
 // Returns the bytes that the model added at one of its servers.
 Task<std::uint64_t> put(Network& network, const Placement& placement, PutRequest request,
-                        std::span<const std::span<const std::byte>> tensors);
+                        std::vector<std::span<const std::byte>> tensors);
 
-// Retires a model at all of its servers that take part; the others hear of it from them. Throws
-// Errc::not_found if there is none, or if another call retires it; else as put.
+// Retires a model at all of its servers that answer; the others learn it from these. Ends its
+// references if all of them answered and none has use for them any more. Throws Errc::not_found if
+// all say that there is none, or one that it was retired; Errc::connection or deadline if those
+// that could have it do not answer.
 Task<void> retire(Network& network, const Placement& placement, std::string model);
 
-// How often a call is tried again while its servers find out who takes part, and with whom.
-class Patience {
-  public:
-    explicit Patience(Network& network) : network_(network) {}
-    // That a server did not answer this call.
-    void note_silent(std::size_t server) { silent_.push_back(server); }
-    // How long to wait until the next try, in which those servers are to be asked again that were
-    // left alone before; null if it has been long enough.
-    [[nodiscard]] std::optional<std::chrono::milliseconds> next(
-        std::span<const std::size_t> servers);
-
-  private:
-    Network& network_;
-    std::vector<std::size_t> silent_;
-    unsigned tries_ = 0;
-    std::chrono::milliseconds waited_{0};
-};
-
-// Whom to ask about a model: its servers, the last one first, as that one knows nothing that could
-// still be lost. The others answer only where it takes no part.
+// Whom to ask about a model, and what the answers mean: one server after the other, those that did
+// not answer lately last.
 class Reading {
   public:
-    Reading(Network& network, const Placement& placement, std::string_view model);
+    Reading(const Network& network, const Placement& placement, std::string_view model);
 
-    // Null when all have been asked that were worth it.
+    // Null when all have been asked.
     [[nodiscard]] std::optional<std::size_t> next();
-    // That the last one failed, with Errc::connection or deadline.
+    // What the last one said, if it was no answer. Throws it if no other server will say better.
     void failed(const Error& error);
-    // What they said, when all failed.
-    [[nodiscard]] const Error& silent() const { return *silent_; }
-    // How long to wait until all can be asked again; null if that is of no use.
-    [[nodiscard]] std::optional<std::chrono::milliseconds> again();
+    // Servers that said that there is no such model.
+    [[nodiscard]] const std::vector<std::size_t>& without() const noexcept { return without_; }
+    // When nobody has it: what one said that may have; null if all said that they have not.
+    [[nodiscard]] const std::optional<Error>& silent() const noexcept { return silent_; }
+    // What one of without() said; null if there is none.
+    [[nodiscard]] const std::optional<Error>& none() const noexcept { return none_; }
 
   private:
-    void begin();
-
-    Network& network_;
-    Patience patience_;
-    std::vector<std::size_t> servers_;
     std::vector<std::size_t> left_;
     std::size_t asked_ = 0;
+    std::vector<std::size_t> without_;
+    std::optional<Error> none_;
     std::optional<Error> silent_;
 };
+// What to throw after a reading that found nothing. Of a server that does not answer nobody knows
+// whether it has the model, unless another one knows that it was retired.
+Task<Error> outcome_of(Network& network, std::string model, const Reading& reading);
+// Whether one of these servers remembers that a model of this id was retired.
+Task<bool> is_retired(Network& network, std::string model, std::vector<std::size_t> servers);
+// That these servers lack a model which another one has.
+Task<void> tell_to_repair(Network& network, std::string model, std::vector<std::size_t> servers);
 
-// Finds a model at one of its servers. Throws Errc::not_found if there is none, Errc::connection or
-// deadline if nobody says so.
+// Finds a model at one of its servers.
 struct Found {
     std::size_t server = 0;
     ModelInfo info;
 };
 Task<Found> find(Network& network, const Placement& placement, std::string model);
-
-// What must be the same at all servers so that they know equal content when they see it: layers in
-// the order of the table, and none named that has no tensors. `tensors` are permuted alike.
-void put_in_order(PutRequest& request, std::vector<std::span<const std::byte>>& tensors);
 
 // One answer a server to a question of best matches.
 struct Answered {

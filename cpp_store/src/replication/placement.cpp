@@ -3,16 +3,32 @@
 #include <algorithm>
 #include <utility>
 
-#include "cpp_store/types.hpp"
-
 namespace cpp_store::replication {
 namespace {
+
+constexpr char separator = '@';
 
 LayerKey hash(const std::string& server, std::string_view model) {
     return layer_key(server + '\n' + std::string(model));
 }
 
 }  // namespace
+
+std::string owner_name(std::string_view model, const Checksum& content) {
+    return std::string(model) + separator + hex(LayerKey{content.high, content.low});
+}
+
+std::string_view id_of(std::string_view owner) noexcept {
+    constexpr std::size_t digits = 32;
+    const std::size_t at = owner.rfind(separator);
+    if (at == std::string_view::npos) return owner;
+    const std::string_view end = owner.substr(at + 1);
+    const bool is_digest =
+        end.size() == digits && end.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+    const bool is_number =
+        !end.empty() && end.find_first_not_of("0123456789") == std::string_view::npos;
+    return is_digest || is_number ? owner.substr(0, at) : owner;
+}
 
 Placement::Placement(std::vector<std::string> servers, std::size_t replicas)
     : servers_(std::move(servers)), replicas_(replicas) {}
@@ -44,9 +60,9 @@ std::vector<std::size_t> Placement::of(std::string_view model) const {
     return keepers;
 }
 
-bool Placement::keeps(std::size_t server, std::string_view model) const {
-    const std::vector<std::size_t> keepers = of(model);
-    return std::ranges::find(keepers, server) != keepers.end();
+std::vector<std::size_t> Placement::of_owner(std::string_view owner) const {
+    // Of a single replica, owners are called by their ids.
+    return of(replicas_ == 1 ? owner : id_of(owner));
 }
 
 }  // namespace cpp_store::replication

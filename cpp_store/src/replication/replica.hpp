@@ -1,243 +1,167 @@
 // A server's part in a store of several replicas.
 //
-// What is kept where. A model lives at the servers that Placement::of names, each with its own
-// layers and with what was said of it. Layers that it inherits stay with their owner's servers, and
-// are references there, at every one of them: a replicated model keeps none of them beside itself,
-// even where owner and heir share a server, so that each server's part can be lost and restored
-// alone. References are held in the name of the heir *and its version*, and layers are found by
-// their owner's id *and version* (`versioned`): what ends for a retired model never ends for a
-// later one of the same id, and what was inherited from it is never taken for the later one's.
+// A model is its id and the digest of its content, which are together the name of its owner
+// (placement.hpp). It lives at the servers that Placement::of names; layers that it inherits stay
+// with their owner's servers and are references there, in the heir's owner's name, at every one of
+// them. Nothing is agreed on: who puts or retires asks all servers of the model (calls.hpp), and
+// what one of them missed it learns from the others afterwards (passes.hpp).
 //
-// Who decides. A model's servers one after the other, as Membership says: the first of those that
-// take part. What they know of an id is its highest version, and of equal ones the retirement
-// (Ledger): servers that hear the same agree, in whatever order they hear it. Servers follow each
-// other's changes (Follower), a few times a second; so a server that missed some, or that comes
-// back with nothing or with what it had long ago, comes to know what the others know, without any
-// client. It takes part in nothing before it does (`is_ready`).
-//
-// When a reference ends. Never by the word of a client, which cannot know whether another replica
-// still leases the heir: a server that hears that an heir is retired, or that there is a later
-// version of it, asks all of its servers, and ends the reference when each says that this version
-// is out of use.
+// Of two contents of one id, which only a parted network lets happen, the one of the lower name
+// stays at all servers. What was retired is remembered by name, so that a server that was away does
+// not bring it back; a put of the same content ends that.
 #pragma once
 
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <functional>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "cpp_store/store.hpp"
-#include "replication/membership.hpp"
 #include "replication/network.hpp"
 #include "replication/placement.hpp"
 
 namespace cpp_store::replication {
 
-// What a model is called as an heir that holds references, and as the owner of layers: its id and
-// the version that it was put as.
-[[nodiscard]] std::string versioned(std::string_view model, Version version);
-struct Heir {
-    std::string model;
-    Version version = 0;
-    auto operator<=>(const Heir&) const = default;
+// Owners' names of retired models, no more than a number of them: the oldest are forgotten. Not
+// thread-safe.
+class Tombstones {
+  public:
+    explicit Tombstones(std::size_t most) : most_(most) {}
+    void add(std::string_view owner);
+    void remove(std::string_view owner);
+    [[nodiscard]] bool contains(std::string_view owner) const { return names_.contains(owner); }
+    // Whether there is one of this id.
+    [[nodiscard]] bool knows(std::string_view model) const;
+    [[nodiscard]] const auto& names() const noexcept { return names_; }
+
+  private:
+    const std::size_t most_;
+    std::map<std::string, std::uint64_t, std::less<>> names_;  // with the number of each
+    std::map<std::uint64_t, std::string_view> by_age_;
+    std::uint64_t last_ = 0;
 };
-// Of such a name; null if it is not one.
-[[nodiscard]] std::optional<Heir> heir_of(std::string_view name);
 
-// The model's id in an owner's name.
-[[nodiscard]] std::string id_of(std::string_view owner);
-
-// The inherited layers of a request, by owner.
-[[nodiscard]] References references_of(const PutRequest& request);
-[[nodiscard]] std::vector<LayerKey> keys_of(const std::vector<std::string>& names);
-
-// What a server answers to what servers and clients ask of it, and what it does by itself.
-// Thread-safe; calls about one id come one after the other.
+// Thread-safe. Calls that change what is said of one id come one after the other, and wait for the
+// disk where the store does: none may be made by the thread that hears clients.
 class Replica {
   public:
-    using Clock = std::chrono::steady_clock;
+    static constexpr std::size_t most_tombstones = 200'000;
+    static constexpr std::size_t most_listed = 4096;  // looked at for one page
 
     // `self`: the server's position in the list. Takes note of what is in the store already.
-    Replica(Store& store, Placement placement, std::size_t self, Incarnation incarnation,
-            std::function<Clock::time_point()> clock = &Clock::now,
-            std::size_t most_tombstones = Ledger::most_tombstones);
+    Replica(Store& store, Placement placement, std::size_t self,
+            std::size_t remembered = most_tombstones, std::size_t listed = most_listed);
 
     [[nodiscard]] const Placement& placement() const noexcept { return placement_; }
     [[nodiscard]] std::size_t self() const noexcept { return self_; }
-    [[nodiscard]] Incarnation incarnation() const noexcept { return incarnation_; }
     [[nodiscard]] Store& store() noexcept { return store_; }
 
-    // ------------------------------------------------------------------ what others ask
+    // ------------------------------------------------------------------ what clients ask
 
+    // As Store::prepare, of a request that names its owner.
+    [[nodiscard]] PendingPut prepare(PutRequest request);
     struct Published {
         std::uint64_t bytes = 0;
-        bool is_new = false;  // of this version; else there was one of the same content, or a later
-        Chain chain;          // who takes part in the model
+        bool is_new = false;  // else it was there
     };
-    // As Store::prepare and commit, of a put that came `through` the model's servers before this
-    // one. If one of them decided, the put is done here whatever there was; null if there is
-    // something later, so that there is nothing to do but `passed`. Else throws already_exists for
-    // what was retired since, too. Throws Errc::deadline if another server is to be asked first, or
-    // this one later.
-    [[nodiscard]] std::optional<PendingPut> prepare(PutRequest request, const Chain& through);
-    Published commit(PendingPut put, std::string_view model, Version version, References references,
-                     const Chain& through);
-    [[nodiscard]] Published passed(std::string_view model) const;
+    // As Store::commit. Throws Errc::connection if the content is not what the owner's name says.
+    Published publish(PendingPut put);
+    ForeignReferences retire(std::string_view model);
+    // Of a put that was refused elsewhere: as if it had never come.
+    void undo(std::string_view owner);
+    // Of a model, by its owner's name or its id.
+    [[nodiscard]] Presence state(std::string_view name) const;
+    // That one of a model's servers lacks something of it: they are compared soon.
+    void repair(std::string_view model, bool degraded);
 
-    struct Retired {
-        Retirement by = 0;  // the call that did it; 0: not known, there is a later version
-        Chain chain;
+    // ------------------------------------------------------------------ what peers ask
+
+    // Sums over the visible models that this server and `asker` both keep. `doubted`: what else
+    // the asker wants to be compared.
+    [[nodiscard]] Sums compare(std::size_t asker, const Buckets& doubted);
+    // The next part of what both keep.
+    [[nodiscard]] Page shared(std::size_t asker, const Buckets& buckets,
+                              const Cursor& cursor) const;
+    // A visible model, by its owner's name. Throws Errc::not_found.
+    [[nodiscard]] ModelInfo described(const std::string& owner) const;
+
+    // ------------------------------------------------------------------ what it learns from them
+
+    [[nodiscard]] Sums sums(std::size_t peer) const;
+    // What is to be compared with a peer, whatever the sums say: `ours` was found out here, the
+    // rest by the peer.
+    struct Doubts {
+        Buckets ours;
+        Buckets theirs;
     };
-    // Retires a version, for a call that calls itself `token`. It may have been told already that
-    // it, or another call, did so: if a server that takes part decided it, it is done here; if not,
-    // it counts unless this server knows better. Throws as prepare.
-    Retired retire(std::string_view model, Retirement token, Version version, Retirement by,
-                   const Chain& through);
-    // Retires what is not newer than a version, and takes note that it is retired.
-    void bury(std::string_view model, Version version, Retirement by = 0);
-    // Of a put that failed: retires this version and no other.
-    void undo(std::string_view model, Version version);
-    // Of a put that this server refused although others took it: does not let it come by another
-    // way any more. False if it has come.
-    bool refuse(std::string_view model, Version version);
-    [[nodiscard]] State state(std::string_view model) const;
-    // As Store::lookup, and the version of what was found.
-    [[nodiscard]] std::pair<ModelInfo, Version> look_up(std::string_view model) const;
-    // Throws Errc::deadline if another of the model's servers is to be asked what there is, or this
-    // one later.
-    void check_answers(std::string_view model) const;
-    // Who takes part in a model.
-    [[nodiscard]] Chain chain(std::string_view model) const;
-    void acquire(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
-    void release(std::string_view owner, std::span<const LayerKey> keys, std::string_view holder);
-
-    struct Changes {
-        std::uint64_t since = 0;
-        std::uint64_t last = 0;
-        Version forgotten = 0;
-        std::vector<Change> changes;
-    };
-    // What concerns a server of what has changed here; all of it, if it speaks of another life. If
-    // it is `joining` and this is all, it takes part from now on.
-    [[nodiscard]] Changes changes(std::size_t asker, Incarnation asking, bool joining,
-                                  Incarnation incarnation, std::uint64_t since);
-    [[nodiscard]] std::uint64_t last_change() const;
-    // How far it has followed another server's changes.
-    void note_followed(std::size_t server, Incarnation incarnation, std::uint64_t since);
-    [[nodiscard]] std::uint64_t followed(std::size_t server, Incarnation incarnation) const;
-
-    // ------------------------------------------------------------------ what it learns
-
-    // The version of an id that is to be pulled, as it is newer than what is here.
-    [[nodiscard]] bool wants(const Change& change) const;
-    // Takes a model in that another server has.
-    void take_in(const Pulled& pulled);
-    // Which layers of an owner are not here, of those that an heir refers to.
+    [[nodiscard]] Doubts take_doubts(std::size_t peer);
+    void doubt(std::size_t peer, const Doubts& doubts);
+    // Whether a model that a peer has is to come here; if so, until `arrived`, it counts as used.
+    [[nodiscard]] bool expect(const std::string& owner);
+    void arrived(const std::string& owner);
+    // A model with the tensors of its own layers. Nothing happens if it was retired meanwhile.
+    void take_in(const ModelInfo& info, const std::vector<LayerData>& layers);
+    // Retires a model if it is here, and remembers that it is retired.
+    void bury(std::string_view owner);
+    // Which of the layers that an heir refers to are not here.
     [[nodiscard]] std::vector<LayerKey> missing(std::string_view owner,
                                                 std::span<const LayerKey> keys) const;
     // Takes layers in that an heir refers to and whose owner is retired.
     void adopt(std::string_view owner, const std::vector<LayerData>& layers,
                std::string_view holder);
-    // What is visible here though it may have been retired while nobody here heard of it.
-    [[nodiscard]] std::vector<std::string> visible_until(Version version) const;
 
-    // ------------------------------------------------------------------ references that may end
+    // ------------------------------------------------------------------ for people
 
-    // That an id's version is retired, or another one is there: references of its heirs are looked
-    // at.
-    void doubt(std::string_view model, Version version, bool retired);
-    // The same of all heirs that a server keeps, which has begun another life.
-    void doubt_all_of(std::size_t server);
-    // Heirs whose references are to be looked at: doubted ones, and those acquired `age` ago that
-    // nobody has heard of. Each with the number of doubts.
-    [[nodiscard]] std::vector<std::pair<Heir, unsigned>> doubtful(Clock::time_point now,
-                                                                  Clock::duration age);
-    // It is visible, unless there were more doubts since.
-    void confirm(const Heir& heir, unsigned doubts);
-    void end(const Heir& heir);  // it is out of use
-
-    // ------------------------------------------------------------------ whether it knows enough
-
-    [[nodiscard]] Membership& membership() noexcept { return membership_; }
-    [[nodiscard]] bool is_ready() const noexcept { return ready_; }
-    // It has joined all that it can reach, and has not been away since `suspicions()` was this.
-    void set_ready(unsigned suspicions) noexcept {
-        if (suspicions == suspicions_) ready_ = true;
-    }
-    [[nodiscard]] unsigned suspicions() const noexcept { return suspicions_; }
-    // It was away: others may have given it up and gone on without it.
-    void suspect() noexcept {
-        ++suspicions_;
-        ready_ = false;
-    }
-    // To be called several times a second, if at all. A process that was stopped for a while finds
-    // that it was not, before it answers anything: clients wait for longer than that until they
-    // give a server up.
-    void tick() noexcept;
-    // Throws Errc::deadline if it does not: another server is to be asked, or the same one later.
-    void check_ready() const;
-    static constexpr std::chrono::milliseconds longest_absence{1'500};
-    // How many others take part, as it knows; 0 while it does not itself.
-    [[nodiscard]] std::size_t peers() const noexcept;
-    // Whether a server asked something of this one lately.
-    [[nodiscard]] bool hears(std::size_t server) const noexcept;
-
-    // What to do when it is to be found out soon whether the others are still there. Set once,
-    // before anybody asks.
-    void on_doubt(std::function<void()> look) { look_ = std::move(look); }
-    void look() const {
-        if (look_) look_();
+    void note_pass(std::size_t peer, bool complete);
+    [[nodiscard]] bool agrees_with(std::size_t peer) const;  // the last pass went through
+    void count_into(StoreStats& stats) const;
+    // Called when a peer is to be compared soon; `heard`: it is there, as it asked something. From
+    // any thread, and must not wait. Set once, before anybody asks.
+    void on_doubt(std::function<void(std::size_t peer, bool heard)> wake) {
+        wake_ = std::move(wake);
     }
 
   private:
     static constexpr std::size_t stripes = 64;
     [[nodiscard]] std::mutex& stripe(std::string_view model) const;
-    [[nodiscard]] State known(std::string_view model) const;  // visible or gone
-    void recall();
-    [[nodiscard]] bool is_decided(std::string_view model, const Chain& through) const;
-    [[nodiscard]] std::optional<PendingPut> prepare_decided(PutRequest request);
-    Published commit_decided(PendingPut put, std::string_view model, Version version,
-                             References references);
     // With the id's stripe held:
-    [[nodiscard]] Retirement decide(std::string_view model, Retirement token, Version version,
-                                    Retirement by) const;
-    Published publish(PendingPut put, std::string_view model, Version version,
-                      References references);
-    void bury_here(std::string_view model, Version version, Retirement by);
+    ForeignReferences retire_here(std::string_view model, const std::string& owner);
+    void note_visible(const std::string& owner, bool visible);
+
+    [[nodiscard]] std::vector<std::size_t> others(std::string_view owner) const;
+    void wake(std::size_t peer, bool heard) const {
+        if (wake_) wake_(peer, heard);
+    }
 
     Store& store_;
     const Placement placement_;
     const std::size_t self_;
-    const Incarnation incarnation_;
-    const std::function<Clock::time_point()> clock_;
-    std::atomic<bool> ready_ = false;
-    std::atomic<unsigned> suspicions_ = 0;
-    std::atomic<Clock::rep> ticked_ = 0;  // 0: never
-    Membership membership_;
-    std::function<void()> look_;
+    const std::size_t most_listed_;
+    std::function<void(std::size_t, bool)> wake_;
 
-    // What is said of one id changes the store and the ledger together. Taken before mutex_.
+    // What is said of one id changes the store and what follows together. Taken before mutex_.
     mutable std::array<std::mutex, stripes> stripes_;
-    mutable std::mutex mutex_;  // guards what follows
-    Ledger ledger_;
+    mutable std::mutex mutex_;  // guards what follows; the store is not called with it
+    // Visible models by their owners' names, and which other servers keep each.
+    std::map<std::string, std::vector<std::size_t>, std::less<>> visible_;
+    Tombstones tombstones_;
+    std::set<std::string, std::less<>> arriving_;
     struct Peer {
-        Clock::time_point heard{};
-        Incarnation incarnation = 0;
-        std::uint64_t followed = 0;
+        Sums sums = Sums(bucket_count);
+        Doubts doubts;
+        bool agrees = false;
     };
     std::vector<Peer> peers_;
-    struct Held {
-        Clock::time_point since;
-        unsigned doubts = 0;
-        bool heard_of = false;
-    };
-    std::map<Heir, Held> held_;  // heirs that hold references here
+    std::uint64_t degraded_puts_ = 0;
+    std::uint64_t repaired_ = 0;
 };
+
+// A server's answer to a request of the protocol, for whoever carries it: what the store throws
+// becomes the answer's error. Tensors are those of the store, pinned.
+[[nodiscard]] Answer answer(Replica& replica, const Request& request);
 
 }  // namespace cpp_store::replication

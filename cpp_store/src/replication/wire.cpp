@@ -5,37 +5,62 @@ namespace {
 
 using Kind = Request::Kind;
 
-void encode(wire::Writer& out, const Change& change) {
-    out.id(change.model);
-    out.u64(change.version);
-    out.u8(change.retired ? 1 : 0);
-    out.u64(change.by);
-    out.count(change.references.size());
-    for (const auto& [owner, names] : change.references) {
-        out.id(owner);
-        out.strings(names);
+template <typename Number>
+Number at_most(Number value, Number most, const char* what) {
+    if (value <= most) return value;
+    throw Error(Errc::protocol,
+                std::string("malformed message: ") + what + " is " + std::to_string(value));
+}
+
+void encode(wire::Writer& out, const Buckets& buckets) {
+    for (std::size_t first = 0; first < bucket_count; first += 8) {
+        unsigned byte = 0;
+        for (std::size_t i = 0; i < 8; ++i) byte |= unsigned{buckets.test(first + i)} << i;
+        out.u8(static_cast<std::uint8_t>(byte));
     }
 }
 
-Change decode_change(wire::Reader& in) {
-    Change change;
-    change.model = in.id();
-    change.version = in.u64();
-    change.retired = in.u8() != 0;
-    change.by = in.u64();
-    for (std::uint32_t left = in.count(8); left > 0; --left) {
-        std::string owner = in.id();
-        change.references[std::move(owner)] = in.strings();
+Buckets decode_buckets(wire::Reader& in) {
+    Buckets buckets;
+    for (std::size_t first = 0; first < bucket_count; first += 8) {
+        const unsigned byte = in.u8();
+        for (std::size_t i = 0; i < 8; ++i) buckets.set(first + i, ((byte >> i) & 1) != 0);
     }
-    return change;
+    return buckets;
 }
 
-State decode_state(wire::Reader& in) {
-    const std::uint8_t presence = in.u8();
-    if (presence > static_cast<std::uint8_t>(Presence::gone)) {
-        throw Error(Errc::protocol, "malformed message: presence " + std::to_string(presence));
+void encode(wire::Writer& out, const Cursor& cursor) {
+    out.u8(static_cast<std::uint8_t>(cursor.section));
+    out.id(cursor.after);
+}
+
+Cursor decode_cursor(wire::Reader& in) {
+    const auto last = static_cast<std::uint8_t>(Cursor::Section::end);
+    const std::uint8_t section = at_most(in.u8(), last, "a section");
+    return {static_cast<Cursor::Section>(section), in.id()};
+}
+
+void encode(wire::Writer& out, const Page& page) {
+    out.strings(page.retired);
+    out.strings(page.models);
+    out.count(page.held.size());
+    for (const HeldLayers& held : page.held) {
+        wire::encode(out, wire::References{held.owner, held.keys, held.holder});
     }
-    return {static_cast<Presence>(presence), in.u64()};
+    encode(out, page.next);
+}
+
+Page decode_page(wire::Reader& in) {
+    Page page;
+    page.retired = in.strings();
+    page.models = in.strings();
+    for (std::uint32_t left = in.count(12); left > 0; --left) {
+        wire::References references = wire::decode_references(in);
+        page.held.push_back({std::move(references.holder), std::move(references.owner),
+                             std::move(references.keys)});
+    }
+    page.next = decode_cursor(in);
+    return page;
 }
 
 }  // namespace
@@ -43,21 +68,19 @@ State decode_state(wire::Reader& in) {
 wire::Operation operation_of(Kind kind) {
     switch (kind) {
         case Kind::retire:
-            return wire::Operation::retire_through;
-        case Kind::bury:
-            return wire::Operation::bury;
-        case Kind::chain:
-            return wire::Operation::chain;
+            return wire::Operation::retire;
         case Kind::undo:
             return wire::Operation::undo;
-        case Kind::refuse:
-            return wire::Operation::refuse;
         case Kind::state:
             return wire::Operation::state;
-        case Kind::changes:
-            return wire::Operation::changes;
+        case Kind::compare:
+            return wire::Operation::compare;
+        case Kind::shared:
+            return wire::Operation::shared;
         case Kind::pull:
             return wire::Operation::pull;
+        case Kind::repair:
+            return wire::Operation::repair;
         default:
             throw Error(Errc::internal, "an operation that is encoded elsewhere");
     }
@@ -65,33 +88,21 @@ wire::Operation operation_of(Kind kind) {
 
 void encode(wire::Writer& out, const Request& request) {
     switch (request.kind) {
-        case Kind::retire:
-            out.id(request.model);
-            out.u64(request.token);
-            out.u64(request.version);
-            out.u64(request.by);
-            wire::encode_chain(out, request.through);
-            break;
-        case Kind::bury:
-            out.id(request.model);
-            out.u64(request.version);
-            out.u64(request.by);
-            break;
-        case Kind::undo:
-        case Kind::refuse:
-            out.id(request.model);
-            out.u64(request.version);
-            break;
         case Kind::state:
-            out.strings(request.models);
-            out.u8(request.decisive ? 1 : 0);
+            out.strings(request.names);
             break;
-        case Kind::changes:
+        case Kind::compare:
             out.u64(request.asker);
-            out.u64(request.asking);
-            out.u8(request.joining ? 1 : 0);
-            out.u64(request.incarnation);
-            out.u64(request.since);
+            encode(out, request.buckets);
+            break;
+        case Kind::shared:
+            out.u64(request.asker);
+            encode(out, request.buckets);
+            encode(out, request.cursor);
+            break;
+        case Kind::repair:
+            out.id(request.model);
+            out.u8(request.degraded ? 1 : 0);
             break;
         default:
             out.id(request.model);
@@ -99,46 +110,32 @@ void encode(wire::Writer& out, const Request& request) {
 }
 
 Request decode_request(wire::Operation operation, wire::Reader& in) {
-    Request request(Kind::pull);
+    using enum wire::Operation;
+    Request request(Kind::retire);
     switch (operation) {
-        case wire::Operation::retire_through:
-            request.kind = Kind::retire;
-            request.model = in.id();
-            request.token = in.u64();
-            request.version = in.u64();
-            request.by = in.u64();
-            request.through = wire::decode_chain(in);
-            break;
-        case wire::Operation::bury:
-            request.kind = Kind::bury;
-            request.model = in.id();
-            request.version = in.u64();
-            request.by = in.u64();
-            break;
-        case wire::Operation::undo:
-        case wire::Operation::refuse:
-            request.kind = operation == wire::Operation::undo ? Kind::undo : Kind::refuse;
-            request.model = in.id();
-            request.version = in.u64();
-            break;
-        case wire::Operation::chain:
-            request.kind = Kind::chain;
-            request.model = in.id();
-            break;
-        case wire::Operation::state:
+        case state:
             request.kind = Kind::state;
-            request.models = in.strings();
-            request.decisive = in.u8() != 0;
+            request.names = in.strings();
             break;
-        case wire::Operation::changes:
-            request.kind = Kind::changes;
+        case compare:
+            request.kind = Kind::compare;
             request.asker = in.u64();
-            request.asking = in.u64();
-            request.joining = in.u8() != 0;
-            request.incarnation = in.u64();
-            request.since = in.u64();
+            request.buckets = decode_buckets(in);
+            break;
+        case shared:
+            request.kind = Kind::shared;
+            request.asker = in.u64();
+            request.buckets = decode_buckets(in);
+            request.cursor = decode_cursor(in);
+            break;
+        case repair:
+            request.kind = Kind::repair;
+            request.model = in.id();
+            request.degraded = at_most<std::uint8_t>(in.u8(), 1, "degraded") == 1;
             break;
         default:
+            if (operation == undo) request.kind = Kind::undo;
+            if (operation == pull) request.kind = Kind::pull;
             request.model = in.id();
     }
     return request;
@@ -147,40 +144,24 @@ Request decode_request(wire::Operation operation, wire::Reader& in) {
 void encode(wire::Writer& out, Kind kind, const Answer& answer) {
     switch (kind) {
         case Kind::retire:
-            out.u64(answer.by);
-            wire::encode_chain(out, answer.chain);
-            break;
-        case Kind::bury:
-        case Kind::undo:
-            break;
-        case Kind::refuse:
-            out.u8(answer.done ? 1 : 0);
-            break;
-        case Kind::chain:
-            wire::encode_chain(out, answer.chain);
+            wire::encode(out, answer.foreign);
             break;
         case Kind::state:
             out.count(answer.states.size());
-            for (const State& state : answer.states) {
-                out.u8(static_cast<std::uint8_t>(state.presence));
-                out.u64(state.version);
-            }
+            for (const Presence state : answer.states) out.u8(static_cast<std::uint8_t>(state));
             break;
-        case Kind::changes:
-            out.u64(answer.incarnation);
-            out.u8(answer.ready ? 1 : 0);
-            out.u64(answer.joined);
-            out.u64(answer.followed);
-            out.u64(answer.since);
-            out.u64(answer.last);
-            out.u64(answer.forgotten);
-            out.count(answer.changes.size());
-            for (const Change& change : answer.changes) encode(out, change);
+        case Kind::compare:
+            out.count(answer.sums.size());
+            for (const std::uint64_t sum : answer.sums) out.u64(sum);
             break;
-        default:
-            out.u64(answer.pulled->version);
-            out.id(answer.pulled->owner);
-            wire::encode(out, answer.pulled->info);
+        case Kind::shared:
+            encode(out, answer.page);
+            break;
+        case Kind::pull:
+            wire::encode(out, *answer.info);
+            break;
+        default:  // there is nothing to say
+            break;
     }
 }
 
@@ -188,40 +169,26 @@ Answer decode_answer(Kind kind, wire::Reader& in) {
     Answer answer;
     switch (kind) {
         case Kind::retire:
-            answer.by = in.u64();
-            answer.chain = wire::decode_chain(in);
-            break;
-        case Kind::bury:
-        case Kind::undo:
-            break;
-        case Kind::refuse:
-            answer.done = in.u8() != 0;
-            break;
-        case Kind::chain:
-            answer.chain = wire::decode_chain(in);
+            answer.foreign = wire::decode_foreign(in);
             break;
         case Kind::state:
-            for (std::uint32_t left = in.count(9); left > 0; --left) {
-                answer.states.push_back(decode_state(in));
+            for (std::uint32_t left = in.count(1); left > 0; --left) {
+                const auto last = static_cast<std::uint8_t>(Presence::retired);
+                const std::uint8_t state = at_most(in.u8(), last, "a presence");
+                answer.states.push_back(static_cast<Presence>(state));
             }
             break;
-        case Kind::changes:
-            answer.incarnation = in.u64();
-            answer.ready = in.u8() != 0;
-            answer.joined = in.u64();
-            answer.followed = in.u64();
-            answer.since = in.u64();
-            answer.last = in.u64();
-            answer.forgotten = in.u64();
-            for (std::uint32_t left = in.count(25); left > 0; --left) {
-                answer.changes.push_back(decode_change(in));
-            }
+        case Kind::compare:
+            for (std::uint32_t left = in.count(8); left > 0; --left) answer.sums.push_back(in.u64());
             break;
-        default: {
-            Pulled pulled{.info = {}, .version = in.u64(), .owner = in.id(), .layers = {}};
-            pulled.info = wire::decode_info(in);
-            answer.pulled = std::move(pulled);
-        }
+        case Kind::shared:
+            answer.page = decode_page(in);
+            break;
+        case Kind::pull:
+            answer.info = wire::decode_info(in);
+            break;
+        default:
+            break;
     }
     return answer;
 }

@@ -6,8 +6,9 @@
 
 namespace cpp_store::replication {
 
-// Of retire, bury, undo, refuse, state, chain, changes and pull, a pair each way: what one side
-// encodes the other decodes. A pull's tensors are fetched as any others.
+// Of all kinds but put, acquire, release and read, which are encoded in net/wire.hpp, and fetch: a
+// pair each way, what one side encodes the other decodes. A pull's tensors are fetched as any
+// others.
 [[nodiscard]] wire::Operation operation_of(Request::Kind kind);
 void encode(wire::Writer& out, const Request& request);
 [[nodiscard]] Request decode_request(wire::Operation operation, wire::Reader& in);

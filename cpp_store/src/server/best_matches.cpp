@@ -16,7 +16,7 @@ void best_matches(Call& call) {
     const std::chrono::milliseconds lease(
         is_default ? -1 : static_cast<std::int64_t>(std::min(request.lease_ms, month_ms)));
     wire::Writer out;
-    const auto matches = call.store_to_ask().best_matches(*request.table, request.query, lease);
+    const auto matches = call.store().best_matches(*request.table, request.query, lease);
     try {
         out.count(matches.size());
         for (const LeasedMatch& match : matches) {

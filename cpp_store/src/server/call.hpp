@@ -116,17 +116,6 @@ class Call : public std::enable_shared_from_this<Call>, public Refused {
 
     [[nodiscard]] Store& store() { return host_.store(); }
     [[nodiscard]] replication::Replica* replica() { return host_.replica(); }
-    // The same, for a question about all models: throws Errc::deadline if the server does not know
-    // yet what the others know.
-    [[nodiscard]] Store& store_to_ask() {
-        if (const auto* const kept = replica()) kept->check_ready();
-        return store();
-    }
-    // And for one about a model: if another server is the one to ask, too.
-    [[nodiscard]] Store& store_to_ask(std::string_view model) {
-        if (const auto* const kept = replica()) kept->check_answers(model);
-        return store();
-    }
     [[nodiscard]] wire::Operation operation() const noexcept { return operation_; }
     [[nodiscard]] std::uint64_t id() const noexcept { return id_; }
     [[nodiscard]] const std::shared_ptr<Session>& session() const noexcept { return session_; }
@@ -181,26 +170,16 @@ void acquire(Call& call);
 void release(Call& call);
 void holders(Call& call);
 void release_holder(Call& call);
-void alive(Call& call);
 void stats(Call& call);
 void verify(Call& call);
 void shutdown(Call& call);
 
-void of_replicas(Call& call);  // retire_through, bury, undo, refuse, state, chain, changes, pull
+void state(Call& call);
+void of_replicas(Call& call);  // undo, compare, shared, pull, repair
 
 // A put on its way through the store.
-struct Incoming {
-    PendingPut pending;
-    std::string model;
-    replication::Version version = 0;
-    // For the other replicas:
-    replication::References references;
-    replication::Chain through;
-};
-// Null if the answer is given already, as the model was retired since another replica took it.
-[[nodiscard]] std::optional<Incoming> prepare(Call& call, PutRequest request,
-                                              replication::Chain through);
-void commit(Call& call, Incoming incoming);  // and answers
+[[nodiscard]] PendingPut prepare(Call& call, PutRequest request);
+void commit(Call& call, PendingPut pending);  // and answers
 
 // The function of an operation that needs nothing but its call. Throws Errc::protocol for others.
 using Handler = void (*)(Call&);

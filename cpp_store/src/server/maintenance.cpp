@@ -6,7 +6,7 @@ namespace cpp_store::server {
 void stats(Call& call) {
     wire::Writer out;
     StoreStats stats = call.store().stats();
-    if (const replication::Replica* const replica = call.replica()) stats.peers = replica->peers();
+    if (const replication::Replica* const replica = call.replica()) replica->count_into(stats);
     wire::encode(out, stats);
     call.reply(std::move(out));
 }

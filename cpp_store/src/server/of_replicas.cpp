@@ -1,5 +1,4 @@
 // What only servers of several replicas are asked: docs/store.md, "Replicas".
-#include "replication/answer.hpp"
 #include "replication/wire.hpp"
 #include "server/call.hpp"
 

@@ -18,51 +18,37 @@ void check_sums(PendingPut& put, const std::vector<std::size_t>& tensors,
     }
 }
 
-void answer(Call& call, const replication::Replica::Published& published) {
+void answer(Call& call, std::uint64_t bytes, bool is_new) {
     wire::Writer out;
-    out.u64(published.bytes);
-    out.u8(published.is_new ? 1 : 0);
-    wire::encode_chain(out, published.chain);
+    out.u64(bytes);
+    out.u8(is_new ? 1 : 0);
     call.reply(std::move(out));
 }
 
 }  // namespace
 
-std::optional<Incoming> prepare(Call& call, PutRequest request, replication::Chain through) {
-    replication::Replica* const replica = call.replica();
-    if (!replica) return Incoming{call.store().prepare(std::move(request)), {}, 0, {}, {}};
-    std::string model = request.model;
-    const replication::Version version = request.created_ns;
-    replication::References references = replication::references_of(request);
-    std::optional<PendingPut> pending = replica->prepare(std::move(request), through);
-    if (pending) {
-        return Incoming{*std::move(pending), std::move(model), version, std::move(references),
-                        std::move(through)};
+PendingPut prepare(Call& call, PutRequest request) {
+    if (replication::Replica* const replica = call.replica()) {
+        return replica->prepare(std::move(request));
     }
-    answer(call, replica->passed(model));
-    return std::nullopt;
+    request.owner.clear();  // of a single replica, its id
+    return call.store().prepare(std::move(request));
 }
 
-void commit(Call& call, Incoming incoming) {
+void commit(Call& call, PendingPut pending) {
     if (replication::Replica* const replica = call.replica()) {
-        const auto published =
-            replica->commit(std::move(incoming.pending), incoming.model, incoming.version,
-                            std::move(incoming.references), incoming.through);
+        const auto published = replica->publish(std::move(pending));
         call.note_change();
-        answer(call, published);
+        answer(call, published.bytes, published.is_new);
         return;
     }
     call.store().commit(
-        std::move(incoming.pending),
+        std::move(pending),
         [self = call.shared_from_this()](const std::exception_ptr& error, std::uint64_t bytes) {
             try {
                 if (error) std::rethrow_exception(error);
                 self->note_change();
-                wire::Writer answer;
-                answer.u64(bytes);
-                answer.u8(1);
-                wire::encode_chain(answer, {});
-                self->reply(std::move(answer));
+                answer(*self, bytes, true);
             } catch (const std::exception& caught) {
                 self->fail(caught);
             }
@@ -83,11 +69,8 @@ void put(Call& call) {
 
     // Shared, because std::function must be copyable. It owns the memory until nothing writes
     // there.
-    std::optional<Incoming> prepared =
-        prepare(call, std::move(request.request), std::move(request.through));
-    if (!prepared) return;
-    auto incoming = std::make_shared<Incoming>(*std::move(prepared));
-    const auto buffers = incoming->pending.buffers();
+    auto incoming = std::make_shared<PendingPut>(prepare(call, std::move(request.request)));
+    const auto buffers = incoming->buffers();
     std::vector<Transfer::Piece> pieces;
     std::vector<std::size_t> moved;  // which tensors they are
     for (std::size_t i = 0; i < request.tensors.size(); ++i) {
@@ -97,7 +80,7 @@ void put(Call& call) {
             pieces.push_back({buffers[i].data(), tensor.nbytes, *tensor.remote});
             moved.push_back(i);
         } else {
-            incoming->pending.fill(i, tensor.data.data());
+            incoming->fill(i, tensor.data.data());
         }
     }
     if (pieces.empty()) {
@@ -107,7 +90,7 @@ void put(Call& call) {
     call.transfer(Transfer::Direction::from_client, std::move(pieces),
                   [self = call.shared_from_this(), incoming, moved = std::move(moved),
                    sums = std::move(sums)] {
-                      check_sums(incoming->pending, moved, sums);
+                      check_sums(*incoming, moved, sums);
                       commit(*self, std::move(*incoming));
                   });
 }

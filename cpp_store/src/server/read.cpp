@@ -38,7 +38,7 @@ Described describe_model(Call& call) {
     LayerTablePtr table;
     std::vector<LayerLocation> located;
     do {  // again if it was retired and put anew in between
-        table = call.store_to_ask(request.model).table(request.model);
+        table = call.store().table(request.model);
         std::vector<std::uint32_t> positions;
         for (const std::string& name : request.layers) {
             const std::size_t position = table->find(layer_key(name));

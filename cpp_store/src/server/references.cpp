@@ -15,11 +15,7 @@ wire::References decode(Call& call) {
 
 void acquire(Call& call) {
     const wire::References references = decode(call);
-    if (replication::Replica* const replica = call.replica()) {
-        replica->acquire(references.owner, references.keys, references.holder);
-    } else {
-        call.store().acquire(references.owner, references.keys, references.holder);
-    }
+    call.store().acquire(references.owner, references.keys, references.holder);
     call.note_change();
     // What the holder inherits: its own server cannot know.
     wire::Writer out;

@@ -1,5 +1,4 @@
-// A server among others that keep replicas: its part, and the threads that follow the others and
-// notice when this process was stopped.
+// A server among others that keep replicas: its part, and the thread that compares it with theirs.
 #pragma once
 
 #include <atomic>
@@ -13,7 +12,7 @@
 #include <vector>
 
 #include "client/servers.hpp"
-#include "replication/follower.hpp"
+#include "replication/passes.hpp"
 #include "security/key.hpp"
 
 namespace cpp_store::server {
@@ -38,24 +37,32 @@ class Replication {
     void stop();
 
   private:
-    static constexpr std::chrono::milliseconds interval{150};
-    static constexpr std::chrono::milliseconds shortest_interval{5};
+    using Clock = std::chrono::steady_clock;
+    // Between two passes against a peer that go through, about; and at least. A failed one is tried
+    // again after `first_rest`, then twice as long, up to the interval.
+    static constexpr std::chrono::milliseconds interval{15'000};
+    static constexpr std::chrono::milliseconds first_rest{100};
     static constexpr std::chrono::milliseconds timeout{3'000};
 
+    struct Peer {
+        Clock::time_point next;
+        std::chrono::milliseconds rest{0};  // of one that failed; 0: it did not
+    };
+
     void run();
-    void beat();
+    void pass(std::size_t server);
+    void scrub();
     [[nodiscard]] std::vector<std::shared_ptr<client::Connection>> connect(const Options& options);
 
     std::atomic<bool> stopping_ = false;
     replication::Replica replica_;
     client::Servers peers_;
-    replication::Follower follower_;
+    replication::Passes passes_;
     const std::function<void(const std::string&)> warn_;
-    std::mutex mutex_;
-    std::condition_variable stopped_;
-    bool look_ = false;  // soon
+    std::mutex mutex_;  // guards these two; taken with no other lock
+    std::condition_variable woken_;
+    std::vector<Peer> schedule_;  // of each server, and last of the scrub
     std::thread thread_;
-    std::thread pulse_;
 };
 
 }  // namespace cpp_store::server

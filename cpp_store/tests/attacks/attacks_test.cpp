@@ -317,7 +317,7 @@ TEST_P(Attack, ClientsOfVersion1GetALine) {
     }));
     EXPECT_EQ(listener.text[4], 1) << "in its own version";
     EXPECT_THAT(listener.text,
-                HasSubstr("speaks version 2 of the wire format, this client version 1"));
+                HasSubstr("speaks version 3 of the wire format, this client version 1"));
 }
 
 TEST_P(Attack, AHelloMayNotBeLong) {
