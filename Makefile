@@ -76,6 +76,7 @@ test-cpp: debian-build debian-test
 soak: test-cpp setup-dev
 	CPP_STORE_SOAK=1 build/release/cpp_store/tests/test_durable --gtest_filter='*Fault*:*FailingCalls*'
 	$(BIN)/python -m tests.cpp_store.crashes --faults 5000
+	CPP_STORE_HISTORIES=100000 build/release/cpp_store/tests/test_replication
 	$(BIN)/python -m tests.cpp_store.replica_crashes --faults 1000 --histories 40
 	$(BIN)/python -m tests.cpp_store.load --operations 1000000 --restart 30
 	$(MAKE) test-fuzz FUZZ_SEED=0 FUZZ_SECONDS=600

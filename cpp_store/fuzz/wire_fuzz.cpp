@@ -34,7 +34,7 @@ void decode_request(wire::Operation operation, wire::Reader in) {
         case wire::Operation::release:
             (void)wire::decode_references(in);
             break;
-        case wire::Operation::alive:
+        case wire::Operation::state:
             (void)in.strings();
             break;
         default:

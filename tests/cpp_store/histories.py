@@ -98,13 +98,8 @@ def run_processes(
     *,
     same_host: bool,
     processes: int = 2,
-    replicas: int = 1,
-    meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Call]]:
-    """Let threads of several processes, each with a connection of its own, follow the scripts.
-
-    Calls that no server answered have no known result.
-    """
+    """Let threads of several processes, each with a connection of its own, follow the scripts."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     barrier = context.Barrier(CALLERS)
@@ -115,13 +110,12 @@ def run_processes(
         callers = range(number, CALLERS, processes)
         process = context.Process(
             target=_be_process,
-            args=(there, list(addresses), same_host, replicas, scripts, callers, barrier),
+            args=(there, list(addresses), same_host, scripts, callers, barrier),
         )
         process.start()
         there.close()
         started.append((process, here))
     try:
-        meanwhile()
         for process, here in started:
             result = here.recv()
             if isinstance(result, BaseException):
@@ -142,13 +136,12 @@ def _be_process(
     connection: Connection,
     addresses: list[str],
     same_host: bool,
-    replicas: int,
     scripts: Sequence[Script],
     callers: Sequence[int],
     barrier: Any,
 ) -> None:
     try:
-        with cpp_store.connect(addresses, same_host=same_host, replicas=replicas) as store:
+        with cpp_store.connect(addresses, same_host=same_host) as store:
             connection.send(_follow(store, scripts, callers, barrier))
     except BaseException as error:
         connection.send(error)
@@ -267,12 +260,7 @@ class Caller:
     ) -> Hashable:
         """Ask, and write down when; `finish` makes a result of the answer when the clock stands."""
         begun = time.monotonic_ns()
-        try:
-            answer = ask()
-        except (cpp_store.ConnectionError, cpp_store.DeadlineExceeded):
-            if what[0] in ("put", "retire"):  # a question that nobody answers says nothing
-                self._recorded.append(Call(self._who, what, UNKNOWN, begun))
-            return UNKNOWN
+        answer = ask()
         ended = time.monotonic_ns()
         result = finish(answer)
         self._recorded.append(Call(self._who, what, result, begun, ended))

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,13 +21,10 @@ MEMORY_ONLY = (
 )
 
 
-def start(
-    *arguments: str, environment: Mapping[str, str] | None = None
-) -> tuple[subprocess.Popen[str], str]:
+def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     """Start a server and wait until it is ready. Returns it and its address."""
     process = subprocess.Popen(
         [str(PROGRAM), *arguments],
-        env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -2,11 +2,8 @@
 
 import itertools
 import math
-import os
 import random
-import subprocess
-from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +15,6 @@ import cpp_store
 from . import histories
 from .conftest import Pool
 from .linearizability import UNKNOWN, Call, describe, find_order, independent, store_step
-from .test_replicas import running as replicas
 
 EMPTY: frozenset[Any] = frozenset()
 ONE, TWO = (("a", 1),), (("a", 2),)
@@ -261,59 +257,3 @@ def test_calls_of_a_killed_process_happen_whole_or_not_at_all(pool: Pool, same_h
             assert find_order(part, EMPTY, store_step) is not None, describe(part)
     assert unknown > 0
     pool.give_back(1, group)
-
-
-# --- the store with replicas ---------------------------------------------------------------------
-
-
-def model_scripts(count: int, asks_each: tuple[int, int]) -> list[histories.Script]:
-    rng = random.Random(SEED)
-    return [histories.write(f"r{i}", "models", rng, asks_each) for i in range(count)]
-
-
-@pytest.fixture(scope="session")
-def jitter(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """Give an environment in which servers stop now and then where they lock something."""
-    library = tmp_path_factory.mktemp("jitter") / "jitter.so"
-    source = Path(__file__).with_name("jitter.c")
-    compiler = os.environ.get("CC", "cc")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", source, "-o", library, "-ldl"], check=True)
-    return {"LD_PRELOAD": str(library)}
-
-
-@pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
-@pytest.mark.parametrize("count", [2, 3])
-def test_processes_on_replicas(count: int, same_host: bool, jitter: Mapping[str, str]) -> None:
-    with replicas(count, jitter) as group:
-        group.settle()
-        recorded = histories.run_processes(
-            group.addresses, model_scripts(HISTORIES, (4, 9)), same_host=same_host, replicas=2
-        )
-        check(recorded)
-        assert not any(call.result == UNKNOWN for calls in recorded.values() for call in calls)
-
-
-@pytest.mark.parametrize("same_host", [True, False], ids=["shm", "tcp"])
-def test_processes_on_replicas_that_are_killed_and_return(
-    same_host: bool, jitter: Mapping[str, str]
-) -> None:
-    """One after the other, in the middle of a long history; the next when all take part again."""
-    with replicas(3, jitter) as group:
-
-        def kill_and_restart() -> None:
-            for server in range(6):
-                group.settle()
-                group.kill(server % 3)
-                group.restart(server % 3)
-
-        group.settle()
-        recorded = histories.run_processes(
-            group.addresses,
-            model_scripts(200, (20, 30)),
-            same_host=same_host,
-            replicas=2,
-            meanwhile=kill_and_restart,
-        )
-        for history in recorded.values():
-            for part in independent(history):
-                assert find_order(part, EMPTY, store_step) is not None, describe(part)

@@ -88,12 +88,8 @@ Task<bool> Passes::list(std::size_t peer, Buckets buckets) {
 Task<bool> Passes::follow(std::size_t peer, const Page& page) {
     bool complete = true;
     for (const std::string& owner : page.retired) {
-        try {
-            replica_.bury(owner);
-        } catch (const Error& error) {  // a full disk, say
-            warn_("cannot retire '" + owner + "', as another server did: " + error.what());
-            complete = false;
-        }
+        const bool buried = co_await bury(owner);
+        complete = complete && buried;
     }
     for (const std::string& owner : page.models) {
         if (!replica_.expect(owner)) continue;
@@ -106,6 +102,34 @@ Task<bool> Passes::follow(std::size_t peer, const Page& page) {
         complete = complete && is_held;
     }
     co_return complete;
+}
+
+// Who retired it left its references, as not all of its servers answered; the last of these to hear
+// of it ends them.
+Task<bool> Passes::bury(const std::string& owner) {
+    ForeignReferences foreign;
+    try {
+        foreign = replica_.bury(owner);
+    } catch (const Error& error) {  // a full disk, say
+        warn_("cannot retire '" + owner + "', as another server did: " + error.what());
+        co_return false;
+    }
+    if (foreign.by_owner.empty()) co_return true;
+    const std::vector<std::string> names{owner};
+    const std::vector<Use> uses = co_await uses_of(network_, replica_.placement(), names);
+    if (uses.front() != Use::ended) co_return true;  // the scrub sees to it
+    std::vector<Network::Call> calls;
+    for (const auto& [from, keys] : foreign.by_owner) {
+        for (const std::size_t server : replica_.placement().of_owner(from)) {
+            Request request(Request::Kind::release);
+            request.model = from;
+            request.keys = keys;
+            request.holder = foreign.holder;
+            calls.push_back({server, std::move(request)});
+        }
+    }
+    const std::vector<Answer> answers = co_await network_.ask_all(std::move(calls));
+    co_return true;
 }
 
 Task<bool> Passes::pull(std::size_t peer, const std::string& owner) {

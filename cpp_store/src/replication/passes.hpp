@@ -50,6 +50,7 @@ class Passes {
   private:
     Task<bool> list(std::size_t peer, Buckets buckets);
     Task<bool> follow(std::size_t peer, const Page& page);
+    Task<bool> bury(const std::string& owner);
     Task<bool> pull(std::size_t peer, const std::string& owner);
     Task<bool> hold(std::size_t peer, const HeldLayers& held);
 

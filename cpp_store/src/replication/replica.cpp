@@ -344,16 +344,16 @@ void Replica::take_in(const ModelInfo& info, const std::vector<LayerData>& layer
     ++repaired_;
 }
 
-void Replica::bury(std::string_view owner) {
+ForeignReferences Replica::bury(std::string_view owner) {
     const std::string_view model = id_of(owner);
     const std::scoped_lock order(stripe(model));
     if (store_.owner_of(model) == owner) {
-        (void)retire_here(model, std::string(owner));
-        return;
+        return retire_here(model, std::string(owner));
     }
     // Not on disk: the peer that says so has it there.
     const std::scoped_lock lock(mutex_);
     if (!tombstones_.contains(owner)) tombstones_.add(owner);
+    return {};
 }
 
 std::vector<LayerKey> Replica::missing(std::string_view owner,

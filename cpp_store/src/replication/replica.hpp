@@ -105,8 +105,9 @@ class Replica {
     void arrived(const std::string& owner);
     // A model with the tensors of its own layers. Nothing happens if it was retired meanwhile.
     void take_in(const ModelInfo& info, const std::vector<LayerData>& layers);
-    // Retires a model if it is here, and remembers that it is retired.
-    void bury(std::string_view owner);
+    // Retires a model if it is here, and remembers that it is retired. Returns what may end
+    // elsewhere.
+    ForeignReferences bury(std::string_view owner);
     // Which of the layers that an heir refers to are not here.
     [[nodiscard]] std::vector<LayerKey> missing(std::string_view owner,
                                                 std::span<const LayerKey> keys) const;
