@@ -31,8 +31,8 @@ from cpp_store import _core
 from .crashes import LAG, Client, Found, Violation, server_program
 
 MEMORY = 8 << 20
-PATIENCE = 30.0  # seconds for what takes a fraction of one
-STANDSTILL = 6.0  # seconds after which servers that did nothing have nothing to do
+PATIENCE = 90.0  # seconds for what takes up to half of them
+STANDSTILL = 35.0  # seconds after which servers that did nothing have nothing to do
 # Where a server built for it dies, and at which visit at most.
 FAILPOINTS = {
     "catalogue.sync.done": 20,
@@ -170,7 +170,9 @@ class History:
 
     def check(self, store: cpp_store.Store, found: Found, both_died: bool) -> None:
         """Compare what there is with what was acknowledged, once the servers agree."""
-        until(lambda: len(set(self.numbers(store, "models"))) == 1, "the servers do not agree")
+        until(lambda: self.numbers(store, "peers") == [1, 1], "the servers do not agree")
+        if len(set(self.numbers(store, "models"))) != 1:
+            raise Violation("the servers do not have the same models")
         for client in self.clients:
             before = set(client.state)
             # While one server lives, nothing is lost whatever the other one's lag was.

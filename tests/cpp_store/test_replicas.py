@@ -44,9 +44,7 @@ class Replicas:
         self.processes[server].communicate()
 
     def restart(self, server: int) -> None:
-        self.processes[server], _ = servers.start(
-            self.addresses[server], *self._arguments(server)
-        )
+        self.processes[server], _ = servers.start(self.addresses[server], *self._arguments(server))
 
     def settle(self, replicas: int = 2) -> None:
         """Wait until all have compared what they keep."""
@@ -312,5 +310,5 @@ def test_what_is_retired_beside_a_dead_server_leaves_no_references() -> None:
             store.retire("ancestor")
             store.retire("heir")
             group.restart(victim)
-            until(lambda: numbers(store, "layers") == [0, 0])  # noqa: B023
+            until(lambda: numbers(store, "layers") == [0, 0])
             assert numbers(store, "foreign_holders") == [0, 0]

@@ -65,7 +65,8 @@ void Cluster::Impl::connect() {
 std::size_t Cluster::Impl::home_of_owner(const std::string& owner) const {
     if (!replicated()) return placement.home(owner);
     const std::vector<std::size_t> keepers = placement.of_owner(owner);
-    const auto up = std::ranges::find_if(keepers, [&](auto each) { return !servers->is_down(each); });
+    const auto up =
+        std::ranges::find_if(keepers, [&](auto each) { return !servers->is_down(each); });
     return up == keepers.end() ? keepers.front() : *up;
 }
 

@@ -7,8 +7,8 @@
 namespace cpp_store {
 namespace {
 
-// What a lease was the last to keep on other servers. A server that cannot be reached keeps it: the scrub
-// finds it there.
+// What a lease was the last to keep on other servers. A server that cannot be reached keeps it: the
+// scrub finds it there.
 void give_back(Cluster& cluster,
                const std::vector<std::shared_ptr<client::Connection>>& connections,
                wire::Reader answer) {

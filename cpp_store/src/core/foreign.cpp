@@ -106,7 +106,8 @@ std::vector<HeldLayers> Store::held_after(std::string_view after, std::size_t mo
         for (const Holder::Reference& reference : holder->second.references) {
             if (held.empty() || held.back().holder != holder->first ||
                 held.back().owner != reference.owner->model) {
-                held.push_back({holder->first, reference.owner->model, {}, holder->second.acquired});
+                held.push_back(
+                    {holder->first, reference.owner->model, {}, holder->second.acquired});
             }
             held.back().keys.push_back(reference.owner->key_of(reference.entry));
             ++layers;

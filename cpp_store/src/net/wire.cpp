@@ -12,11 +12,10 @@ namespace {
 }
 
 constexpr std::array<std::string_view, operation_count> names = {
-    "hello",     "ping",           "put",    "read",   "fetch",   "best_matches",
-    "end_lease", "lookup",         "list",   "retire", "acquire", "release",
-    "holders",   "release_holder", "state",  "stats",  "verify",  "bye",
-    "shutdown",  "contains",       "join",   "undo",   "compare", "shared",
-    "pull",      "repair"};
+    "hello",  "ping",    "put",    "read",    "fetch",    "best_matches", "end_lease",
+    "lookup", "list",    "retire", "acquire", "release",  "holders",      "release_holder",
+    "state",  "stats",   "verify", "bye",     "shutdown", "contains",     "join",
+    "undo",   "compare", "shared", "pull",    "repair"};
 
 template <typename T>
 T read_at(std::span<const std::byte> bytes, std::size_t offset) {

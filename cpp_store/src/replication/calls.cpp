@@ -72,9 +72,8 @@ Task<std::vector<Said>> ask_each(Network& network, std::vector<std::size_t> serv
 Task<std::vector<Said>> ask_servers(Network& network, std::vector<std::size_t> servers,
                                     Request request) {
     const std::vector<std::size_t> first = reachable(network, servers);
-    std::erase_if(servers, [&](auto server) {
-        return std::ranges::find(first, server) != first.end();
-    });
+    std::erase_if(servers,
+                  [&](auto server) { return std::ranges::find(first, server) != first.end(); });
     std::vector<Said> said = co_await ask_each(network, first, request);
     const bool is_answered =
         std::ranges::any_of(said, [](const Said& each) { return !each.answer.is_silent(); });
@@ -172,7 +171,8 @@ Task<void> take_references(Network& network, const Placement& placement, PutRequ
     for (const auto& [owner, keys] : references) {
         std::vector<std::size_t> took;
         for (std::size_t i = 0; i < asked.size(); ++i) {
-            if (asked[i].request.model == owner && !answers[i].error) took.push_back(asked[i].server);
+            if (asked[i].request.model == owner && !answers[i].error)
+                took.push_back(asked[i].server);
         }
         if (took.size() == placement.replicas()) continue;
         took.resize(1);
@@ -183,8 +183,8 @@ Task<void> take_references(Network& network, const Placement& placement, PutRequ
 
 // ------------------------------------------------------------------------------------ put
 
-// What must be the same at all servers so that the content is: layers in the order of the table, and
-// none named that has no tensors.
+// What must be the same at all servers so that the content is: layers in the order of the table,
+// and none named that has no tensors.
 void put_in_order(PutRequest& request, std::vector<std::span<const std::byte>>& tensors) {
     std::vector<std::size_t> first;  // tensor of each layer
     std::size_t next = 0;
@@ -365,11 +365,11 @@ Task<void> retire(Network& network, const Placement& placement, std::string mode
         throw retired ? *none : *other;
     }
     const ForeignReferences& foreign = done.front()->answer.foreign;
-    const bool all_agree = done.size() == servers.size() &&
-                           std::ranges::all_of(done, [&](const Said* each) {
-                               return each->answer.foreign.holder == foreign.holder &&
-                                      each->answer.foreign.by_owner == foreign.by_owner;
-                           });
+    const bool all_agree =
+        done.size() == servers.size() && std::ranges::all_of(done, [&](const Said* each) {
+            return each->answer.foreign.holder == foreign.holder &&
+                   each->answer.foreign.by_owner == foreign.by_owner;
+        });
     // Else one of them may still need what it refers to, and the owners' servers find out when not.
     if (all_agree) {
         co_await release(network, placement, foreign.by_owner, foreign.holder);

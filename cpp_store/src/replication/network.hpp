@@ -86,15 +86,15 @@ struct Answer {
     std::string why;
     std::size_t server = 0;  // where the caller left the choice
 
-    std::uint64_t bytes = 0;             // put: that the model added
-    bool is_new = false;                 // put: it was not there
-    ForeignReferences foreign;           // retire: what may end elsewhere
-    std::vector<Presence> states;        // state: of each
-    std::vector<std::uint64_t> sizes;    // acquire: bytes of each layer
-    Sums sums;                           // compare
-    Page page;                           // shared
-    std::optional<ModelInfo> info;       // read, pull
-    std::vector<LayerData> layers;       // pull: its own, in the order of the table; fetch
+    std::uint64_t bytes = 0;           // put: that the model added
+    bool is_new = false;               // put: it was not there
+    ForeignReferences foreign;         // retire: what may end elsewhere
+    std::vector<Presence> states;      // state: of each
+    std::vector<std::uint64_t> sizes;  // acquire: bytes of each layer
+    Sums sums;                         // compare
+    Page page;                         // shared
+    std::optional<ModelInfo> info;     // read, pull
+    std::vector<LayerData> layers;     // pull: its own, in the order of the table; fetch
 
     // Nobody knows whether it was done; the server is gone, or does not say.
     [[nodiscard]] bool is_silent() const noexcept {

@@ -11,7 +11,8 @@ Task<std::vector<Use>> uses_of(Network& network, const Placement& placement,
                                std::vector<std::string> names) {
     std::map<std::size_t, std::vector<std::size_t>> by_server;  // which of the names
     for (std::size_t i = 0; i < names.size(); ++i) {
-        for (const std::size_t server : placement.of_owner(names[i])) by_server[server].push_back(i);
+        for (const std::size_t server : placement.of_owner(names[i]))
+            by_server[server].push_back(i);
     }
     std::vector<Network::Call> calls;
     for (const auto& [server, asked] : by_server) {
@@ -180,8 +181,7 @@ Task<bool> Passes::hold(std::size_t peer, const HeldLayers& held) {
 }
 
 Task<bool> Passes::scrub(Clock::time_point now) {
-    const std::vector<HeldLayers> held =
-        replica_.store().held_after(scrubbed_, scrubbed_at_once);
+    const std::vector<HeldLayers> held = replica_.store().held_after(scrubbed_, scrubbed_at_once);
     std::vector<std::string> heirs;
     std::vector<Clock::duration> ages;
     for (const HeldLayers& each : held) {

@@ -57,8 +57,9 @@ void fill(PendingPut& put, const std::vector<LayerData>& layers) {
 void check_name(PendingPut& put) {
     const std::string name = owner_name(put.model(), put.content());
     if (put.owner().size() != name.size() || put.owner() == name) return;
-    throw Error(Errc::connection, "model '" + put.model() + "' was changed on its way: its content is '" +
-                                      name + "', expected '" + put.owner() + "'; nothing is stored");
+    throw Error(Errc::connection, "model '" + put.model() +
+                                      "' was changed on its way: its content is '" + name +
+                                      "', expected '" + put.owner() + "'; nothing is stored");
 }
 
 }  // namespace
@@ -200,7 +201,7 @@ Presence Replica::state(std::string_view name) const {
         return Presence::in_use;
     }
     return tombstones_.contains(name) || tombstones_.knows(name) ? Presence::retired
-                                                                  : Presence::unknown;
+                                                                 : Presence::unknown;
 }
 
 void Replica::repair(std::string_view model, bool degraded) {
@@ -296,8 +297,10 @@ Replica::Doubts Replica::take_doubts(std::size_t peer) {
 
 void Replica::doubt(std::size_t peer, const Doubts& doubts) {
     const std::scoped_lock lock(mutex_);
-    peers_.at(peer).doubts.ours |= doubts.ours;
-    peers_.at(peer).doubts.theirs |= doubts.theirs;
+    Peer& there = peers_.at(peer);
+    there.doubts.ours |= doubts.ours;
+    there.doubts.theirs |= doubts.theirs;
+    if (doubts.any()) there.agrees = false;
 }
 
 bool Replica::expect(const std::string& owner) {
@@ -384,7 +387,8 @@ void Replica::adopt(std::string_view owner, const std::vector<LayerData>& layers
 
 void Replica::note_pass(std::size_t peer, bool complete) {
     const std::scoped_lock lock(mutex_);
-    peers_.at(peer).agrees = complete;
+    Peer& there = peers_.at(peer);
+    there.agrees = complete && !there.doubts.any();
 }
 
 bool Replica::agrees_with(std::size_t peer) const {

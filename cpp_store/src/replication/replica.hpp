@@ -97,6 +97,7 @@ class Replica {
     struct Doubts {
         Buckets ours;
         Buckets theirs;
+        [[nodiscard]] bool any() const noexcept { return ours.any() || theirs.any(); }
     };
     [[nodiscard]] Doubts take_doubts(std::size_t peer);
     void doubt(std::size_t peer, const Doubts& doubts);
@@ -118,7 +119,8 @@ class Replica {
     // ------------------------------------------------------------------ for people
 
     void note_pass(std::size_t peer, bool complete);
-    [[nodiscard]] bool agrees_with(std::size_t peer) const;  // the last pass went through
+    // The last pass went through, and nothing was doubted since.
+    [[nodiscard]] bool agrees_with(std::size_t peer) const;
     void count_into(StoreStats& stats) const;
     // Called when a peer is to be compared soon; `heard`: it is there, as it asked something. From
     // any thread, and must not wait. Set once, before anybody asks.

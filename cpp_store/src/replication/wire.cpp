@@ -179,7 +179,8 @@ Answer decode_answer(Kind kind, wire::Reader& in) {
             }
             break;
         case Kind::compare:
-            for (std::uint32_t left = in.count(8); left > 0; --left) answer.sums.push_back(in.u64());
+            for (std::uint32_t left = in.count(8); left > 0; --left)
+                answer.sums.push_back(in.u64());
             break;
         case Kind::shared:
             answer.page = decode_page(in);

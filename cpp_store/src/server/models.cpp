@@ -41,8 +41,7 @@ void retire(Call& call) {
     wire::Writer out;
     const std::string model = decode_model(call);
     replication::Replica* const replica = call.replica();
-    const ForeignReferences foreign =
-        replica ? replica->retire(model) : call.store().retire(model);
+    const ForeignReferences foreign = replica ? replica->retire(model) : call.store().retire(model);
     call.note_change();
     wire::encode(out, foreign);
     call.reply(std::move(out));

@@ -79,8 +79,8 @@ void Replication::run() {
         const auto server = static_cast<std::size_t>(next - schedule_.begin());
         // What is doubted from here on is looked at in the next pass.
         next->next = now + interval / 2 +
-                     std::chrono::milliseconds(random_number() % static_cast<std::uint64_t>(
-                                                                     interval.count()));
+                     std::chrono::milliseconds(random_number() %
+                                               static_cast<std::uint64_t>(interval.count()));
         lock.unlock();
         try {
             if (server + 1 == schedule_.size()) {
@@ -99,8 +99,8 @@ void Replication::pass(std::size_t server) {
     const bool complete = replication::run(passes_.with(server));
     const std::scoped_lock lock(mutex_);
     Peer& peer = schedule_[server];
-    peer.rest = complete ? std::chrono::milliseconds(0)
-                         : std::clamp(2 * peer.rest, first_rest, interval);
+    peer.rest =
+        complete ? std::chrono::milliseconds(0) : std::clamp(2 * peer.rest, first_rest, interval);
     if (!complete) peer.next = std::min(peer.next, Clock::now() + peer.rest);
 }
 

@@ -10,19 +10,17 @@ namespace {
 constexpr std::chrono::microseconds brief{100};
 
 constexpr std::array<Handler, wire::operation_count> handlers = {
-    nullptr,     nullptr,        put,         read,        fetch,       best_matches,
-    end_lease,   lookup,         list,        retire,      acquire,     release,
-    holders,     release_holder, state,       stats,       verify,      nullptr,
-    shutdown,    contains,       nullptr,     of_replicas, of_replicas, of_replicas,
-    of_replicas, of_replicas};
+    nullptr,     nullptr,     put,         read,        fetch,      best_matches, end_lease,
+    lookup,      list,        retire,      acquire,     release,    holders,      release_holder,
+    state,       stats,       verify,      nullptr,     shutdown,   contains,     nullptr,
+    of_replicas, of_replicas, of_replicas, of_replicas, of_replicas};
 
 // Whatever is kept on a disk or at other servers, too.
 constexpr bool asks_memory_only(wire::Operation operation) {
     using wire::Operation;
     return operation == Operation::best_matches || operation == Operation::lookup ||
-           operation == Operation::contains ||
-           operation == Operation::holders || operation == Operation::end_lease ||
-           operation == Operation::stats;
+           operation == Operation::contains || operation == Operation::holders ||
+           operation == Operation::end_lease || operation == Operation::stats;
 }
 
 }  // namespace

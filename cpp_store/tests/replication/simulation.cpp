@@ -145,7 +145,8 @@ class World {
     }
 
     void run() {
-        for (unsigned i = below(5); i > 0; --i) at(start_ + below(end_ - start_), [this] { fault(); });
+        for (unsigned i = below(5); i > 0; --i)
+            at(start_ + below(end_ - start_), [this] { fault(); });
         for (std::size_t i = 0; i < server_count; ++i) follow(i);
         for (std::size_t i = 0; i < client_count; ++i) live(i);
         watch();
@@ -214,14 +215,13 @@ class World {
         const auto answered = std::make_shared<const std::function<void(Answer)>>(std::move(then));
         const auto sent = std::make_shared<Sent>(request);
         // A connection repeats nothing of this by itself.
-        const bool once =
-            request.kind == Request::Kind::put || request.kind == Request::Kind::retire ||
-            request.kind == Request::Kind::undo;
+        const bool once = request.kind == Request::Kind::put ||
+                          request.kind == Request::Kind::retire ||
+                          request.kind == Request::Kind::undo;
         const Time delay = servers_[server].slow ? below(3 * timeout) : below(longest_delay);
         if (!chance(loss_)) {
-            at(now_ + 1 + delay, [this, actor, server, sent, answered] {
-                arrive(actor, server, *sent, answered);
-            });
+            at(now_ + 1 + delay,
+               [this, actor, server, sent, answered] { arrive(actor, server, *sent, answered); });
         }
         if (!once && chance(repeat_)) {  // its answer finds nobody
             at(now_ + 1 + below(4 * longest_delay),
@@ -490,7 +490,8 @@ class World {
     void plan(Planned& planned, const std::string& id, bool inherits) {
         const std::int32_t value = ++last_value_;
         std::vector<std::string> names;
-        for (unsigned i = 1 + below(3); i > 0; --i) names.push_back("t" + std::to_string(names.size()));
+        for (unsigned i = 1 + below(3); i > 0; --i)
+            names.push_back("t" + std::to_string(names.size()));
         names.push_back("own-" + id);
         planned.request.model = id;
         planned.request.table = chain(names);
@@ -575,7 +576,8 @@ class World {
         const std::uint64_t failures = wire.failures_;
         const std::optional<Errc> error = co_await put_planned(wire, planned);
         if (!error && known.retirement_begun > now_) note_acknowledged(id, known);
-        if (error != Errc::out_of_memory && error != Errc::permission && error != Errc::busy) co_return;
+        if (error != Errc::out_of_memory && error != Errc::permission && error != Errc::busy)
+            co_return;
         ++counts.refused;
         if (wire.failures_ != failures) co_return;
         // A server that did not take it may have got it from one that did, in between.
@@ -687,8 +689,9 @@ class World {
             co_await retire_one(wire, owner);
         }
         co_await wire.rest(std::chrono::milliseconds(1 + below(500)));
-        const bool undisturbed = std::ranges::all_of(
-            servers_, [&](const Server& server) { return server.up && server.lost_memory < begun; });
+        const bool undisturbed = std::ranges::all_of(servers_, [&](const Server& server) {
+            return server.up && server.lost_memory < begun;
+        });
         if (undisturbed && !std::ranges::all_of(layers, is_kept)) {
             wrong("layers of a model that a client leases are gone");
         }
