@@ -37,7 +37,7 @@ from simulation import Costs, Outcome, simulate
 
 import cpp_store
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.manager import Manager
 from transfer_nas.search.run_directory import RunDirectory
 

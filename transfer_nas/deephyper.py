@@ -33,7 +33,7 @@ from transfer_nas import applications, transfer
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import DONE, Evaluation, Job, Measure
-from transfer_nas.search import evolution
+from transfer_nas.search.algorithms import evolution
 from transfer_nas.search.results import GeneCells
 from transfer_nas.spaces import Gene, Genome, Scalar, Space
 from transfer_nas.trainer import TransferTrainer

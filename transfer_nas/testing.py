@@ -17,7 +17,7 @@ import numpy as np
 from graph_meta.index import PrefixIndex
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.logs import Log
-from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.results import MEASURES
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import DenseSkip, Space

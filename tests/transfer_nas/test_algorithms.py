@@ -8,10 +8,10 @@ import pytest
 from transfer_nas.errors import InputError
 from transfer_nas.evolve import parse
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.algorithm import Algorithm, Draws
-from transfer_nas.search.evolution import AgingEvolution
-from transfer_nas.search.halving import SuccessiveHalving
-from transfer_nas.search.random_search import RandomSearch
+from transfer_nas.search.algorithms._base import Algorithm, Draws
+from transfer_nas.search.algorithms.evolution import AgingEvolution
+from transfer_nas.search.algorithms.halving import SuccessiveHalving
+from transfer_nas.search.algorithms.random_search import RandomSearch
 from transfer_nas.search.run import _algorithm
 from transfer_nas.spaces import FeedForward
 

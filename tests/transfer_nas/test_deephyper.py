@@ -31,7 +31,7 @@ from transfer_nas.deephyper import (
 )
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import DONE, Evaluation
-from transfer_nas.search import evolution
+from transfer_nas.search.algorithms import evolution
 from transfer_nas.search.manager import Manager
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward, Gene

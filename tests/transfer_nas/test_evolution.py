@@ -8,7 +8,7 @@ import pytest
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.evolution import AgingEvolution, _rank_ends
+from transfer_nas.search.algorithms.evolution import AgingEvolution, _rank_ends
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=3)

@@ -20,7 +20,7 @@ from transfer_nas.report.__main__ import main
 from transfer_nas.report.best import Architectures
 from transfer_nas.report.progress import Group
 from transfer_nas.runs import Run
-from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 from transfer_nas.testing import write_run

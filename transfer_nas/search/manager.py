@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transfer_nas import trained_model
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.algorithm import Algorithm
+from transfer_nas.search.algorithms._base import Algorithm
 from transfer_nas.search.evaluation import candidate_path, checkpoints_path
 from transfer_nas.search.run_directory import RunDirectory
 

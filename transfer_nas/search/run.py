@@ -26,17 +26,17 @@ from transfer_nas.errors import writing
 from transfer_nas.job import Evaluation, one_line
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
-from transfer_nas.search.algorithm import Algorithm
+from transfer_nas.search.algorithms._base import Algorithm
 from transfer_nas.search.child import LOG_FORMAT
 from transfer_nas.search.evaluation import Evaluate, InProcess
-from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.finalists import Finalists, retrain
-from transfer_nas.search.halving import SuccessiveHalving
+from transfer_nas.search.algorithms.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.isolation import InChild
 from transfer_nas.search.manager import GIVE_UP_AFTER, Manager
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress, patience
-from transfer_nas.search.random_search import RandomSearch
+from transfer_nas.search.algorithms.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.search.telling import command, goal_of, opening, summarize, tell, tell_failure
 from transfer_nas.search.worker import Servers

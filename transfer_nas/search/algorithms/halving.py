@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.algorithm import Algorithm, Draws, draw_seed
+from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
 from transfer_nas.spaces import Space
 
 REDUCTION = 3

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.algorithm import Algorithm, Draws, draw_seed
-from transfer_nas.search.locality import gene_weights
+from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
+from transfer_nas.search.algorithms.locality import gene_weights
 from transfer_nas.spaces import Space
 
 
