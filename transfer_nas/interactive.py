@@ -19,8 +19,8 @@ from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError
 from transfer_nas.runs import Run
 from transfer_nas.search import serial
-from transfer_nas.search.evaluation import InProcess
 from transfer_nas.search.algorithms.evolution import AgingEvolution
+from transfer_nas.search.evaluation import InProcess
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.manager import GIVE_UP_AFTER, Manager, Status
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress

@@ -26,17 +26,14 @@ from transfer_nas.errors import writing
 from transfer_nas.job import Evaluation, one_line
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
-from transfer_nas.search.algorithms._base import Algorithm
+from transfer_nas.search.algorithms import ALGORITHMS, Algorithm
 from transfer_nas.search.child import LOG_FORMAT
 from transfer_nas.search.evaluation import Evaluate, InProcess
-from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.finalists import Finalists, retrain
-from transfer_nas.search.algorithms.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.isolation import InChild
 from transfer_nas.search.manager import GIVE_UP_AFTER, Manager
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress, patience
-from transfer_nas.search.algorithms.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.search.telling import command, goal_of, opening, summarize, tell, tell_failure
 from transfer_nas.search.worker import Servers
@@ -386,14 +383,8 @@ def _open(
 def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:
     """Return the search; `epochs` are those of a whole training."""
     assert settings.seed is not None
-    if settings.search == "random":
-        return RandomSearch(space, settings.population_size, settings.seed)
-    if settings.search == "halving":
-        return SuccessiveHalving(space, epochs, settings.seed)
-    assert settings.sample_size is not None
-    return AgingEvolution(
-        space, settings.population_size, settings.sample_size, settings.seed, settings.beta
-    )
+    kind = ALGORITHMS.find(settings.search)
+    return kind.create(space, settings.seed, settings.of_search, epochs)
 
 
 @contextlib.contextmanager

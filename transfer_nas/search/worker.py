@@ -19,9 +19,10 @@ from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError
 from transfer_nas.logs import Log
 from transfer_nas.ranks import Ranks, Refused, together
+from transfer_nas.schema import settings_of
 from transfer_nas.search import addresses as store_address
 from transfer_nas.search.evaluation import checkpoints_path
-from transfer_nas.settings import RANGES, Settings
+from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
@@ -116,7 +117,7 @@ def isolated_trainer(
     Without servers that answer it goes without transfer: the rank that started this process has
     reached them, so they are gone.
     """
-    chosen = Settings(**settings)
+    chosen = Settings.of(settings)
     application, space = resolve(chosen)
     if application.namespace != namespace:
         differs = _DIFFERS.format("the rank that started it")
@@ -235,7 +236,8 @@ def _enough(settings: Settings, servers: int) -> None:
             wanted = int(text)
         except ValueError:
             raise InputError(f"{name} must be a whole number, not {text!r}") from None
-        if complaint := RANGES["replicas"].complaint(wanted):
+        numbers = settings_of(Settings)["replicas"].numbers
+        if numbers is not None and (complaint := numbers.complaint(wanted)):
             raise InputError(f"{name} {complaint}")
     if wanted > max(1, servers):
         what = f"has {servers}, one a node" if servers else "of one process keeps models in itself"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
-from transfer_nas.spaces import Space
+
+if TYPE_CHECKING:
+    from transfer_nas.spaces import Space
 
 REDUCTION = 3
 
@@ -38,6 +41,14 @@ class SuccessiveHalving(Algorithm):
     seed
         Seed of the whole search.
     """
+
+    name = "halving"
+
+    @classmethod
+    def create(cls, space: Space, seed: int, settings: Any, epochs: int) -> Self:
+        """Make one whose longest training has all epochs."""
+        del settings
+        return cls(space, epochs, seed)
 
     def __init__(self, space: Space, epochs: int, seed: int) -> None:
         super().__init__(space, seed)
