@@ -67,11 +67,10 @@ def _flags(arguments: Sequence[str] | None) -> dict[str, Any]:
     """Return the settings of the command line, and of the file that it names."""
     # What flags there are depends on the algorithm.
     first = Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    for flag in ("--config", "--search", "--output_dir"):
+    for flag in ("--config", "--search", "--sharing", "--output_dir"):
         first.add_argument(flag, nargs="?")
     early = vars(first.parse_known_args(arguments)[0])
-    search = early.get("search") or _named_elsewhere(early)
-    kinds = settings.kinds(search)
+    kinds = settings.kinds({**_named_elsewhere(early), **early})
     given = vars(_parser(kinds).parse_args(arguments))
     if (config := given.pop("config", None)) is not None:
         known = [name for kind in kinds for name in schema.settings_of(kind)]
@@ -79,16 +78,16 @@ def _flags(arguments: Sequence[str] | None) -> dict[str, Any]:
     return given
 
 
-def _named_elsewhere(early: dict[str, Any]) -> str | None:
-    """Return the algorithm that a settings file names, or the run in the output directory."""
-    found = None
-    if early.get("config"):
-        found = schema.read_file(Path(early["config"]), None).get("search")
-    if found is None and early.get("output_dir"):
+def _named_elsewhere(early: dict[str, Any]) -> dict[str, Any]:
+    """Return what a settings file says, and the run in the output directory."""
+    named: dict[str, Any] = {}
+    if early.get("output_dir"):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # told of later
             run = json.loads((Path(early["output_dir"]) / "run.json").read_bytes())
-            found = run["settings"]["search"]
-    return found if isinstance(found, str) else None
+            named.update(run["settings"])
+    if early.get("config"):
+        named.update(schema.read_file(Path(early["config"]), None))
+    return named
 
 
 def _settled(given: dict[str, Any]) -> AnySettings:
@@ -104,7 +103,7 @@ def _resumed(given: dict[str, Any]) -> Settings:
     path = Path(given["output_dir"])
     before = load_description(path)["settings"]
     try:
-        known = settings.kinds(before.get("search", "evolution"))[:2]
+        known = settings.kinds({"search": "evolution", "sharing": "prefix", **before})[:3]
         names = {name: each for kind in known for name, each in schema.settings_of(kind).items()}
         fixed = {name: given[name] for name in given if name in names}
         compare_settings(

@@ -16,9 +16,13 @@ from cpp_store.ranges import Range
 
 from cpp_store import ranges
 from transfer_nas.errors import InputError, near_misses
+from transfer_nas.plugins import Registry
 from transfer_nas.schema import check, setting, settings_of, split
 from transfer_nas.search.algorithms import ALGORITHMS
+from transfer_nas.sharing import SHARINGS
 
+_PLUGINS: Mapping[str, Registry[Any]] = {"search": ALGORITHMS, "sharing": SHARINGS}
+"""By the setting that names one."""
 TRANSFERS = ("store", "hdf5", "redis", "noop")
 _STORE = ("transfer", "store")
 _EVALUATIONS = 200  # unless there is a limit of time
@@ -112,8 +116,8 @@ class Settings(Common):
 
     Attributes
     ----------
-    of_search
-        The algorithm's own: an instance of its `Settings`.
+    of_search, of_sharing
+        The algorithm's own, and those of the sharing: instances of their `Settings`.
     """
 
     data: str | None = setting(
@@ -287,7 +291,15 @@ class Settings(Common):
         metavar="FILE",
         may_change=True,
     )
+    sharing: str = setting(
+        "prefix",
+        "which stored model a candidate starts from. prefix: the one that shares its longest "
+        "prefix, among equals its parent; parent: its parent only; named: that of --ancestor; "
+        "none: new weights; or one's own as package.module:Class or path/to/file.py:Class",
+        metavar="SHARING",
+    )
     of_search: Any = None
+    of_sharing: Any = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
@@ -311,18 +323,20 @@ class Settings(Common):
                 which, value = known.only
                 if (found := getattr(settings, which)) != value:
                     raise InputError(f"--{name} goes only with --{which} {value}, not {found}")
-        algorithm = ALGORITHMS.find(settings.search)
-        own, foreign = split(others, algorithm.Settings)
-        for name in foreign:
-            raise _misfit(name, settings.search)
-        of_search = algorithm.Settings(**own)
-        check(of_search)
+        of_plugins = {}
+        for which, registry in _PLUGINS.items():
+            kind = registry.find(getattr(settings, which)).Settings
+            own, others = split(others, kind)
+            of_plugins[f"of_{which}"] = kind(**own)
+            check(of_plugins[f"of_{which}"])
+        for name in others:
+            raise _misfit(name, settings)
         if settings.resume and settings.output_dir is None:
             raise InputError("--resume needs --output_dir: which run?")
         max_evals = settings.max_evals
         if max_evals is None and settings.timeout is None:
             max_evals = _EVALUATIONS
-        return dataclasses.replace(settings, max_evals=max_evals, of_search=of_search)
+        return dataclasses.replace(settings, max_evals=max_evals, **of_plugins)
 
     @property
     def isolated(self) -> bool:
@@ -330,40 +344,64 @@ class Settings(Common):
         return self.isolate or self.evaluation_timeout is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings as JSON values, those of the algorithm among them; see `of`."""
-        own = {name: getattr(self.of_search, name) for name in settings_of(type(self.of_search))}
-        return {name: getattr(self, name) for name in settings_of(Settings)} | own
+        """Return all settings as JSON values, those of plug-ins among them; see `of`."""
+        return {
+            name: getattr(part, name)
+            for part in (self, self.of_search, self.of_sharing)
+            for name in settings_of(type(part))
+        }
 
     def fixed(self) -> dict[str, Any]:
         """Return those that a resumed run must keep."""
-        known = {**settings_of(Settings), **settings_of(type(self.of_search))}
-        return {name: value for name, value in self.to_dict().items() if not known[name].may_change}
+        return {
+            name: getattr(part, name)
+            for part in (self, self.of_search, self.of_sharing)
+            for name, known in settings_of(type(part)).items()
+            if not known.may_change
+        }
 
 
-def kinds(search: str | None = None) -> list[type[Any]]:
+def kinds(chosen: Mapping[str, Any]) -> list[type[Any]]:
     """Return the dataclasses whose settings a command line may have.
 
-    Those of a search first, then those of its algorithm and of the algorithms that are ours.
+    Parameters
+    ----------
+    chosen
+        What a user said so far: of plug-ins of the user's own it has to be known which they are.
+
+    Returns
+    -------
+    list of type
+        Those of a search first, then those of its plug-ins, then those of all that are ours.
     """
-    chosen = [] if search is None else [ALGORITHMS.find(search)]
-    return [Settings, *(each.Settings for each in [*chosen, *ALGORITHMS.own]), GenerationSettings]
+    named = [
+        registry.find(chosen[which]).Settings
+        for which, registry in _PLUGINS.items()
+        if isinstance(chosen.get(which), str)
+    ]
+    own = [each.Settings for registry in _PLUGINS.values() for each in registry.own]
+    return [Settings, *named, *own, GenerationSettings]
 
 
 def settled(given: Mapping[str, Any]) -> Settings | GenerationSettings:
     """Return what a user gave as settings of a search, or of a generation; see `Settings.of`."""
     if given.get("application", "none") == "none":
         return GenerationSettings.of(given)
-    searching = {name for kind in kinds()[:-1] for name in settings_of(kind)}
+    searching = {name for kind in kinds(given)[:-1] for name in settings_of(kind)}
     for name in given:
         if name in settings_of(GenerationSettings) and name not in searching:
             raise InputError(f"--{name} goes only with --application none, which trains nothing")
     return Settings.of(given)
 
 
-def _misfit(name: str, search: str) -> InputError:
-    """Return the error for a setting that an algorithm has not."""
-    owners = [each.name for each in ALGORITHMS.own if name in settings_of(each.Settings)]
-    if not owners:
-        known = (each for kind in kinds(search) for each in settings_of(kind))
-        return InputError(f"no setting {name!r}; {near_misses(name, known)}")
-    return InputError(f"--{name} goes only with --search {' or '.join(owners)}, not {search}")
+def _misfit(name: str, settings: Settings) -> InputError:
+    """Return the error for a setting that no plug-in of a search has."""
+    for which, registry in _PLUGINS.items():
+        owners = [each.name for each in registry.own if name in settings_of(each.Settings)]
+        if owners:
+            found = getattr(settings, which)
+            return InputError(
+                f"--{name} goes only with --{which} {' or '.join(owners)}, not {found}"
+            )
+    known = (each for kind in kinds(vars(settings)) for each in settings_of(kind))
+    return InputError(f"no setting {name!r}; {near_misses(name, known)}")

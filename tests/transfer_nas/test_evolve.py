@@ -16,7 +16,6 @@ from transfer_nas.evolve import parse
 from transfer_nas.schema import settings_of
 from transfer_nas.settings import GenerationSettings, Settings, kinds
 
-
 DIGITS = ["--application", "digits"]
 
 
@@ -102,7 +101,7 @@ def test_bad_arguments(
 
 NUMBERS = {
     name: known.numbers
-    for kind in kinds()
+    for kind in kinds({})
     for name, known in settings_of(kind).items()
     if known.numbers is not None
 }
@@ -123,7 +122,7 @@ def test_numbers_that_make_no_sense_are_refused_at_both_ends(
 
 
 def test_every_number_has_a_range() -> None:
-    for kind in kinds():
+    for kind in kinds({}):
         types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
         for name, known in settings_of(kind).items():
             is_number = "int" in types[name] or "float" in types[name]
@@ -254,7 +253,7 @@ def test_help_names_every_setting_and_needs_neither_mpi_nor_numpy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False
     )
     assert done.returncode == 0 and done.stderr == ""
-    for kind in kinds():
+    for kind in kinds({}):
         for name in settings_of(kind):
             assert f"--{name}" in done.stdout
     assert done.stdout.count("(default: ") >= len(NUMBERS)

@@ -491,7 +491,7 @@ class Failing(NoTransfer):
         if call == self._call:
             raise self._error
 
-    def best_match(self, graph: LayerGraph) -> Inheritance | None:
+    def best_match(self, graph: LayerGraph, only: str = "") -> Inheritance | None:
         self._called("best_match")
         return _Unreadable(self) if self._call == "read" else None
 
@@ -554,9 +554,9 @@ def test_weights_are_fetched_while_a_keras_model_is_built(
         building.set()
         return build(self, graph, seed)
 
-    def matched(graph: LayerGraph) -> object:
+    def matched(graph: LayerGraph, only: str = "") -> object:
         overlapped.append(building.wait(60))
-        return match(graph)
+        return match(graph, only)
 
     monkeypatch.setattr(KerasEngine, "candidate", building_now)
     monkeypatch.setattr(transfer, "best_match", matched)

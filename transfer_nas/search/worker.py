@@ -23,6 +23,7 @@ from transfer_nas.schema import settings_of
 from transfer_nas.search import addresses as store_address
 from transfer_nas.search.evaluation import checkpoints_path
 from transfer_nas.settings import Settings
+from transfer_nas.sharing import SHARINGS
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
@@ -98,6 +99,7 @@ def trainer(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         run=run,
+        sharing=SHARINGS.find(settings.sharing).create(settings.of_sharing),
         checkpoint=Checkpoint(checkpoints_path(settings.directory), _log.warning),
         log=Log(settings.directory / "logs" / f"rank-{rank}.jsonl"),
         log_validation=settings.log_validation,

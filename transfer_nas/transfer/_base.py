@@ -125,10 +125,17 @@ class TransferMethod(ABC):
         return set()
 
     @abstractmethod
-    def best_match(self, graph: LayerGraph) -> Inheritance | None:
+    def best_match(self, graph: LayerGraph, only: str = "") -> Inheritance | None:
         """Find the stored model that shares the longest prefix with `graph`.
 
         Longest by number of layers; ties go to the higher score, then to the newer model.
+
+        Parameters
+        ----------
+        graph
+            The layers of the model that asks.
+        only
+            Id of the one model that may be: what is shared with it. Empty: any.
 
         Returns
         -------

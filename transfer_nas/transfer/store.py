@@ -50,10 +50,12 @@ class StoreTransfer(TransferMethod):
             raise InputError("transfer method store needs an open cpp_store.Store")
         return cls(namespace, store)
 
-    def best_match(self, graph: LayerGraph) -> StoreInheritance | None:
+    def best_match(self, graph: LayerGraph, only: str = "") -> StoreInheritance | None:
         """Ask the store, which leases the match at the same moment."""
         with _failures(self._store, "cannot ask for the best match"):
-            match = self._store.best_match(graph.table, namespace=self.namespace, lease=self._lease)
+            match = self._store.best_match(
+                graph.table, namespace=self.namespace, only=only, lease=self._lease
+            )
         self._name_absent()
         if match is None:
             return None
