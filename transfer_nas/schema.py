@@ -124,13 +124,15 @@ def add_flags(parser: argparse.ArgumentParser, kinds: Iterable[type[Dataclass]])
                 continue
             taken.add(field.name)
             otherwise = known.otherwise or field.default
-            if _types(hints[field.name]) == (bool,):
+            kinds = _types(hints[field.name])
+            if kinds == (bool,):
                 parser.add_argument(f"--{field.name}", action="store_true", help=known.help)
                 continue
             parser.add_argument(
                 f"--{field.name}",
                 metavar=known.metavar or field.name.upper(),
-                type=known.numbers or str,
+                type=known.numbers
+                or (Range() if int in kinds else FINITE if float in kinds else str),
                 help=f"{known.help} (default: {otherwise})".replace("%", "%%"),
             )
 

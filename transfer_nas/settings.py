@@ -23,7 +23,7 @@ from transfer_nas.sharing import SHARINGS
 
 _PLUGINS: Mapping[str, Registry[Any]] = {"search": ALGORITHMS, "sharing": SHARINGS}
 """By the setting that names one."""
-TRANSFERS = ("store", "hdf5", "redis", "noop")
+_TRANSFERS = ("store", "hdf5", "redis", "noop")  # named here, as they import what --help need not
 _STORE = ("transfer", "store")
 _EVALUATIONS = 200  # unless there is a limit of time
 
@@ -176,9 +176,9 @@ class Settings(Common):
     )
     transfer: str = setting(
         "store",
-        f"how weights reach children: {', '.join(TRANSFERS)}",
+        f"how weights reach children: {', '.join(_TRANSFERS)}, or one's own as "
+        "package.module:Class or path/to/file.py:Class",
         metavar="METHOD",
-        choices=TRANSFERS,
     )
     replicas: int | None = setting(
         None,
@@ -323,9 +323,13 @@ class Settings(Common):
                 which, value = known.only
                 if (found := getattr(settings, which)) != value:
                     raise InputError(f"--{name} goes only with --{which} {value}, not {found}")
+        if settings.transfer not in _TRANSFERS:
+            from transfer_nas.transfer import TRANSFERS
+
+            TRANSFERS.find(settings.transfer)
         of_plugins = {}
         for which, registry in _PLUGINS.items():
-            kind = registry.find(getattr(settings, which)).Settings
+            kind = _settings_of_plugin(registry.find(getattr(settings, which)))
             own, others = split(others, kind)
             of_plugins[f"of_{which}"] = kind(**own)
             check(of_plugins[f"of_{which}"])
@@ -394,14 +398,23 @@ def settled(given: Mapping[str, Any]) -> Settings | GenerationSettings:
     return Settings.of(given)
 
 
+def _settings_of_plugin(plugin: type[Any]) -> type[Any]:
+    """Return the settings of a plug-in; raises InputError for one that a search has anyway."""
+    kind: type[Any] = plugin.Settings
+    for name in settings_of(kind).keys() & settings_of(Settings).keys():
+        raise InputError(
+            f"{plugin.__name__} brings a setting {name!r}, which every search has: give it "
+            "another name"
+        )
+    return kind
+
+
 def _misfit(name: str, settings: Settings) -> InputError:
     """Return the error for a setting that no plug-in of a search has."""
     for which, registry in _PLUGINS.items():
         owners = [each.name for each in registry.own if name in settings_of(each.Settings)]
         if owners:
-            found = getattr(settings, which)
-            return InputError(
-                f"--{name} goes only with --{which} {' or '.join(owners)}, not {found}"
-            )
+            company = f"--{which} {' or '.join(owners)}"
+            return InputError(f"--{name} goes only with {company}, not {getattr(settings, which)}")
     known = (each for kind in kinds(vars(settings)) for each in settings_of(kind))
     return InputError(f"no setting {name!r}; {near_misses(name, known)}")

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from transfer_nas import applications, evolve, spaces
+from transfer_nas import settings as settings_module
 from transfer_nas.errors import InputError
 from transfer_nas.evolve import parse
 from transfer_nas.schema import settings_of
+from transfer_nas.search.algorithms import ALGORITHMS
 from transfer_nas.settings import GenerationSettings, Settings, kinds
+from transfer_nas.transfer import TRANSFERS
 
 DIGITS = ["--application", "digits"]
 
@@ -349,3 +352,94 @@ def test_all_ranks_end_with_one_line(
     )
     expect_bad_input(done, message)
     assert not (tmp_path / "x").exists()
+
+
+PLUGINS = """
+from dataclasses import dataclass
+
+from transfer_nas.schema import setting
+from transfer_nas.search.algorithms import RandomSearch
+from transfer_nas.sharing import NoSharing
+from transfer_nas.transfer import NoTransfer
+
+class Mine(RandomSearch):
+    name = "mine"
+
+    @dataclass(frozen=True)
+    class Settings:
+        keep: int = setting(3, "models kept", numbers=None)
+
+    def __init__(self, space, keep, seed):
+        super().__init__(space, keep, seed)
+
+class Sharing(NoSharing):
+    name = "mine"
+
+class Transfer(NoTransfer):
+    name = "mine"
+
+class Clash(RandomSearch):
+    @dataclass(frozen=True)
+    class Settings:
+        epochs: int = setting(3, "models kept")
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    file = tmp_path / "plugins.py"
+    file.write_text(PLUGINS)
+    return file
+
+
+def test_ones_own_algorithm_sharing_and_transfer_bring_their_settings(
+    plugins: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--search", f"{plugins}:Mine", "--sharing", f"{plugins}:Sharing"]
+    settings = search_of([*own, "--transfer", f"{plugins}:Transfer", "--keep", "5"])
+    assert vars(settings.of_search) == {"keep": 5} and settings.fixed()["keep"] == 5
+    with pytest.raises(SystemExit):
+        evolve.main([*own, "--help"])
+    assert "--keep" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--search", "{}:Mine", "--keep", "many"], "--keep must be a whole number, not 'many'"),
+        (["--search", "{}:Mine", "--beta", "1"], "--beta goes only with --search evolution, not"),
+        (["--search", "{}:Mane"], "has no attribute 'Mane'; did you mean 'Mine'"),
+        (["--search", "{}:Sharing"], "expected a subclass of transfer_nas.search.algorithms.Algo"),
+        (["--search", "{}:Clash"], "brings a setting 'epochs', which every search has"),
+        (["--sharing", "{}:Mine"], "expected a subclass of transfer_nas.sharing.Sharing"),
+        (["--transfer", "{}:Mine"], "expected a subclass of transfer_nas.transfer.TransferMethod"),
+        (["--transfer", "stor"], "unknown --transfer 'stor'; did you mean 'store'"),
+        (["--keep", "5"], "unrecognized arguments: --keep"),
+    ],
+)
+def test_plugins_that_do_not_fit(
+    plugins: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    given = [argument.replace("{}", str(plugins)) for argument in arguments]
+    assert evolve.main([*DIGITS, *given]) == 2
+    out, err = capfd.readouterr()
+    assert message in err and err.count("\n") == 1 and out == ""
+
+
+def test_installed_packages_bring_plugins(
+    plugins: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    info = tmp_path / "plugins-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugins\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[transfer_nas.algorithms]\nmine = plugins:Mine\n")
+    settings = search_of(["--search", "mine", "--keep", "4"])
+    assert vars(settings.of_search) == {"keep": 4}
+    assert "mine" in ALGORITHMS and len(ALGORITHMS) == 4
+    with pytest.raises(InputError, match="unknown --search 'mind'; did you mean 'mine'"):
+        search_of(["--search", "mind"])
+
+
+def test_the_names_of_transfer_methods_are_all_there_are() -> None:
+    assert tuple(each.name for each in TRANSFERS.own) == settings_module._TRANSFERS

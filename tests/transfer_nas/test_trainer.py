@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -573,7 +574,7 @@ def test_a_lease_ends_though_the_model_cannot_be_built(monkeypatch: pytest.Monke
     monkeypatch.setattr(KerasEngine, "candidate", refused)
     failed = trainer(method, engine="keras").evaluate(Job(1, CHILD, parent=0, seed=2))
     assert failed.status == "F_MemoryError"
-    assert method.calls == ["best_match", "read", "close"]
+    assert Counter(method.calls) == {"best_match": 2, "read": 1, "close": 2}
 
 
 @pytest.mark.parametrize(
