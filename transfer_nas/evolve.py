@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cpp_store import command_line
 from transfer_nas import schema, settings
@@ -133,28 +130,10 @@ def _run(chosen: AnySettings, ranks: Ranks) -> int:
     if isinstance(chosen, GenerationSettings):
         from transfer_nas.population import run as generate
 
-        return generate(_settle(chosen, ranks), ranks)
+        return generate(settings.with_drawn(chosen, ranks), ranks)
     from transfer_nas.search.run import run as search
 
-    return search(_settle(chosen, ranks), ranks)
-
-
-_S = TypeVar("_S", Settings, GenerationSettings)
-
-
-def _settle(chosen: _S, ranks: Ranks) -> _S:
-    """Choose in rank 0, for all, what the user left open."""
-    name = chosen.application.rpartition(":")[2] or "run"
-    drawn = {
-        "seed": int.from_bytes(os.urandom(4), "little"),
-        "output_dir": f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}",
-    }
-    drawn = ranks.share(drawn)[0]
-    return dataclasses.replace(
-        chosen,
-        seed=drawn["seed"] if chosen.seed is None else chosen.seed,
-        output_dir=chosen.output_dir or drawn["output_dir"],
-    )
+    return search(settings.with_drawn(chosen, ranks), ranks)
 
 
 def _parser(kinds: Sequence[type[Any]]) -> Parser:

@@ -100,6 +100,23 @@ class Registry(Generic[T], Mapping[str, type[T]]):
         return own and value.__module__ == module
 
 
+def named(chosen: str | type[T], registry: Registry[T]) -> str:
+    """Return the name by which a registry finds a class; of a name the name.
+
+    Raises
+    ------
+    InputError
+        No process could find the class, as it is not at the top of a module.
+    """
+    if isinstance(chosen, str):
+        return chosen
+    if any(each is chosen for each in registry.own):
+        return str(vars(chosen)["name"])
+    if not isinstance(chosen, type) or "<" in chosen.__qualname__:
+        raise InputError(f"expected a name or a class at the top of a module, found {chosen!r}")
+    return f"{chosen.__module__}:{chosen.__qualname__}"
+
+
 def is_plugin(spec: str) -> bool:
     """Whether `spec` names an attribute of a module or of a file, and not something registered."""
     return ":" in spec

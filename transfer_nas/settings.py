@@ -7,16 +7,19 @@ else; see `transfer_nas.schema`.
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from cpp_store.ranges import Range
 
 from cpp_store import ranges
 from transfer_nas.errors import InputError, near_misses
 from transfer_nas.plugins import Registry
+from transfer_nas.ranks import Ranks
 from transfer_nas.schema import check, setting, settings_of, split
 from transfer_nas.search.algorithms import ALGORITHMS
 from transfer_nas.sharing import SHARINGS
@@ -315,7 +318,8 @@ class Settings(Common):
         InputError
             A value makes no sense, or two do not go together; names the flag.
         """
-        mine, others = split(given, cls)
+        plain = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
+        mine, others = split(plain, cls)
         settings = cls(**mine)
         check(settings)
         for name, known in settings_of(cls).items():
@@ -365,6 +369,9 @@ class Settings(Common):
         }
 
 
+S = TypeVar("S", bound=Common)
+
+
 def kinds(chosen: Mapping[str, Any]) -> list[type[Any]]:
     """Return the dataclasses whose settings a command line may have.
 
@@ -396,6 +403,21 @@ def settled(given: Mapping[str, Any]) -> Settings | GenerationSettings:
         if name in settings_of(GenerationSettings) and name not in searching:
             raise InputError(f"--{name} goes only with --application none, which trains nothing")
     return Settings.of(given)
+
+
+def with_drawn(chosen: S, ranks: Ranks) -> S:
+    """Choose in rank 0, for all, the seed and the directory that a user left open; collective."""
+    name = chosen.application.rpartition(":")[2] or "run"
+    drawn = {
+        "seed": int.from_bytes(os.urandom(4), "little"),
+        "output_dir": f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+    }
+    drawn = ranks.share(drawn)[0]
+    return dataclasses.replace(
+        chosen,
+        seed=drawn["seed"] if chosen.seed is None else chosen.seed,
+        output_dir=chosen.output_dir or drawn["output_dir"],
+    )
 
 
 def _settings_of_plugin(plugin: type[Any]) -> type[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import cpp_store
 from transfer_nas import applications, transfer
-from transfer_nas.applications import Application
+from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError
 from transfer_nas.logs import Log
@@ -58,11 +58,26 @@ class Servers:
     key: str = ""
 
 
-def resolve(settings: Settings) -> tuple[Application, Space]:
-    """Return what is searched, and where; raises InputError."""
-    application = applications.resolve(settings.application, settings.data)
+def resolve(
+    settings: Settings,
+    application: Application | None = None,
+    space: SpaceChoice | None = None,
+) -> tuple[Application, Space]:
+    """Return what is searched, and where; raises InputError.
+
+    Parameters
+    ----------
+    settings
+        Their names.
+    application, space
+        Instead of what is named; None: that.
+    """
+    if application is None:
+        application = applications.resolve(settings.application, settings.data)
+    elif settings.data is not None:
+        application = application.with_data(settings.data)
     _ = application.data  # wrong data shall be known before anything is written
-    return application, application.space(settings.space)
+    return application, application.space(settings.space if space is None else space)
 
 
 def method(settings: Settings, application: Application, servers: Servers) -> TransferMethod:
