@@ -217,7 +217,7 @@ class TransferTrainer:
 
     def _evaluate(self, job: Job, measures: dict[str, Measure]) -> tuple[Candidate, float]:
         """Return the trained candidate, stored unless it is worthless, and its objective."""
-        graph = self.space.graph(job.genome).without_dead_ends()
+        graph = self.space.graph(job.architecture).without_dead_ends()
         measures |= {
             "layers": len(graph),
             "layers_transferred": 0,
@@ -232,7 +232,7 @@ class TransferTrainer:
         measures["engine"] = engine.name
         with _timed(measures, "build_seconds"):
             # Before the candidate: it has the process to itself from its making on.
-            given = self.space.start(job.genome)
+            given = self.space.start(job.architecture)
         resumption = self._resumption(job, engine)
         fetch = functools.partial(self._fetch, job, graph, resumption.task is None)
         with contextlib.ExitStack() as leases:

@@ -82,7 +82,7 @@ def test_values_are_read_back_as_what_they_were(tmp_path: Path) -> None:
         search.run(max_evals=6)
         results = search.run(max_evals=6)
         jobs = map(json.loads, (tmp_path / "run" / "checkpoint").read_text().splitlines())
-        chosen = [search.space.values(job["genome"]) for job in jobs]
+        chosen = [search.space.values(job["architecture"]) for job in jobs]
         assert len(results) == len(chosen) == 12
         assert not list((tmp_path / "run").glob("*.damaged"))
         for name, values in ODD.items():

@@ -80,7 +80,7 @@ class Search:
 
 def wavy(job: Job) -> Evaluation:
     """Best at job 5."""
-    whole = SPACE.graph(job.genome).nbytes
+    whole = SPACE.graph(job.architecture).nbytes
     measures = {
         "layers": 5,
         "layers_transferred": 2,
@@ -103,7 +103,7 @@ def test_keeps_the_best_model_and_counts(tmp_path: Path) -> None:
     assert status.share_transferred == 0.4
     assert status.bytes_stored == 7 * 12
     assert status.bytes_whole_copies == sum(
-        SPACE.graph(job.genome).nbytes for job in read_jobs(tmp_path)
+        SPACE.graph(job.architecture).nbytes for job in read_jobs(tmp_path)
     )
     assert search.retired == list(range(8))
 

@@ -217,7 +217,7 @@ class RunDirectory:
             unknown = sorted(measures.keys() - MEASURES.keys())
             raise ValueError(f"measures without a column: {unknown}")
         job = evaluation.job
-        genes = zip(self._cells.values(), job.genome, strict=True)
+        genes = zip(self._cells.values(), job.architecture, strict=True)
         cells = [gene.texts[value] for gene, value in genes]
         cells.append(repr(float(evaluation.objective)) if evaluation.done else evaluation.status)
         cells += (str(job.id), evaluation.status)
@@ -279,7 +279,7 @@ class RunDirectory:
 
     def _parse_job(self, line: str) -> Job:
         job = Job.from_dict(json.loads(line))
-        self._space.check(job.genome)
+        self._space.check(job.architecture)
         return job
 
     def _read_results(self, content: bytes) -> Found[Evaluation]:

@@ -178,7 +178,7 @@ class TransferMethod(ABC):
         score
             Higher is better.
         parent
-            Id of the model whose genome was mutated; for the record.
+            Id of the model whose architecture was mutated; for the record.
         inheritance
             An open one of this method, whose ancestor holds the layers `inherited`.
         inherited

@@ -117,7 +117,7 @@ class AgingEvolution(Algorithm):
             return Job(id, self.space.sample(draws), None, seed)
         parent = self._tournament(draws)
         try:
-            return Job(id, self._mutate(parent.genome, draws), parent.id, seed)
+            return Job(id, self._mutate(parent.architecture, draws), parent.id, seed)
         except SpaceError:  # a space of one's own has no mutation of it
             return Job(id, self.space.sample(draws), None, seed)
 

@@ -76,7 +76,7 @@ class SuccessiveHalving(Algorithm):
             best = rung.promote()
             if best is not None:
                 epochs = self._rungs[number + 1].epochs
-                return Job(id, best.genome, best.id, seed, epochs, trained=rung.epochs)
+                return Job(id, best.architecture, best.id, seed, epochs, trained=rung.epochs)
         return Job(id, self.space.sample(draws), None, seed, self._rungs[0].epochs)
 
     def _learn(self, evaluation: Evaluation) -> list[int]:
