@@ -38,7 +38,7 @@ class TwoObjectives(Algorithm):
         if id < self._members or not self._population:
             return Job(id, self.space.sample(draws), None, seed)
         parent = self.front[draws.integers(len(self.front))].job
-        return Job(id, self.space.mutate(parent.genome, draws), parent.id, seed)
+        return Job(id, self.space.mutate(parent.architecture, draws), parent.id, seed)
 
     def _learn(self, evaluation: Evaluation) -> list[int]:
         self._population.append(evaluation)
