@@ -147,6 +147,15 @@ def test_takes_up_a_search_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     assert (tmp_path / "halting" / "best.safetensors").read_text() == "5"
 
 
+def test_what_died_is_retired_though_a_kill_came_between(tmp_path: Path) -> None:
+    first = Search(tmp_path, 9)
+    first.run(lambda job: Evaluation.failure(job, "lost") if job.id == 2 else wavy(job))
+    assert first.retired == [2, 0, 1, 3, 4]
+    second = Search(tmp_path, 9, resume=True)  # the first may have been killed before it did so
+    with second.directory:
+        assert sorted(second.retired) == sorted(first.retired)
+
+
 def test_an_interrupted_evaluation_is_the_first_of_the_resumed_search(tmp_path: Path) -> None:
     def interrupt(job: Job) -> Evaluation:
         if job.id == 3:

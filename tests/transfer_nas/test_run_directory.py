@@ -476,3 +476,22 @@ def test_two_genes_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="two genes have one name"):
         RunDirectory.create(tmp_path / "run", space, {}, {})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_space_that_makes_other_networks_under_the_same_choices_is_refused(
+    tmp_path: Path,
+) -> None:
+    def space(width: int) -> Space:
+        def build(choices: Choices) -> LayerGraph:
+            builder = GraphBuilder()
+            edge = builder.input((4,))
+            for _ in range(choices.integer("depth", 1, 3)):
+                edge = builder.add(layers.dense(width), edge)
+            return builder.build(edge)
+
+        return from_function(build)([(4,)], 2)
+
+    RunDirectory.create(tmp_path, space(8), SETTINGS, {}).close()
+    RunDirectory.resume(tmp_path, space(8), SETTINGS, {}).close()
+    with pytest.raises(RunDirectoryError, match="the same choices make other networks now"):
+        RunDirectory.resume(tmp_path, space(9), SETTINGS, {})

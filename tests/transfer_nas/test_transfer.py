@@ -601,6 +601,15 @@ class TestStore:
                 match.close()
 
 
+def test_many_are_retired_of_which_few_are_there(method: TransferMethod) -> None:
+    graph = chain(3)
+    for number in (5, 70):
+        method.put(f"m{number}", graph, tensors_of(graph, 1.0), score=number)
+    method.retire(f"m{number}" for number in range(200) if number != 70)
+    assert ancestor_of(method, chain(3, 4)) == "m70"
+    assert method.whole("m5") is None
+
+
 def test_what_is_shared_with_one_model(method: TransferMethod) -> None:
     parent, better = chain(3, 4), chain(3, 4, 5)
     for model, graph in (("m", parent), ("better", better)):

@@ -15,6 +15,8 @@ from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
 from transfer_nas.transfer._copies import version_of
 
+_MANY = 64  # models from which on it is quicker to ask which are there
+
 _log = logging.getLogger(__name__)
 
 
@@ -140,7 +142,12 @@ class StoreTransfer(TransferMethod):
 
     def retire(self, models: Iterable[str]) -> None:
         """Retire models in the store."""
-        for model in models:
+        wanted = list(models)
+        if len(wanted) > _MANY:  # as when a search is resumed; most of them went long ago
+            with _failures(self._store, "cannot list models"):
+                there = set(self._store.list(self.namespace))
+            wanted = [model for model in wanted if model in there]
+        for model in wanted:
             with (
                 _failures(self._store, f"cannot retire model {model!r}"),
                 suppress(cpp_store.NotFound),
