@@ -19,8 +19,8 @@ from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError
 from transfer_nas.runs import Run
 from transfer_nas.search import serial
-from transfer_nas.search.evaluation import InProcess
 from transfer_nas.search.algorithms.evolution import AgingEvolution
+from transfer_nas.search.evaluation import InProcess
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.manager import GIVE_UP_AFTER, Manager, Status
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
@@ -223,7 +223,7 @@ class Search:
         axes.step(count, sign * run.running_best, where="post", label="best so far")
         axes.set_xlabel("evaluations that ended")
         better = "" if sign > 0 else " (lower is better)"
-        axes.set_ylabel(f"{self.application.metric}{better}")
+        axes.set_ylabel(f"{self.application.objective_name}{better}")
         axes.legend()
         return axes
 
@@ -256,7 +256,7 @@ class Search:
             better = "" if self.application.direction == "max" else ", lower is better"
             best = self.application.natural(run.objective[run.best])
             facts["best"] = (
-                f"{self.application.metric} {best:.4f} (job {run.job[run.best]}){better}"
+                f"{self.application.objective_name} {best:.4f} (job {run.job[run.best]}){better}"
             )
         return facts
 
@@ -287,7 +287,9 @@ class Search:
 
     def _directory(self) -> RunDirectory:
         if self._trainer is not None:
-            return RunDirectory.resume(self.output_dir, self.space, self._settings, {})
+            return RunDirectory.resume(
+                self.output_dir, self.space, self._settings, {}, values=self.application.declared
+            )
         versions = {"python": platform.python_version()}
         for package in ("transfer-nas", "keras"):
             versions[package] = _version(package)
@@ -295,7 +297,8 @@ class Search:
             self.output_dir,
             self.space,
             self._settings,
-            {"versions": versions, "objective": self.application.objective()},
+            {"versions": versions, "objective": self.application.describe_objective()},
+            values=self.application.declared,
         )
 
     def _make_trainer(self, run: str) -> TransferTrainer:

@@ -23,8 +23,8 @@ from transfer_nas.errors import Unwritable
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.ranks import MPIRanks, join
 from transfer_nas.search import serial
-from transfer_nas.search.evaluation import Evaluate, InProcess
 from transfer_nas.search.algorithms.evolution import AgingEvolution
+from transfer_nas.search.evaluation import Evaluate, InProcess
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.isolation import InChild
 from transfer_nas.search.manager import Manager, Status

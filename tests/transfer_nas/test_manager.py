@@ -14,14 +14,14 @@ from graph_meta.graph import GraphBuilder
 from transfer_nas import runs
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search import serial
-from transfer_nas.search.evaluation import InProcess, checkpoints_path
 from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.finalists import Finalists
 from transfer_nas.search.algorithms.halving import SuccessiveHalving
+from transfer_nas.search.algorithms.random_search import RandomSearch
+from transfer_nas.search.evaluation import InProcess, checkpoints_path
+from transfer_nas.search.finalists import Finalists
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager, Status
 from transfer_nas.search.progress import Goal, PlainProgress, describe, patience, seconds_left
-from transfer_nas.search.algorithms.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import Choices, FeedForward, from_function
 

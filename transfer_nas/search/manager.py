@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transfer_nas import trained_model
+from transfer_nas.best import beats
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.search.algorithms._base import Algorithm
 from transfer_nas.search.evaluation import candidate_path, checkpoints_path
@@ -22,7 +23,7 @@ _SUMS_OF_CHILDREN = (*_SUMS_OF_ALL, "layers", "layers_transferred")
 GIVE_UP_AFTER = 8
 """Candidates that fail for one reason before one works, after which a search ends; with many ranks
 two each, since so many may run before anybody knows."""
-STORED_PERHAPS = ("F_timeout", "F_lost")
+STORED_PERHAPS = ("F_timeout", "F_lost", "F_undeclared")
 """How evaluations fail that may have stored their model before."""
 
 
@@ -264,6 +265,10 @@ class Manager:
         if job.parent is not None:
             measures["parent"] = job.parent
         evaluation = Evaluation(job, evaluation.status, evaluation.objective, measures)
+        complaint = self._directory.complaint(evaluation)
+        if complaint:
+            known = {name: measures[name] for name in self._directory.values if name in measures}
+            evaluation = Evaluation.failure(job, "undeclared", known, error=complaint)
         self._directory.told(evaluation)
         if self._observe is not None:
             self._unobserved.append(evaluation)
@@ -325,7 +330,7 @@ class Manager:
             return False
         self._alike = False
         self._sums["bytes_whole_copy"] += int(measures.get("bytes_whole_copy", 0))
-        if evaluation.objective <= self.best_objective:
+        if not beats(evaluation, self._best):
             return False
         self._best = evaluation
         return True

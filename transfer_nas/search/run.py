@@ -27,16 +27,16 @@ from transfer_nas.job import Evaluation, one_line
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
 from transfer_nas.search.algorithms._base import Algorithm
+from transfer_nas.search.algorithms.evolution import AgingEvolution
+from transfer_nas.search.algorithms.halving import SuccessiveHalving
+from transfer_nas.search.algorithms.random_search import RandomSearch
 from transfer_nas.search.child import LOG_FORMAT
 from transfer_nas.search.evaluation import Evaluate, InProcess
-from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.finalists import Finalists, retrain
-from transfer_nas.search.algorithms.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.isolation import InChild
 from transfer_nas.search.manager import GIVE_UP_AFTER, Manager
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress, patience
-from transfer_nas.search.algorithms.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.search.telling import command, goal_of, opening, summarize, tell, tell_failure
 from transfer_nas.search.worker import Servers
@@ -44,6 +44,7 @@ from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.transfer import TransferMethod
+from transfer_nas.values import own
 
 _PACKAGES = ("transfer-nas", "numpy", "keras", "tensorflow", "mpi4py")
 _UNLESS_REFUSED = 10.0
@@ -323,7 +324,8 @@ def _observer(
     from transfer_nas.tensorboard import EventFile
 
     genes = {gene.name: gene.values for gene in space.genes}
-    file = EventFile(directory.path, directory.started, genes, directory.evaluations)
+    values = own(directory.values)
+    file = EventFile(directory.path, directory.started, genes, directory.evaluations, values)
     write = stack.enter_context(file).write
 
     def observe(evaluation: Evaluation) -> None:
@@ -371,16 +373,17 @@ def _open(
         return None
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
+    values = application.declared
     if settings.resume:
+        chosen = {**settings.fixed(), **namespace}
         directory = RunDirectory.resume(
-            settings.directory, space, {**settings.fixed(), **namespace}, provenance
+            settings.directory, space, chosen, provenance, values=values
         )
         exit_codes.forget(settings.directory)
         return directory
-    extra = {**provenance, "objective": application.objective()}
-    return RunDirectory.create(
-        settings.directory, space, {**settings.to_dict(), **namespace}, extra
-    )
+    extra = {**provenance, "objective": application.describe_objective()}
+    chosen = {**settings.to_dict(), **namespace}
+    return RunDirectory.create(settings.directory, space, chosen, extra, values=values)
 
 
 def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:

@@ -19,7 +19,7 @@ from transfer_nas.spaces import Space
 
 def goal_of(application: Application) -> Goal:
     """Return what is better for an application."""
-    return Goal(str(application.metric), application.direction == "min")
+    return Goal(application.objective_name, application.direction == "min")
 
 
 def opening(
