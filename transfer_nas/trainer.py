@@ -22,7 +22,7 @@ from transfer_nas import tracing, trained_model, training
 from transfer_nas.applications import Application
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import TransferError, TransferUnavailable
-from transfer_nas.job import DONE, Evaluation, Job, Measure
+from transfer_nas.job import DONE, Evaluation, Job, Measure, Report
 from transfer_nas.logs import Log
 from transfer_nas.spaces import Space
 from transfer_nas.training import Candidate, Engine, growth
@@ -34,7 +34,6 @@ from transfer_nas.training.program import (
     Fit,
     Outcome,
     Program,
-    Report,
     Trained,
 )
 from transfer_nas.training.resumption import SAVE_EVERY, Resumption

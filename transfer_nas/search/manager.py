@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +158,7 @@ class Manager:
         self._stopped = False
         self._on_disk = {job.id for job in directory.jobs}
         self._submitted: dict[int, tuple[float, float]] = {}  # when, best objective then
+        self._jobs: dict[int, Job] = {}  # those that were submitted, while reports are wanted
         self._reported = 0
         self._retired: list[int] = []  # to be told at the next commit
         self._told: list[int] = []  # since the last commit
@@ -223,6 +224,27 @@ class Manager:
             first_failure=self._first_failure,
         )
 
+    @property
+    def wants_reports(self) -> bool:
+        """Whether `report` shall be called."""
+        return self._algorithm.wants_reports
+
+    def report(self, id: int, step: int, values: Mapping[str, float]) -> bool:
+        """Tell of an epoch of a job; return whether the job shall stop.
+
+        Raises
+        ------
+        ValueError
+            The algorithm answers what is no decision.
+        """
+        if id not in self._submitted:
+            return False
+        decision = self._algorithm.report(self._jobs[id], step, values)
+        if decision not in ("continue", "stop"):
+            name = type(self._algorithm).__name__
+            raise ValueError(f"{name}.report: expected continue or stop, found {decision!r:.60}")
+        return decision == "stop"
+
     def stop(self) -> None:
         """Hand out no more jobs; results of those that run are still welcome."""
         self._stopped = True
@@ -245,6 +267,8 @@ class Manager:
             submitted = self._now(), self.best_objective
             for job in jobs:
                 self._submitted[job.id] = submitted
+                if self.wants_reports:
+                    self._jobs[job.id] = job
                 if job.id not in self._on_disk:
                     self._directory.asked(job)
         return jobs
@@ -253,6 +277,7 @@ class Manager:
         """Take the result of a job that `rank` evaluated, to be written down at `commit`."""
         job = evaluation.job
         submitted, best_then = self._submitted.pop(job.id)
+        self._jobs.pop(job.id, None)
         measures = {
             **evaluation.measures,
             "timestamp_submit": submitted,
@@ -310,6 +335,7 @@ class Manager:
     def abandoned(self, job: Job) -> None:
         """Forget that a job was handed out: it was interrupted, a resumed search does it again."""
         del self._submitted[job.id]
+        self._jobs.pop(job.id, None)
         candidate_path(self._directory.path, job).unlink(missing_ok=True)
         self._forget_models([job.id])
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from graph_meta import LayerGraph
 from transfer_nas.applications import Application, Arrays, Data, as_tuple
+from transfer_nas.job import Report
 from transfer_nas.logs import Log
 from transfer_nas.training._base import Candidate
 from transfer_nas.training.policy import Phase, Policy
@@ -29,11 +30,6 @@ from transfer_nas.values import ValuesError
 
 if TYPE_CHECKING:
     import keras
-
-Report = Callable[[int, Mapping[str, float]], bool]
-"""Takes an epoch, from 1, and what there is to say of it; returns whether the training shall end.
-
-Never waits: the answer may be that to an earlier epoch."""
 
 LOSS = "loss"
 
