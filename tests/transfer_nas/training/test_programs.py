@@ -236,3 +236,43 @@ def test_engines_come_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluation.measures["engine"] == "own"
     with pytest.raises(InputError, match="unknown engine 'onw'; did you mean 'own'"):
         TransferTrainer(APPLICATION, SPACE, NoTransfer(), engine="onw")
+
+
+@pytest.mark.parametrize("engine", training.ENGINES)
+def test_the_usual_loop_reports_and_stops(engine: str, tmp_path: Path) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+
+    def report(step: int, values: Mapping[str, float]) -> bool:
+        told.append((step, dict(values)))
+        return step == 4
+
+    policy = Policy("freeze_then_finetune", child_epochs=6)
+    with cpp_store.embedded(memory="64MiB") as store:
+        transfer = StoreTransfer("clusters", store)
+        trains = TransferTrainer(APPLICATION, SPACE, transfer, policy=policy, engine=engine)
+        whole = trains.evaluate(PARENT)
+        child = trains.evaluate(CHILD, report)  # stopped in its second phase
+        assert child.done and child.measures["epochs"] == 4 and whole.measures["epochs"] == 6
+        assert [step for step, _ in told] == [1, 2, 3, 4]
+        for _, values in told:
+            assert values.keys() == {"loss", "val_loss", APPLICATION.metric, "objective"}
+            assert values["objective"] == values[APPLICATION.metric]
+        # Judged and stored as what it was then.
+        assert child.objective == told[-1][1]["objective"]
+        found = transfer.whole("1")
+        assert found is not None and child.measures["layers_transferred"] > 0
+        # Whoever only listens changes nothing.
+        again = dataclasses.replace(PARENT, id=2)
+        with cpp_store.embedded(memory="64MiB") as other:
+            alone = TransferTrainer(
+                APPLICATION, SPACE, StoreTransfer("clusters", other), policy=policy, engine=engine
+            )
+            assert alone.evaluate(again, lambda *_: False).objective == whole.objective
+
+
+def test_an_error_is_reported_as_what_is_maximised() -> None:
+    told: list[Mapping[str, float]] = []
+    application = dataclasses.replace(APPLICATION, metric="sparse_categorical_crossentropy")
+    trains = TransferTrainer(application, SPACE, NoTransfer(), epochs=1)
+    found = trains.evaluate(PARENT, lambda step, values: bool(told.append(values)))
+    assert found.objective == told[0]["objective"] == -told[0][application.metric] < 0
