@@ -30,7 +30,8 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def test_a_training_loop_of_ones_own_is_killed_and_resumed(tmp_path: Path, mpiexec: Any) -> None:
     run = tmp_path / "run"
-    options = ["--max_evals", "9", "--population_size", "3", "--seed", "1"]
+    options = ["--max_evals", "6", "--population_size", "2", "--epochs", "5", "--seed", "1"]
+    options += ["--space", "feed_forward"]  # small ones
     launcher = [str(Path(sys.executable).with_name("mpiexec")), "-n", "3", sys.executable]
     process = subprocess.Popen(
         [*launcher, *search("own_training.py", run, *options)],
@@ -48,18 +49,18 @@ def test_a_training_loop_of_ones_own_is_killed_and_resumed(tmp_path: Path, mpiex
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
     before = rows(run)
-    assert 1 <= len(before) < 9
+    assert 1 <= len(before) < 6
 
     done = mpiexec(3, *search("own_training.py", run, "--resume"), timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Keras trains, as the application has a fit of its own" in done.stderr
     after = rows(run)
     assert after[: len(before)] == before
-    assert sorted(int(row["job_id"]) for row in after) == list(range(9))
+    assert sorted(int(row["job_id"]) for row in after) == list(range(6))
     assert {row["job_status"] for row in after} == {"DONE"}
     assert {row["m:engine"] for row in after} == {"keras"}
-    assert all(1 <= int(row["m:epochs"]) <= 8 for row in after)
-    assert max(float(row["objective"]) for row in after) > 0.85
+    assert all(1 <= int(row["m:epochs"]) <= 5 for row in after)
+    assert max(float(row["objective"]) for row in after) > 0.8
     assert any(row["m:layers_transferred"] not in ("", "0") for row in after)
     assert (run / "best.keras").exists()
     assert not list((run / "evaluations").glob("*"))  # what is finished leaves nothing
