@@ -261,7 +261,7 @@ class Search:
         axes.step(count, sign * run.running_best, where="post", label="best so far")
         axes.set_xlabel("evaluations that ended")
         better = "" if sign > 0 else " (lower is better)"
-        axes.set_ylabel(f"{self.application.metric}{better}")
+        axes.set_ylabel(f"{self.application.objective_name}{better}")
         axes.legend()
         return axes
 
@@ -294,7 +294,7 @@ class Search:
             better = "" if self.application.direction == "max" else ", lower is better"
             best = self.application.natural(run.objective[run.best])
             facts["best"] = (
-                f"{self.application.metric} {best:.4f} (job {run.job[run.best]}){better}"
+                f"{self.application.objective_name} {best:.4f} (job {run.job[run.best]}){better}"
             )
         return facts
 

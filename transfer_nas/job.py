@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Measure = float | int | str
 """A value of one of the ``m:*`` columns."""
+
+Report = Callable[[int, Mapping[str, float]], bool]
+"""Takes an epoch of a job, from 1, and its values by name; returns whether the job shall stop.
+
+Never waits: the answer may be that to an earlier epoch."""
 
 DONE = "DONE"
 

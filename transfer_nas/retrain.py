@@ -94,7 +94,7 @@ def _retrain(given: argparse.Namespace) -> int:
         command_line.print_json(result)
     else:
         print(
-            f"job {result['job']}: {application.metric} "
+            f"job {result['job']}: {application.objective_name} "
             f"{application.natural(evaluation.objective):.4f} after {trainer.epochs} epochs alone, "
             f"{application.natural(result['objective_in_search']):.4f} in the search; {output}"
         )

@@ -18,7 +18,6 @@ from graph_meta.index import PrefixIndex
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.logs import Log
 from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.results import MEASURES
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import DenseSkip, Space
 
@@ -107,7 +106,7 @@ def write_run(
                 heapq.heappush(running, (now + seconds, rank, now, job))
             end, rank, begin, job = heapq.heappop(running)
             measures = _measures(job, space, index, directory.id, begin, end, rank, transfer)
-            known = {name: value for name, value in measures.items() if name in MEASURES}
+            known = {name: value for name, value in measures.items() if name in directory.values}
             if rng.random() < failures:
                 evaluation = Evaluation.failure(job, "nan", known)
             else:

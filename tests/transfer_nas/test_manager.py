@@ -4,8 +4,9 @@ import io
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -382,3 +383,30 @@ def test_progress_comes_before_the_first_evaluation_ends() -> None:
     with patience(quick, "loading", silent=3600):
         pass
     assert quick.getvalue() == ""
+
+
+def test_what_was_not_declared_fails_and_its_model_goes(tmp_path: Path) -> None:
+    search = Search(tmp_path, 4)
+    search.run(
+        lambda job: Evaluation(job, DONE, 1.0, {"layers": 3, "mine": 2} if job.id == 1 else {})
+    )
+    failed = search.manager.status.first_failure
+    assert failed is not None and failed.status == "F_undeclared" and failed.job.id == 1
+    assert failed.measures[
+        "error"
+    ] == "measured and not declared: mine; an application declares " + ("its `values`")
+    assert failed.measures["layers"] == 3 and search.retired[0] == 1
+
+
+def test_a_decision_that_is_none_is_said(tmp_path: Path) -> None:
+    class Undecided(AgingEvolution):
+        def report(self, job: Job, step: int, values: Mapping[str, float]) -> Any:
+            return "maybe"
+
+    directory = RunDirectory.create(tmp_path, SPACE, {}, {})
+    algorithm = Undecided(SPACE, 4, 2, seed=1)
+    manager = Manager(algorithm, directory, max_evals=2, retire=print, report=print, warn=print)
+    (job,) = manager.next_jobs(1)
+    assert not manager.report(99, 1, {})  # of a job that nobody waits for
+    with pytest.raises(ValueError, match=r"Undecided.report: expected continue or stop, found 'ma"):
+        manager.report(job.id, 1, {})

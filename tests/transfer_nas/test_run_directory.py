@@ -28,9 +28,9 @@ from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search import results
 from transfer_nas.search.clock import Clock
 from transfer_nas.search.journal import claim
-from transfer_nas.search.results import MEASURES
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import Choices, FeedForward, Scalar, Space, from_function
+from transfer_nas.values import CORE
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)
 SETTINGS = {"population_size": 4, "epochs": 3}
@@ -67,7 +67,7 @@ def test_results_have_the_columns_of_deephyper(tmp_path: Path) -> None:
     assert list(rows[0]) == [
         *("p:layer_0", "p:dropout_0", "p:layer_1", "p:dropout_1"),
         *("objective", "job_id", "job_status"),
-        *(f"m:{name}" for name in MEASURES),
+        *(f"m:{value.name}" for value in CORE),
     ]
     assert rows[0]["p:layer_0"] == "none" and rows[0]["p:dropout_0"] == "0.1"
     assert float(rows[0]["objective"]) == 0.1 + 0.2
@@ -198,17 +198,17 @@ def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> N
         ("results.csv", b"", r"results.csv, line 3: expected \d+ columns, found 0"),
         (
             "results.csv",
-            b"none,0.0,none,0.0,0.5,77777,DONE" + b"," * len(MEASURES),
+            b"none,0.0,none,0.0,0.5,77777,DONE" + b"," * len(CORE),
             r"results.csv, line 3: job 77777 is not in the checkpoint",
         ),
         (
             "results.csv",
-            b"none,0.0,none,0.0,0.5,0,DONE" + b"," * len(MEASURES),
+            b"none,0.0,none,0.0,0.5,0,DONE" + b"," * len(CORE),
             r"results.csv, line 3: job 0 is there twice",
         ),
         (
             "results.csv",
-            b"none,0.0,none,0.0,0.5,1,DUNE" + b"," * len(MEASURES),
+            b"none,0.0,none,0.0,0.5,1,DUNE" + b"," * len(CORE),
             r"results.csv, line 3: expected DONE or F_. as status, found 'DUNE'",
         ),
     ],

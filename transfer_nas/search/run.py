@@ -43,6 +43,7 @@ from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.transfer import TransferMethod
+from transfer_nas.values import own
 
 _PACKAGES = ("transfer-nas", "numpy", "keras", "tensorflow", "mpi4py")
 _UNLESS_REFUSED = 10.0
@@ -368,7 +369,8 @@ def _observer(
     from transfer_nas.tensorboard import EventFile
 
     genes = {gene.name: gene.values for gene in space.genes}
-    file = EventFile(directory.path, directory.started, genes, directory.evaluations)
+    values = own(directory.values)
+    file = EventFile(directory.path, directory.started, genes, directory.evaluations, values)
     write = stack.enter_context(file).write
 
     def observe(evaluation: Evaluation) -> None:
@@ -416,16 +418,17 @@ def _open(
         return None
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
+    values = application.declared
     if settings.resume:
+        chosen = {**settings.fixed(), **namespace}
         directory = RunDirectory.resume(
-            settings.directory, space, {**settings.fixed(), **namespace}, provenance
+            settings.directory, space, chosen, provenance, values=values
         )
         exit_codes.forget(settings.directory)
         return directory
-    extra = {**provenance, "objective": application.objective()}
-    return RunDirectory.create(
-        settings.directory, space, {**settings.to_dict(), **namespace}, extra
-    )
+    extra = {**provenance, "objective": application.describe_objective()}
+    chosen = {**settings.to_dict(), **namespace}
+    return RunDirectory.create(settings.directory, space, chosen, extra, values=values)
 
 
 def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:

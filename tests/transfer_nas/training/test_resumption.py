@@ -17,6 +17,7 @@ from transfer_nas.job import Evaluation, Job
 from transfer_nas.spaces import Gene, Space
 from transfer_nas.trainer import POLICIES, TransferTrainer
 from transfer_nas.training.policy import Policy
+from transfer_nas.training.program import Epochs, Outcome
 from transfer_nas.transfer import NoTransfer, StoreTransfer, Tensors, TransferMethod
 
 EPOCHS = 6
@@ -89,10 +90,10 @@ class Process:
     def evaluate(self, job: Job, kill_before: int = -1) -> Evaluation | None:
         """Return None if it was killed."""
         self.epochs = 0
-        train = TransferTrainer._train
+        run = Epochs.run
         process = self
 
-        def observed(trainer: TransferTrainer, candidate: Any, *arguments: Any) -> None:
+        def observed(program: Epochs, candidate: Any, *arguments: Any) -> Outcome:
             begin = candidate.training
 
             def training(*given: Any, **named: Any) -> Any:
@@ -109,10 +110,10 @@ class Process:
                 return running
 
             candidate.training = training
-            train(trainer, candidate, *arguments)
+            return run(program, candidate, *arguments)
 
         with self._patch.context() as patch:
-            patch.setattr(TransferTrainer, "_train", observed)
+            patch.setattr(Epochs, "run", observed)
             try:
                 return self.trainer.evaluate(job)
             except Killed:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
@@ -44,6 +44,10 @@ class Draws:
     def _bits(self) -> int:
         self._state = self._state + _GAMMA & _MASK
         return _mix(self._state)
+
+
+Decision = Literal["continue", "stop"]
+"""What becomes of a job that trains."""
 
 
 class Algorithm(ABC):
@@ -107,6 +111,32 @@ class Algorithm(ABC):
         self._next_id = 0
         self._unfinished: dict[int, Job] = {}
         self._again: deque[int] = deque()  # asked before a restart, and never told
+
+    @property
+    def wants_reports(self) -> bool:
+        """Whether anybody has to tell it of epochs: it has a `report` of its own."""
+        return type(self).report is not Algorithm.report
+
+    def report(self, job: Job, step: int, values: Mapping[str, float]) -> Decision:
+        """Take what a job that is being trained has come to; say what becomes of it.
+
+        Called in the manager's thread, between `ask` and `tell` of the job, if a subclass has one.
+        A stop takes effect at the next epoch or the one after, or never if there is none: the job
+        is judged, stored and told like any other, with its epochs as measure ``epochs``. When
+        reports come depends on how quick everything is, and a restored search has none of those of
+        the processes before: what depends on them is no part of `restore`.
+
+        Parameters
+        ----------
+        job
+            One that was asked and not told yet.
+        step
+            The epoch, from 1. After a restart it may be one that was reported before.
+        values
+            ``objective`` after this epoch, where that is known; the losses ``loss`` and
+            ``val_loss``, the metric by its name; whatever a `fit` of the user's reports.
+        """
+        return "continue"
 
     @property
     def unfinished(self) -> tuple[int, ...]:
