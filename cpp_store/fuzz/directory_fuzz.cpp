@@ -1,7 +1,6 @@
 // Data directories of which somebody, or a disk, has changed some bytes: a store opens them or
 // refuses them, reads models or says what is wrong; and so it is after they were repaired.
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -76,18 +75,16 @@ void put(Store& store, const std::string& id, const std::string& parent, std::ui
     (void)store.commit(std::move(pending));
 }
 
-// Of a store that dies before its catalogue has a put and a retirement.
+// What the catalogue of an open store, which dies, has in its log only.
 std::string log_of(const fs::path& directory) {
-    Store::Options unhurried = options(directory);
-    unhurried.lag = std::chrono::minutes(10);
-    Store store(unhurried);
+    Store store(options(directory));
     put(store, "late", "ancestor", 200);
     store.retire("late", Note{"late", 7, true, 10});
-    std::ifstream in(directory / "log.0", std::ios::binary);
+    std::ifstream in(directory / "catalogue.sqlite-wal", std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};
 }
 
-// A segment, packets, a retired ancestor, another server's heir, a note of a retirement, a log.
+// A segment, small puts, a retired ancestor, another server's heir, a note of a retirement, a log.
 std::vector<File> make_files() {
     const fs::path directory = scratch() / "template";
     {
@@ -107,7 +104,7 @@ std::vector<File> make_files() {
                          std::string(std::istreambuf_iterator<char>(in), {})});
     }
     std::ranges::sort(files, {}, &File::name);
-    files.push_back({"log.0", log_of(directory)});
+    files.push_back({"catalogue.sqlite-wal", log_of(directory)});
     return files;
 }
 

@@ -152,7 +152,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     catalogue = sqlite3.connect(tmp_path / "data" / "catalogue.sqlite")
     catalogue.execute("PRAGMA user_version = 99")
     catalogue.close()
-    with pytest.raises(cpp_store.InvalidArgument, match="format 99, this version knows up to 3"):
+    with pytest.raises(cpp_store.InvalidArgument, match="format 99, this version knows up to 4"):
         cpp_store.embedded(data_dir=tmp_path / "data")
 
 

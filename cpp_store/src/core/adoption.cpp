@@ -110,24 +110,28 @@ void Store::adopt(PendingPut put, std::string_view holder) {
     }
     journal->admit(pending.model->bytes_own);
     const auto record = pending.record_for(holder);
-    auto locate = PendingPut::Impl::locating(*impl_, record);
     if (!journal->is_sync()) {
+        auto placed = [&impl = *impl_, record](const std::exception_ptr&) {
+            const std::lock_guard lock(impl.mutex);
+            impl.place(*record);
+        };
         PendingPut::Impl::Adoption adoption(pending, holder, record.get());
         auto layers = pending.stored();
         const std::lock_guard lock(impl_->mutex);
         pending.join_adopted(adoption,
-                             [&] { journal->put(record, std::move(layers), nullptr, locate); });
+                             [&] { journal->put(record, std::move(layers), std::move(placed)); });
         return;
     }
     // Nobody sees what a crash takes away again. Shared, since the journal may still be in it when
     // the wait is over.
     const auto result = std::make_shared<std::promise<void>>();
-    const auto logged = [this, result, &pending, record](std::exception_ptr error) {
+    const auto written = [this, result, &pending, record](std::exception_ptr error) {
         if (!error) {
             try {
                 PendingPut::Impl::Adoption adoption(pending, record->holder, record.get());
                 const std::lock_guard lock(impl_->mutex);
                 pending.join_adopted(adoption, [] {});
+                impl_->place(*record);
             } catch (const std::exception&) {
                 error = std::current_exception();
                 pending.give_up(*record);
@@ -139,7 +143,7 @@ void Store::adopt(PendingPut put, std::string_view holder) {
             result->set_value();
         }
     };
-    journal->put(record, pending.stored(), logged, std::move(locate));
+    journal->put(record, pending.stored(), written);
     result->get_future().get();
 }
 

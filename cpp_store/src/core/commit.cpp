@@ -137,32 +137,17 @@ std::vector<StoredLayerPtr> PendingPut::Impl::stored() const {
     return layers;
 }
 
-// Once they are on disk, the layers can leave the memory.
-durable::Journal::Placed PendingPut::Impl::locating(Store::Impl& store,
-                                                    std::shared_ptr<durable::ModelRecord> record) {
-    return [&store, record = std::move(record)] {
-        const std::lock_guard lock(store.mutex);
-        const auto found = store.owners.find(record->owner);
-        if (found == store.owners.end()) return;
-        for (const durable::LayerRecord& layer : record->layers) {
-            Owner& known = *found->second;
-            const std::size_t entry =
-                known.find(layer.key ? *layer.key : record->table->key(layer.position));
-            if (entry == known.entries.size()) continue;
-            const Kept* const kept = known.entries[entry].kept.get();
-            if (kept && kept->place() == layer.place()) store.place(known, entry, layer);
-        }
-    };
-}
-
 std::uint64_t PendingPut::Impl::commit_lazily() {
     store->journal->admit(model->bytes_own);
     const std::shared_ptr<durable::ModelRecord> made = record();
     std::vector<StoredLayerPtr> layers = stored();
-    durable::Journal::Placed placed = locating(*store, made);
+    auto done = [&impl = *store, made](const std::exception_ptr&) {
+        const std::lock_guard lock(impl.mutex);
+        impl.place(*made);
+    };
     const std::lock_guard lock(store->mutex);
     if (is_there()) return store->models.find(model->id)->second->bytes_own;
-    publish([&] { store->journal->put(made, std::move(layers), nullptr, std::move(placed)); });
+    publish([&] { store->journal->put(made, std::move(layers), std::move(done)); });
     return model->bytes_own;
 }
 
@@ -194,25 +179,21 @@ void PendingPut::Impl::commit_durably(std::unique_ptr<Impl> put, Store::Committe
         if (store.journal->is_large(shared->model->bytes_own)) {
             store.journal->write_ahead(*made, shared->stored());
         }
-        store.journal->put(
-            made, shared->stored(),
-            [shared, leave, done](std::exception_ptr error) {
-                if (!error) {
-                    const std::lock_guard lock(shared->store->mutex);
-                    try {
-                        shared->publish([] {});
-                    } catch (const std::exception&) {
-                        error = std::current_exception();
-                        shared->take_back();
-                    }
-                }
-                {
-                    const std::lock_guard lock(shared->store->mutex);
-                    leave(*shared);
-                }
-                done(error, shared->model->bytes_own);
-            },
-            locating(store, made));
+        store.journal->put(made, shared->stored(),
+                           [shared, made, leave, done](std::exception_ptr error) {
+                               {
+                                   const std::lock_guard lock(shared->store->mutex);
+                                   try {
+                                       if (!error) shared->publish([] {});
+                                   } catch (const std::exception&) {
+                                       error = std::current_exception();
+                                       shared->take_back();
+                                   }
+                                   if (!error) shared->store->place(*made);
+                                   leave(*shared);
+                               }
+                               done(error, shared->model->bytes_own);
+                           });
     } catch (...) {
         const std::lock_guard lock(store.mutex);
         leave(*shared);

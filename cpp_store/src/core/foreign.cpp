@@ -34,7 +34,7 @@ void Store::acquire(std::string_view owner, std::span<const LayerKey> keys,
     std::vector<durable::Wait> waits;
     for (durable::HolderRecord& record : records) {
         waits.emplace_back(*impl_->journal);
-        impl_->journal->acquire(std::move(record), waits.back().logged());
+        impl_->journal->acquire(std::move(record), waits.back().done());
     }
     lock.unlock();
     for (const durable::Wait& wait : waits) wait.get();

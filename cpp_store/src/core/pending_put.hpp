@@ -54,8 +54,6 @@ struct PendingPut::Impl {
     static void commit_durably(std::unique_ptr<Impl> put, Store::Committed done);
     [[nodiscard]] std::shared_ptr<durable::ModelRecord> record();
     [[nodiscard]] std::vector<StoredLayerPtr> stored() const;
-    static durable::Journal::Placed locating(Store::Impl& store,
-                                             std::shared_ptr<durable::ModelRecord> record);
     void take_back() noexcept;
 
     // adoption.cpp

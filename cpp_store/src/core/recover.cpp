@@ -18,8 +18,6 @@ void Store::Impl::open_data_dir() {
     settings.sync = options.durability == Durability::sync;
     settings.lag = std::max(options.lag, std::chrono::milliseconds(1));
     settings.most_waiting = std::min(settings.most_waiting, options.memory.limit / 4);
-    settings.some_packets = std::min(settings.some_packets, options.memory.limit / 16);
-    settings.most_packets = std::min(settings.most_packets, options.memory.limit / 8);
     settings.warn = options.warn;
     journal = std::make_unique<durable::Journal>(std::move(settings));
 
@@ -76,6 +74,7 @@ void Store::Impl::restore_layers(durable::ModelRecord& record, Recovered& recove
         auto kept = std::make_unique<Kept>();
         const LayerKey key = layer.key ? *layer.key : record.table->key(layer.position);
         kept->record = std::move(layer);
+        kept->on_disk = true;
         kept->serial = ++last_serial;
         kept->resident = resident.end();
         layers.emplace_back(key, std::move(kept));

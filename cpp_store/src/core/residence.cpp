@@ -18,8 +18,8 @@ constexpr std::uint64_t read_piece = std::uint64_t{512} << 10;
 
 // Brings a tensor's bytes from a file into memory; returns their checksum. Mapped, they are copied
 // and summed in one pass over the page cache's own memory. Read, they pass through memory twice.
-Checksum load_tensor(const durable::File& file, std::uint64_t offset, std::byte* target,
-                     std::uint64_t size) {
+Checksum load_from_segment(const durable::File& file, std::uint64_t offset, std::byte* target,
+                           std::uint64_t size) {
     CopySum sum(target, size);
     std::uint64_t done = 0;
     if (size >= mapped_size) {
@@ -41,6 +41,31 @@ Checksum load_tensor(const durable::File& file, std::uint64_t offset, std::byte*
     return sum.value();
 }
 
+// The same of the bytes of a layer that the catalogue has. Whether they are what was put.
+bool load_from_catalogue(const durable::TensorRecord& tensor, std::span<const std::byte> layer,
+                         std::byte* target) {
+    const auto bytes = tensor.within(layer);
+    return bytes && copy_and_checksum(target, bytes->data(), bytes->size()) == tensor.checksum;
+}
+
+bool is_intact_on_disk(durable::Journal& journal, const durable::LayerRecord& record) {
+    std::vector<std::byte> small;
+    durable::File segment;
+    if (record.segment == 0) {
+        small = journal.read_small(record.place());
+    } else {
+        segment = journal.open_segment(record.segment);
+    }
+    return std::ranges::all_of(record.tensors, [&](const durable::TensorRecord& tensor) {
+        if (record.segment == 0) {
+            const auto bytes = tensor.within(small);
+            return bytes && checksum_of(bytes->data(), bytes->size()) == tensor.checksum;
+        }
+        const auto bytes = segment.read(tensor.offset, tensor.spec.nbytes());
+        return checksum_of(bytes.data(), bytes.size()) == tensor.checksum;
+    });
+}
+
 }  // namespace
 
 Extent Store::Impl::allocate(std::uint64_t bytes) {
@@ -56,7 +81,7 @@ Extent Store::Impl::allocate(std::uint64_t bytes) {
                 if (evict(bytes, garbage) > 0) continue;  // the garbage goes first
             }
             // What is not on disk yet can leave once it is.
-            if (!journal->make_progress()) throw;
+            if (!journal->flush_some()) throw;
         }
     }
 }
@@ -84,16 +109,45 @@ std::uint64_t Store::Impl::evict(std::uint64_t bytes, Garbage& garbage) {
 
 void Store::Impl::touch(Owner& owner, std::size_t entry) {
     const Kept* const kept = owner.entries[entry].kept.get();
-    if (!kept || kept->resident == resident.end()) return;
+    if (!kept || !kept->on_disk) return;
+    if (kept->resident == resident.end()) return list(owner, entry);
     resident.splice(resident.end(), resident, kept->resident);
 }
 
-void Store::Impl::place(Owner& owner, std::size_t entry, const durable::LayerRecord& record) {
-    Owner::Entry& kept = owner.entries[entry];
-    kept.kept->record.segment = record.segment;
-    kept.kept->record.tensors = record.tensors;
-    if (record.segment == 0 || !kept.layer || kept.kept->resident != resident.end()) return;
-    kept.kept->resident = resident.insert(resident.end(), {&owner, entry});
+void Store::Impl::place(Owner& owner, std::size_t entry,
+                        const durable::LayerRecord& record) noexcept {
+    Owner::Entry& placed = owner.entries[entry];
+    Kept& kept = *placed.kept;
+    kept.on_disk = true;
+    kept.record.segment = record.segment;
+    for (std::size_t t = 0; t < record.tensors.size(); ++t) {
+        kept.record.tensors[t].offset = record.tensors[t].offset;
+    }
+    list(owner, entry);
+}
+
+// An entry whose layer is in memory and on disk: it may leave.
+void Store::Impl::list(Owner& owner, std::size_t entry) noexcept {
+    Kept& kept = *owner.entries[entry].kept;
+    if (!owner.entries[entry].layer || kept.resident != resident.end()) return;
+    try {
+        kept.resident = resident.insert(resident.end(), {&owner, entry});
+    } catch (const std::bad_alloc&) {
+        // It stays, until it is read or moved.
+    }
+}
+
+void Store::Impl::place(const durable::ModelRecord& record) noexcept {
+    const auto found = owners.find(record.owner);
+    if (found == owners.end()) return;
+    Owner& owner = *found->second;
+    for (const durable::LayerRecord& layer : record.layers) {
+        const std::size_t entry =
+            owner.find(layer.key ? *layer.key : record.table->key(layer.position));
+        if (entry == owner.entries.size()) continue;
+        const Kept* const kept = owner.entries[entry].kept.get();
+        if (kept && kept->place() == layer.place()) place(owner, entry, layer);
+    }
 }
 
 // Called by the journal's thread.
@@ -112,7 +166,8 @@ void Store::Impl::moved(std::span<const std::pair<std::string, durable::LayerRec
 
 std::shared_ptr<LayerInArena> Store::Impl::load(const Owner& owner, std::size_t entry,
                                                 const durable::LayerRecord& record,
-                                                std::uint64_t layer_serial, durable::File& file) {
+                                                std::uint64_t layer_serial,
+                                                const durable::File& segment) {
     auto layer = std::make_shared<LayerInArena>();
     layer->owner = owner.model;
     layer->key = owner.keys[entry];
@@ -126,19 +181,26 @@ std::shared_ptr<LayerInArena> Store::Impl::load(const Owner& owner, std::size_t 
     }
     layer->extent = allocate(total);
     layer->arena = arena;
+    std::vector<std::byte> small;
+    if (record.segment == 0) small = journal->read_small(record.place());
     Extent rest = layer->extent;
     for (std::size_t i = 0; i < record.tensors.size(); ++i) {
         StoredLayer::Tensor& tensor = layer->tensors[i];
         tensor.extent = {rest.data, tensor.extent.size, rest.region, rest.offset};
         if (tensor.extent.size > 0) rest.data += tensor.extent.size;
         rest.offset += tensor.extent.size;
-        if (load_tensor(file, record.tensors[i].offset, tensor.extent.data, tensor.spec.nbytes()) ==
-            tensor.checksum) {
-            continue;
-        }
-        throw Error(Errc::storage, "layer key " + hex(layer->key) + " of model '" + owner.model +
-                                       "' is damaged in " + file.path().string() +
-                                       ": its checksum is another");
+        const bool is_intact =
+            record.segment == 0
+                ? load_from_catalogue(record.tensors[i], small, tensor.extent.data)
+                : load_from_segment(segment, record.tensors[i].offset, tensor.extent.data,
+                                    tensor.spec.nbytes()) == tensor.checksum;
+        if (is_intact) continue;
+        throw Error(
+            Errc::storage,
+            "layer key " + hex(layer->key) + " of model '" + owner.model + "' is damaged in " +
+                (record.segment == 0 ? journal->directory() / "catalogue.sqlite" : segment.path())
+                    .string() +
+                ": its checksum is another");
     }
     return layer;
 }
@@ -160,16 +222,11 @@ bool Store::Impl::is_intact(const Place& place) const {
             });
     }
     try {
-        const durable::File file = journal->open_segment(record.segment);
-        return std::all_of(record.tensors.begin(), record.tensors.end(),
-                           [&](const durable::TensorRecord& tensor) {
-                               const auto bytes = file.read(tensor.offset, tensor.spec.nbytes());
-                               return checksum_of(bytes.data(), bytes.size()) == tensor.checksum;
-                           });
+        if (is_intact_on_disk(*journal, record)) return true;
     } catch (const Error& error) {
         if (error.code() != Errc::storage) throw;
     }
-    const std::unique_lock lock(mutex);  // unless it was moved or dropped meanwhile
+    const std::lock_guard lock(mutex);  // unless it was moved or dropped meanwhile
     const Kept* const kept = place.owner->entries[place.entry].kept.get();
     return !kept || kept->record.segment != record.segment;
 }
@@ -245,7 +302,7 @@ std::vector<StoredLayerPtr> Store::Impl::pin(std::span<const Place> places) {
             const Place& place = places[each.place];
             std::shared_ptr<LayerInArena> layer;
             try {
-                if (open_segment != each.record.segment) {
+                if (open_segment != each.record.segment) {  // 0: the catalogue
                     file = journal->open_segment(each.record.segment);
                     open_segment = each.record.segment;
                 }
@@ -261,7 +318,7 @@ std::vector<StoredLayerPtr> Store::Impl::pin(std::span<const Place> places) {
             Owner::Entry& entry = entry_of(place);
             if (entry.kept && !entry.layer) {
                 entry.layer = layer;
-                this->place(*place.owner, place.entry, durable::LayerRecord(entry.kept->record));
+                list(*place.owner, place.entry);
             }
             out[each.place] = std::move(layer);
         }

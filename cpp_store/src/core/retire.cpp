@@ -24,7 +24,7 @@ ForeignReferences Store::retire(std::string_view model, std::optional<Note> note
     std::set<std::string, std::less<>> leased{retired->id};
     if (impl_->journal) {
         durable::Wait wait(*impl_->journal);
-        impl_->journal->retire(retired->serial, std::move(note), wait.logged());
+        impl_->journal->retire(retired->serial, std::move(note), wait.done());
         if (impl_->journal->is_sync()) {
             lock.unlock();
             wait.get();
@@ -49,7 +49,7 @@ ForeignReferences Store::retire(std::string_view model, std::optional<Note> note
 void Store::note(Note note) {
     if (!impl_->journal) return;
     durable::Wait wait(*impl_->journal);
-    impl_->journal->note(std::move(note), wait.logged());
+    impl_->journal->note(std::move(note), wait.done());
     wait.get();
 }
 

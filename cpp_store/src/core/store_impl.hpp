@@ -52,9 +52,10 @@ struct Owner;
 
 // What a store with a data directory knows of a layer, in memory or not.
 struct Kept {
-    durable::LayerRecord record;  // segment 0: not in a segment yet, so it must stay in memory
-    std::uint64_t serial = 0;     // StoredLayer::serial
-    bool loading = false;         // somebody is bringing it into memory
+    durable::LayerRecord record;
+    bool on_disk = false;      // else it must stay in memory
+    std::uint64_t serial = 0;  // StoredLayer::serial
+    bool loading = false;      // somebody is bringing it into memory
     // Place in Store::Impl::resident; end(): it is not there.
     std::list<std::pair<Owner*, std::size_t>>::iterator resident;
 
@@ -232,7 +233,7 @@ struct Store::Impl {
     [[nodiscard]] std::shared_ptr<LayerInArena> load(const Owner& owner, std::size_t entry,
                                                      const durable::LayerRecord& record,
                                                      std::uint64_t layer_serial,
-                                                     durable::File& file);
+                                                     const durable::File& segment);
     // Whether a layer has the bytes that were put, wherever they are; one that is gone, too.
     [[nodiscard]] bool is_intact(const Place& place) const;
     void open_data_dir();  // and recover what is there
@@ -248,8 +249,10 @@ struct Store::Impl {
     void log_release(const std::string& holder, const durable::LayerPlace& layer) noexcept;
     // Of an entry that has its layer in memory and on disk: used now.
     void touch(Owner& owner, std::size_t entry);
-    // Where a layer's bytes are on disk.
-    void place(Owner& owner, std::size_t entry, const durable::LayerRecord& record);
+    // Where a layer's bytes are on disk: of an entry, of the layers of a put.
+    void place(Owner& owner, std::size_t entry, const durable::LayerRecord& record) noexcept;
+    void place(const durable::ModelRecord& record) noexcept;
+    void list(Owner& owner, std::size_t entry) noexcept;
     // Lets go of layers that nobody uses, until so many bytes are free. Returns how many.
     std::uint64_t evict(std::uint64_t bytes, Garbage& garbage);
     // Adds what was recovered (see recover.cpp); throws Errc::storage if it cannot be.

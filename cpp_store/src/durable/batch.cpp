@@ -11,9 +11,10 @@ namespace cpp_store::durable {
 namespace {
 
 constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
-// From here on two more syncs cost less than to write the bytes twice.
-constexpr std::uint64_t packet_limit = MiB / 4;
-constexpr std::uint64_t write_ahead_limit = MiB;
+// Tensors of a smaller put are in the catalogue: two more syncs, and a file, cost more than to
+// write the bytes twice.
+constexpr std::uint64_t small_put = MiB / 16;
+constexpr std::uint64_t large_put = MiB;    // of a sync store: by the thread of whoever puts
 constexpr std::uint64_t least_waste = MiB;  // for which a segment is written anew
 
 // The tensors of a model's layers that are in memory, to be written.
@@ -25,6 +26,30 @@ void add_tensors(std::vector<SegmentTensor>& out, ModelRecord& model,
             out.push_back({tensor_name(model.owner, *model.table, layer, t),
                            stored[i]->tensors[t].extent.data, &layer.tensors[t]});
         }
+    }
+}
+
+// Of the tensors of a small put, which are one after the other in the bytes of their layer.
+void set_offsets(ModelRecord& model) {
+    for (LayerRecord& layer : model.layers) {
+        layer.segment = 0;
+        std::uint64_t offset = 0;
+        for (TensorRecord& tensor : layer.tensors) {
+            tensor.offset = offset;
+            offset += tensor.spec.nbytes();
+        }
+    }
+}
+
+void put_small(Catalogue& catalogue, const Change& put) {
+    std::vector<std::byte> bytes;
+    for (std::size_t i = 0; i < put.layers.size(); ++i) {
+        bytes.clear();
+        for (const StoredLayer::Tensor& tensor : put.layers[i]->tensors) {
+            bytes.insert(bytes.end(), tensor.extent.data,
+                         tensor.extent.data + tensor.spec.nbytes());
+        }
+        catalogue.put_small(put.record->layers[i].place(), bytes);
     }
 }
 
@@ -47,90 +72,84 @@ std::string tensor_name(std::string_view owner, const LayerTable& table, const L
 }
 
 bool Journal::is_large(std::uint64_t bytes) const noexcept {
-    return options_.sync && bytes >= write_ahead_limit;
+    return options_.sync && bytes >= large_put;
 }
 
 void Journal::write_ahead(ModelRecord& model, std::span<const StoredLayerPtr> layers) {
     const std::uint64_t serial = next_serial();
     std::vector<SegmentTensor> tensors;
     add_tensors(tensors, model, layers);
-    write_file(serial, std::move(tensors));
     for (LayerRecord& layer : model.layers) layer.segment = serial;
+    const ModelRecord* const only = &model;
+    try {
+        write_file(serial, std::move(tensors), {&only, 1});
+    } catch (const SyncError& error) {
+        throw Error(Errc::storage, stop(error));
+    }
 }
 
-// One transaction. Throws if nothing of it happened (or, after a failed sync, perhaps all of it).
-void Journal::write(std::vector<Change>& batch) {
+// One transaction. Throws if nothing of it happened (or, with a SyncError, perhaps all of it).
+void Journal::write(Batch& batch) {
     Uses changed;  // what the segments at hand will be like
     std::vector<std::uint64_t> emptied;
-    const std::uint64_t made = write_tensors(batch, changed);
-    for (const Change& change : batch) {
-        const std::uint64_t segment = change.written_ahead();
-        if (segment != 0) changed[segment].data_bytes = change.record->nbytes();
-    }
-    std::uint64_t last_entry = 0;
-    for (const Change& change : batch) last_entry = std::max(last_entry, change.entry);
+    const std::uint64_t made = write_segment_of(batch, changed);
     try {
+        for (const Change& change : batch) {
+            const std::uint64_t segment = change.written_ahead();
+            if (segment != 0) changed[segment].data_bytes = change.record->nbytes();
+        }
         catalogue_->begin();
         for (const auto& [serial, use] : changed) {
             catalogue_->add_segment({serial, use.data_bytes});
         }
         for (const Change& change : batch) apply(change, changed);
         drop_empty(changed, emptied);
-        if (last_entry > applied_) catalogue_->set_applied(last_entry);
         catalogue_->commit();
     } catch (...) {
-        catalogue_->rollback();
-        if (made != 0) doomed_.push_back(made);
-        for (Change& change : batch) {
-            change.packet.clear();
-            if (!change.record || change.bytes == 0) continue;
-            for (LayerRecord& layer : change.record->layers) layer.segment = 0;
-        }
+        undo(made);
         throw;
     }
-    applied_ = std::max(applied_, last_entry);
-    for (const Change& change : batch) packet_bytes_ += change.packet.size();
     take_over(changed, emptied);
 }
 
-// The bytes of a batch: all in one segment, whose number is returned, or where they are few, in
-// packets: 0.
-std::uint64_t Journal::write_tensors(std::vector<Change>& batch, Uses& uses) {
-    std::uint64_t bytes = 0;
-    for (const Change& change : batch) bytes += change.bytes;
-    if (bytes < packet_limit) {
-        for (Change& change : batch) {
-            if (change.bytes == 0) continue;
-            change.packet.reserve(change.bytes);
-            for (std::size_t i = 0; i < change.layers.size(); ++i) {
-                LayerRecord& layer = change.record->layers[i];
-                for (std::size_t t = 0; t < layer.tensors.size(); ++t) {
-                    TensorRecord& tensor = layer.tensors[t];
-                    tensor.offset = change.packet.size();
-                    const std::byte* const data = change.layers[i]->tensors[t].extent.data;
-                    change.packet.insert(change.packet.end(), data, data + tensor.spec.nbytes());
-                }
-            }
-        }
-        return 0;
+// After a transaction failed that speaks of a segment (0: of none). Within a catch block.
+void Journal::undo(std::uint64_t segment) noexcept {
+    catalogue_->rollback();
+    if (segment == 0) return;
+    try {
+        throw;
+    } catch (const SyncError&) {
+        // Perhaps the transaction is on disk all the same: the segment must be, too.
+    } catch (...) {
+        remove_file(path_of(segment));
     }
-    const std::uint64_t serial = next_serial();
+}
+
+// The tensors of all puts of a batch that are not small, in one segment. Returns its number; 0:
+// there are none.
+std::uint64_t Journal::write_segment_of(Batch& batch, Uses& uses) {
     std::vector<SegmentTensor> tensors;
+    std::vector<const ModelRecord*> models;
+    std::uint64_t serial = 0;
+    std::uint64_t bytes = 0;
     for (Change& change : batch) {
-        if (change.bytes > 0) add_tensors(tensors, *change.record, change.layers);
-    }
-    write_file(serial, std::move(tensors));
-    for (Change& change : batch) {
-        if (change.bytes == 0) continue;
+        if (change.bytes < small_put) continue;
+        if (serial == 0) serial = next_serial();
+        bytes += change.bytes;
         for (LayerRecord& layer : change.record->layers) layer.segment = serial;
+        add_tensors(tensors, *change.record, change.layers);
+        models.push_back(change.record.get());
     }
+    if (serial == 0) return 0;
     uses[serial].data_bytes = bytes;
+    write_file(serial, std::move(tensors), models);
     return serial;
 }
 
-void Journal::write_file(std::uint64_t serial, std::vector<SegmentTensor> tensors) const {
+void Journal::write_file(std::uint64_t serial, std::vector<SegmentTensor> tensors,
+                         std::span<const ModelRecord* const> models) const {
     try {
-        write_segment(path_of(serial), std::move(tensors));
+        write_segment(path_of(serial), std::move(tensors), models);
         sync_directory(segments_path_);
     } catch (...) {
         remove_file(path_of(serial));  // no transaction speaks of it
@@ -142,8 +161,9 @@ Catalogue::Dropped apply(Catalogue& catalogue, const Change& change,
                          std::uint64_t most_retirements) {
     switch (change.kind) {
         case Change::Kind::put:
+            if (change.bytes > 0 && change.bytes < small_put) set_offsets(*change.record);
             catalogue.put(*change.record);
-            if (!change.packet.empty()) catalogue.put_packet(change.record->serial, change.packet);
+            if (change.bytes > 0 && change.bytes < small_put) put_small(catalogue, change);
             break;
         case Change::Kind::retire:
             catalogue.retire(change.layer.model);
@@ -162,8 +182,6 @@ Catalogue::Dropped apply(Catalogue& catalogue, const Change& change,
             return catalogue.drop_layer(change.layer.model, change.layer.position);
         case Change::Kind::replace_layer:
             return catalogue.replace_layer(change.layer, change.by);
-        case Change::Kind::nothing:
-            break;
     }
     return {};
 }
@@ -209,8 +227,6 @@ void Journal::take_over(const Uses& changed, const std::vector<std::uint64_t>& e
         wasteful_.erase(serial);
         remove_file(path_of(serial));
     }
-    for (const std::uint64_t serial : doomed_) remove_file(path_of(serial));
-    doomed_.clear();
 }
 
 }  // namespace cpp_store::durable

@@ -1,6 +1,5 @@
-// What the parts of the journal share: journal.cpp (its life and its queue), logging.cpp (what is
-// synced at once), batch.cpp (what is written in one transaction) and packing.cpp (what is written
-// anew).
+// What the parts of the journal share: journal.cpp (its life and its queue), batch.cpp (what is
+// written in one transaction) and tidying.cpp (what is written anew).
 #pragma once
 
 #include <cstddef>

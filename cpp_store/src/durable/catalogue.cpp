@@ -6,7 +6,7 @@
 #include "cpp_store/error.hpp"
 #include "durable/fields.hpp"
 #include "durable/files.hpp"
-#include "durable/log_writes.hpp"
+#include "durable/old_formats.hpp"
 #include "durable/statement.hpp"
 
 namespace cpp_store::durable {
@@ -33,7 +33,6 @@ constexpr const char* schema = R"(
         holder TEXT NOT NULL, owner INTEGER NOT NULL, position INTEGER NOT NULL,
         PRIMARY KEY(holder, owner, position)) WITHOUT ROWID;
     CREATE TABLE segments(serial INTEGER PRIMARY KEY, data_bytes INTEGER NOT NULL);
-    CREATE TABLE packets(model INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
 )";
 
 constexpr const char* schema_of_notes = R"(
@@ -45,12 +44,13 @@ constexpr const char* schema_of_notes = R"(
     INSERT INTO forgotten VALUES(0);
 )";
 
-constexpr const char* schema_of_log = R"(
-    CREATE TABLE log(applied INTEGER NOT NULL);
-    INSERT INTO log VALUES(0);
+constexpr const char* schema_of_small = R"(
+    CREATE TABLE small(
+        model INTEGER NOT NULL, position INTEGER NOT NULL, bytes BLOB NOT NULL,
+        PRIMARY KEY(model, position));
 )";
 
-constexpr const char* from_format_1 = "ALTER TABLE layers ADD COLUMN key BLOB";
+constexpr int long_log = 4096;  // pages of 4 KiB
 
 // SQLite refuses links anywhere in a path, such as many a cluster's /scratch. Those within the
 // data directory shall be refused.
@@ -71,28 +71,28 @@ Catalogue::Catalogue(const std::filesystem::path& path, bool may_make) : path_(p
         if (is_there || may_make) return;
         throw Error(Errc::storage,
                     path.string() +
-                        " is missing or empty, though the data directory has segments or a log: "
+                        " is missing or empty, though the data directory has segments: "
                         "expected the catalogue and its -wal; put them back, or cpp-store check "
-                        "--repair moves the rest to aside/ and begins anew");
+                        "--repair makes one anew of what the segments say");
     };
     std::error_code missing;
     const std::uintmax_t size = std::filesystem::file_size(path, missing);
     check_is_there(!missing && size > 0);  // else SQLite would remove its log
     route_sqlite_calls();
-    // Only ever used by one thread at a time.
+    // Only ever used by one thread at a time. By this one of SQLite's own VFSs no other process
+    // opens it (the directory is locked, too), several of this process may, and their index of the
+    // log is in memory: there is no file for it.
     const int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX |
                       SQLITE_OPEN_NOFOLLOW | SQLITE_OPEN_EXRESCODE;
     try {
-        if (sqlite3_open_v2(without_links_above(path).c_str(), &database_, flags,
-                            gathering_vfs()) != SQLITE_OK) {
+        if (sqlite3_open_v2(without_links_above(path).c_str(), &database_, flags, "unix-excl") !=
+            SQLITE_OK) {
             if (sqlite3_extended_errcode(database_) == SQLITE_CANTOPEN_SYMLINK) {
                 throw Error(Errc::invalid_argument,
                             path.string() + " is a symbolic link, which no store has made");
             }
             fail("cannot open");
         }
-        // Nobody else opens it (the directory is locked), so SQLite needs no memory to share.
-        execute("PRAGMA locking_mode = EXCLUSIVE");
         const auto number = [this](const char* sql) {
             Statement statement(*this, sql);
             return statement.step() ? statement.number(0) : 0;
@@ -121,20 +121,27 @@ Catalogue::Catalogue(const std::filesystem::path& path, bool may_make) : path_(p
                                            ": its permissions, or a header that is damaged");
         }
         execute("PRAGMA journal_mode = WAL");
-        execute("PRAGMA synchronous = FULL");          // a commit is on disk when it returns
-        execute("PRAGMA wal_autocheckpoint = 16384");  // pages, 64 MiB, if checkpoint() never is
+        execute("PRAGMA synchronous = FULL");  // a commit is on disk when it returns
+        sqlite3_wal_hook(  // instead of checkpoints in commits, which would not report an error
+            database_,
+            [](void* self, sqlite3*, const char*, int pages) {
+                static_cast<Catalogue*>(self)->log_pages_ = pages;
+                return SQLITE_OK;
+            },
+            this);
         execute("PRAGMA temp_store = MEMORY");
-        execute("PRAGMA cache_size = -16384");
+        execute("PRAGMA cache_size = -4096");
         if (tables == 0 || version < format) {
             begin();
             if (tables == 0) execute(schema);
-            if (version == 1) execute(from_format_1);
             if (version < 2) execute(schema_of_notes);
-            execute(schema_of_log);
+            execute(schema_of_small);
+            if (tables > 0) OldFormat(*this, path.parent_path()).convert(version);
             execute(("PRAGMA application_id = " + std::to_string(application)).c_str());
             execute(("PRAGMA user_version = " + std::to_string(format)).c_str());
             commit();
         }
+        if (tables > 0) remove_old_log(path.parent_path());
     } catch (...) {
         statements_.clear();
         sqlite3_close(database_);
@@ -163,7 +170,10 @@ void Catalogue::fail(const char* what) const {
     if ((code & 0xff) == SQLITE_CORRUPT) {
         cause +=
             "; put a copy of the catalogue back, or move it out of the directory: cpp-store check "
-            "--repair then moves the segments to aside/ and begins anew";
+            "--repair then makes one anew of what the segments say";
+    }
+    if (code == SQLITE_IOERR_FSYNC || code == SQLITE_IOERR_DIR_FSYNC) {
+        throw SyncError("cannot sync " + path_.string() + ": " + cause);
     }
     throw Error(Errc::storage, std::string(what) + " " + path_.string() + ": " + cause);
 }
@@ -191,6 +201,7 @@ void Catalogue::rollback() noexcept {
 }
 
 void Catalogue::checkpoint() {
+    if (log_pages_ < long_log) return;
     if (sqlite3_wal_checkpoint_v2(database_, nullptr, SQLITE_CHECKPOINT_PASSIVE, nullptr,
                                   nullptr) != SQLITE_OK) {
         fail("cannot write");
@@ -244,8 +255,12 @@ void Catalogue::put(const ModelRecord& model) {
     }
 }
 
-void Catalogue::put_packet(std::uint64_t model, std::span<const std::byte> bytes) {
-    prepare("INSERT INTO packets VALUES(?, ?)").bind(model).bind(bytes).run();
+void Catalogue::put_small(const LayerPlace& layer, std::span<const std::byte> bytes) {
+    prepare("INSERT INTO small VALUES(?, ?, ?)")
+        .bind(layer.model)
+        .bind(std::uint64_t{layer.position})
+        .bind(bytes)
+        .run();
 }
 
 void Catalogue::retire(std::uint64_t model) {
@@ -271,7 +286,12 @@ Catalogue::Dropped Catalogue::drop_layer(std::uint64_t model, std::uint32_t posi
         "DELETE FROM models WHERE serial = ?1 AND retired = 1 AND NOT EXISTS(SELECT 1 FROM layers "
         "WHERE model = ?1)";
     prepare(forget).bind(model).run();
-    drop_packet(model);
+    if (dropped.segment == 0) {
+        prepare("DELETE FROM small WHERE model = ? AND position = ?")
+            .bind(model)
+            .bind(std::uint64_t{position})
+            .run();
+    }
     return dropped;
 }
 
@@ -339,10 +359,6 @@ void Catalogue::note(const Note& note, std::uint64_t most_retirements) {
     retirements_ = retirements;
 }
 
-void Catalogue::set_applied(std::uint64_t entry) {
-    prepare("UPDATE log SET applied = ?").bind(entry).run();
-}
-
 void Catalogue::add_segment(const SegmentRecord& segment) {
     prepare("INSERT INTO segments VALUES(?, ?)")
         .bind(segment.serial)
@@ -364,18 +380,10 @@ void Catalogue::move_layer(const LayerRecord& layer) {
         .run();
 }
 
-void Catalogue::drop_packet(std::uint64_t model) {
-    prepare(
-        "DELETE FROM packets WHERE model = ?1 AND NOT EXISTS(SELECT 1 FROM layers WHERE model = "
-        "?1 AND segment = 0)")
-        .bind(model)
-        .run();
-}
-
 void Catalogue::remove_model(std::uint64_t model) {
     for (const char* const sql :
          {"DELETE FROM models WHERE serial = ?", "DELETE FROM layers WHERE model = ?",
-          "DELETE FROM inherited WHERE model = ?", "DELETE FROM packets WHERE model = ?"}) {
+          "DELETE FROM inherited WHERE model = ?", "DELETE FROM small WHERE model = ?"}) {
         prepare(sql).bind(model).run();
     }
 }

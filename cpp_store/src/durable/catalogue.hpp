@@ -23,10 +23,11 @@ struct sqlite3_stmt;
 
 namespace cpp_store::durable {
 
-// For one thread at a time. Throws Errc::storage for whatever SQLite reports.
+// For one thread at a time; another thread may read by one of its own meanwhile. Throws
+// Errc::storage for whatever SQLite reports, a SyncError if that is a failed sync.
 class Catalogue {
   public:
-    static constexpr int format = 3;
+    static constexpr int format = 4;
 
     // Opens or makes it; one of an older format becomes one of this format. Throws
     // Errc::invalid_argument for a file that is no catalogue, or is one of a newer format, and
@@ -42,14 +43,14 @@ class Catalogue {
     void begin();
     void commit();
     void rollback() noexcept;
-    // Copies what is in the log into the database, so that a later commit need not.
+    // Copies what is in its log into the database, if that has become long.
     void checkpoint();
 
     void put(const ModelRecord& model);
-    void put_packet(std::uint64_t model, std::span<const std::byte> bytes);
+    void put_small(const LayerPlace& layer, std::span<const std::byte> bytes);
     // It matches no more; it inherits nothing more. Forgotten with its last layer.
     void retire(std::uint64_t model);
-    // Returns the segment that the layer's bytes are in (0: a packet) and how many they are; two
+    // Returns the segment that the layer's bytes are in (0: none) and how many they are; two
     // zeros if there is none.
     struct Dropped {
         std::uint64_t segment = 0;
@@ -63,31 +64,28 @@ class Catalogue {
     // Instead of what was noted of the id before. Of retirements, beyond so many the oldest are
     // forgotten.
     void note(const Note& note, std::uint64_t most_retirements);
-    // That it has all of the log up to this entry.
-    void set_applied(std::uint64_t entry);
     void add_segment(const SegmentRecord& segment);
     void remove_segment(std::uint64_t serial);
     // After its bytes were copied elsewhere.
     void move_layer(const LayerRecord& layer);
-    // If no layer is in it any more.
-    void drop_packet(std::uint64_t model);
 
     // Ascending by serial. Those that cannot be decoded: Errc::storage, or given to `broken`.
     void models(const std::function<void(ModelRecord)>& each,
-                const std::function<void(std::uint64_t serial)>& broken = nullptr);
-    // Of a segment, or of packets (0), until they have so many bytes together.
+                const std::function<void(std::uint64_t serial)>& broken = nullptr) {
+        models_of({}, each, broken);
+    }
+    [[nodiscard]] std::optional<ModelRecord> model(std::uint64_t serial);
+    // Of a segment, or of small puts (0), until they have so many bytes together.
     [[nodiscard]] std::vector<LayerRecord> layers_in(
         std::uint64_t segment,
         std::uint64_t most_bytes = std::numeric_limits<std::uint64_t>::max());
     [[nodiscard]] std::vector<HolderRecord> holders();
     [[nodiscard]] Notes notes();
     [[nodiscard]] std::vector<SegmentRecord> segments();
-    [[nodiscard]] std::vector<std::byte> packet(std::uint64_t model);
-    [[nodiscard]] std::uint64_t packet_bytes();
-    [[nodiscard]] std::string owner_of(std::uint64_t model);
-    [[nodiscard]] LayerTablePtr table_of(std::uint64_t model);
-    // What is of no use: layers of no model, references to no layer, packets of no model, and so
-    // on. As sentences; `repair` removes it.
+    // The bytes of a layer of a small put; none if there are none.
+    [[nodiscard]] std::vector<std::byte> small(const LayerPlace& layer);
+    // What is of no use: layers of no model, references to no layer, bytes of no layer, and so on.
+    // As sentences; `repair` removes it.
     [[nodiscard]] std::vector<std::string> leaks(bool repair);
     void remove_model(std::uint64_t model);
     // SQLite's own check of the file, and whether it has the tables of a store; empty if all is
@@ -95,11 +93,15 @@ class Catalogue {
     [[nodiscard]] std::string integrity();
     void rebuild_indexes();
     [[nodiscard]] std::uint64_t last_serial();
-    [[nodiscard]] std::uint64_t applied();
 
   private:
     class Statement;
+    friend class OldFormat;
 
+    // Of the model of that serial, or of all.
+    void models_of(std::optional<std::uint64_t> serial,
+                   const std::function<void(ModelRecord)>& each,
+                   const std::function<void(std::uint64_t serial)>& broken);
     void execute(const char* sql);
     [[noreturn]] void fail(const char* what) const;
     Statement& prepare(const char* sql);
@@ -110,6 +112,7 @@ class Catalogue {
     bool is_new_ = false;
     std::map<std::string_view, std::unique_ptr<Statement>> statements_;  // by their SQL
     std::optional<std::uint64_t> retirements_;                           // noted; null: not counted
+    int log_pages_ = 0;
 };
 
 }  // namespace cpp_store::durable

@@ -1,5 +1,6 @@
 #include "cpp_store/check.hpp"
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <set>
@@ -9,7 +10,7 @@
 #include "cpp_store/error.hpp"
 #include "durable/catalogue.hpp"
 #include "durable/journal.hpp"
-#include "durable/replay.hpp"
+#include "durable/rebuild.hpp"
 #include "durable/segment.hpp"
 
 namespace cpp_store::durable {
@@ -33,7 +34,6 @@ class Checker {
 
     CheckReport run() {
         check_catalogue();
-        check_log();
         load();
         check_files();
         for (const auto& [segment, layers] : by_segment_) check_layers(segment, layers);
@@ -77,9 +77,14 @@ class Checker {
     void check_catalogue() {
         if (catalogue_.is_new() && has_data(directory_)) {
             report_.damage.emplace_back(
-                "there was no catalogue: segments of models that the log does not hold are moved "
-                "to aside/, where any reader of safetensors finds tensors by model and layer; "
-                "they do not hold the models' graphs, so nothing is put together from them");
+                "there was no catalogue: it is made anew of what the segments say; models of few "
+                "bytes were in it only, and models that were retired are back if all of their "
+                "layers are there");
+            catalogue_.begin();
+            for (std::string& trouble : rebuild(catalogue_, segments_path_)) {
+                report_.damage.push_back(std::move(trouble));
+            }
+            catalogue_.commit();
         }
         const std::string found = catalogue_.integrity();
         if (found.empty()) return;
@@ -97,17 +102,6 @@ class Checker {
         // Whatever else would be changed in it could be lost, or harm more.
         damage += "; nothing is repaired, cpp-store export what can be read";
         repair_ = false;
-    }
-
-    // What a crash left there belongs to the catalogue.
-    void check_log() {
-        const auto most_retirements = Journal::Options{}.most_retirements;
-        try {
-            replay_log(directory_, catalogue_, most_retirements);
-        } catch (const Error& error) {
-            std::string& damage = report_.damage.emplace_back(error.what());
-            if (repair_) replay_log(directory_, catalogue_, most_retirements, &damage);
-        }
     }
 
     void load() {
@@ -137,7 +131,7 @@ class Checker {
     void check_files() {
         std::set<std::uint64_t> known;
         for (const SegmentRecord& segment : catalogue_.segments()) {
-            if (segment.serial == 0) {  // which stands for packets
+            if (segment.serial == 0) {  // which stands for the catalogue
                 report_.damage.push_back("segment 0 has an entry");
                 continue;
             }
@@ -160,7 +154,7 @@ class Checker {
         }
     }
 
-    // Reads what is in one segment, or in packets.
+    // Reads what is in one segment, or in the catalogue (0).
     void check_layers(std::uint64_t segment, const std::vector<LayerRecord>& layers) {
         std::optional<File> file;
         if (segment != 0) {
@@ -171,36 +165,32 @@ class Checker {
                 report_.damage.push_back(error.what());
             }
         }
-        std::vector<std::byte> packet;
-        std::uint64_t packet_of = 0;
         for (const LayerRecord& layer : layers) {
-            if (segment == 0 && packet_of != layer.owner) {
-                packet_of = layer.owner;
-                packet = catalogue_.packet(packet_of);
+            if (segment == 0 ? is_intact(layer, catalogue_.small(layer.place()))
+                             : file && is_intact(layer, *file)) {
+                continue;
             }
-            for (const TensorRecord& tensor : layer.tensors) {
-                if (is_intact(tensor, file, packet, segment)) continue;
-                const ModelRecord& owner = models_.at(layer.owner);
-                report_.damage.push_back(
-                    "layer '" + name_of(owner, layer) + "' of model '" + owner.id + "' in " +
-                    (segment != 0 ? "segments/" + segment_name(segment) : "the catalogue") +
-                    ": other bytes than were put");
-                bad_.insert(layer.place());
-                break;
-            }
+            const ModelRecord& owner = models_.at(layer.owner);
+            report_.damage.push_back(
+                "layer '" + name_of(owner, layer) + "' of model '" + owner.id + "' in " +
+                (segment != 0 ? "segments/" + segment_name(segment) : "the catalogue") +
+                ": other bytes than were put");
+            bad_.insert(layer.place());
         }
     }
 
-    static bool is_intact(const TensorRecord& tensor, const std::optional<File>& file,
-                          const std::vector<std::byte>& packet, std::uint64_t segment) {
-        if (segment == 0) {
-            const auto found = tensor.in_packet(packet);
-            return found && checksum_of(found->data(), found->size()) == tensor.checksum;
-        }
-        if (!file) return false;
+    static bool is_intact(const LayerRecord& layer, const std::vector<std::byte>& bytes) {
+        return std::ranges::all_of(layer.tensors, [&](const TensorRecord& tensor) {
+            const auto part = tensor.within(bytes);
+            return part && checksum_of(part->data(), part->size()) == tensor.checksum;
+        });
+    }
+    static bool is_intact(const LayerRecord& layer, const File& file) {
         try {
-            const auto bytes = file->read(tensor.offset, tensor.spec.nbytes());
-            return checksum_of(bytes.data(), bytes.size()) == tensor.checksum;
+            return std::ranges::all_of(layer.tensors, [&](const TensorRecord& tensor) {
+                const auto bytes = file.read(tensor.offset, tensor.spec.nbytes());
+                return checksum_of(bytes.data(), bytes.size()) == tensor.checksum;
+            });
         } catch (const Error&) {
             return false;
         }

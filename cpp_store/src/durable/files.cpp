@@ -77,14 +77,12 @@ File::File(std::filesystem::path path, Mode mode) : path_(std::move(path)) {
             flags |= O_WRONLY | O_CREAT | O_EXCL;
             break;
         case Mode::lock:
-        case Mode::log:
             flags |= O_RDWR | O_CREAT;
             break;
     }
     const std::string_view point = mode == Mode::read     ? "file.open"
                                    : mode == Mode::create ? "file.create"
-                                   : mode == Mode::lock   ? "file.lock"
-                                                          : "log.open";
+                                                          : "file.lock";
     fd_ = guarded(point, [&] { return ::open(path_.c_str(), flags, 0600); });
     if (fd_ < 0 && errno == ELOOP) {
         throw Error(Errc::invalid_argument,
@@ -173,24 +171,6 @@ void File::append(std::vector<iovec> pieces) {
     (void)failpoints::visit("file.write.done");
 }
 
-void File::write(std::span<const std::byte> bytes, std::uint64_t offset) {
-    while (!bytes.empty()) {
-        const auto outcome = failpoints::visit("log.write");
-        ssize_t written = -1;
-        if (outcome.error != 0) {
-            errno = outcome.error;
-        } else {
-            const std::size_t size = outcome.is_short ? (bytes.size() + 1) / 2 : bytes.size();
-            written = ::pwrite(fd_, bytes.data(), size, static_cast<off_t>(offset));
-        }
-        if (written < 0 && errno == EINTR) continue;
-        if (written < 0) fail("cannot write", errno);
-        bytes = bytes.subspan(static_cast<std::size_t>(written));
-        offset += static_cast<std::uint64_t>(written);
-    }
-    (void)failpoints::visit("log.write.done");
-}
-
 void File::read(std::span<std::byte> into, std::uint64_t offset) const {
     while (!into.empty()) {
         const ssize_t got = guarded("file.read", [&] {
@@ -216,7 +196,7 @@ std::vector<std::byte> File::read(std::uint64_t offset, std::uint64_t size) cons
 
 void File::sync() {
     if (guarded("file.sync", [&] { return real_fdatasync(fd_); }) != 0) {
-        fail("cannot sync", errno);
+        throw SyncError("cannot sync " + path_.string() + ": " + text_of(errno));
     }
     (void)failpoints::visit("file.sync.done");
 }
@@ -281,14 +261,14 @@ void make_directory(const std::filesystem::path& path) {
 void sync_directory(const std::filesystem::path& path) {
     const int fd = guarded(
         "directory.open", [&] { return ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
-    int error = fd < 0 ? errno : 0;
-    if (fd >= 0) {
-        if (guarded("directory.sync", [&] { return real_fsync(fd); }) != 0) error = errno;
-        ::close(fd);
+    if (fd < 0) {
+        throw Error(Errc::storage, "cannot open " + path.string() + ": " + text_of(errno));
     }
-    if (error != 0) {
-        throw Error(Errc::storage,
-                    "cannot sync directory " + path.string() + ": " + text_of(error));
+    const int result = guarded("directory.sync", [&] { return real_fsync(fd); });
+    const int error = errno;
+    ::close(fd);
+    if (result != 0) {
+        throw SyncError("cannot sync directory " + path.string() + ": " + text_of(error));
     }
     (void)failpoints::visit("directory.sync.done");
 }

@@ -13,12 +13,20 @@
 #include <string_view>
 #include <vector>
 
+#include "cpp_store/error.hpp"
+
 namespace cpp_store::durable {
 
-// An open file. All calls throw Errc::storage, naming the path and what the system said.
+// That what was written may be lost though a later sync succeeds: the kernel has forgotten it.
+struct SyncError : Error {
+    explicit SyncError(const std::string& message) : Error(Errc::storage, message) {}
+};
+
+// An open file. All calls throw Errc::storage, naming the path and what the system said; those that
+// sync a SyncError.
 class File {
   public:
-    enum class Mode : std::uint8_t { read, create, lock, log };
+    enum class Mode : std::uint8_t { read, create, lock };
 
     File() = default;
     // Never follows a symbolic link. `create` fails if there is such a file.
@@ -32,8 +40,6 @@ class File {
 
     // Appends all pieces, and has the kernel begin to write them out.
     void append(std::vector<iovec> pieces);
-    // All bytes from `offset` on, over what is there.
-    void write(std::span<const std::byte> bytes, std::uint64_t offset);
     // All bytes from `offset` on; fewer than asked for are an error ("ends early").
     void read(std::span<std::byte> into, std::uint64_t offset) const;
     // The same, as whoever says how many there are may be wrong: no memory is taken for more.

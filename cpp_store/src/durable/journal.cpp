@@ -7,7 +7,6 @@
 
 #include "cpp_store/error.hpp"
 #include "durable/batch.hpp"
-#include "durable/replay.hpp"
 #include "durable/segment.hpp"
 #include "durable/wal.hpp"
 
@@ -17,21 +16,21 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr std::uint64_t MiB = std::uint64_t{1} << 20;
-constexpr std::uint64_t most_batch = 256 * MiB;
 constexpr std::uint64_t headroom = 16 * MiB;  // of the disk: what retires models must be written
 constexpr milliseconds retry_interval{500};
-constexpr milliseconds quiet{20};  // without a change, until packets are packed
 
-// This thread has nobody to leave it to if there is no memory just then.
-void tell(const Journal::Placed& placed) {
-    while (true) {
-        try {
-            placed();
-            return;
-        } catch (const std::bad_alloc&) {
-            std::this_thread::sleep_for(quiet);
-        }
+std::string message_of(const std::exception_ptr& error) {
+    try {
+        std::rethrow_exception(error);
+    } catch (const std::exception& caught) {
+        return caught.what();
     }
+}
+
+std::uint64_t bytes_of(const Batch& batch) {
+    std::uint64_t sum = 0;
+    for (const Change& change : batch) sum += change.bytes;
+    return sum;
 }
 
 std::filesystem::path segments_of(const std::filesystem::path& directory) {
@@ -81,14 +80,15 @@ std::filesystem::path catalogue_of(const std::filesystem::path& directory) {
 }
 
 bool has_data(const std::filesystem::path& directory) {
-    return has_log(directory) || !list_directory(segments_of(directory)).empty();
+    return !list_directory(segments_of(directory)).empty();
 }
 
 Journal::Journal(Options options)
     : options_(std::move(options)),
       segments_path_(segments_of(options_.directory)),
       lock_(lock_directory(options_.directory)),
-      catalogue_(std::in_place, catalogue_of(options_.directory), !has_data(options_.directory)) {
+      catalogue_(std::in_place, catalogue_of(options_.directory), !has_data(options_.directory)),
+      reader_(std::in_place, options_.directory / "catalogue.sqlite", false) {
     recover();
 }
 
@@ -96,8 +96,6 @@ Journal::Journal(Options options)
 // is lost: they are moved aside. References that
 // nobody has any more (leases end with the store) go, and with them what they kept.
 void Journal::recover() {
-    applied_ = in_catalogue_ =
-        replay_log(options_.directory, *catalogue_, options_.most_retirements);
     catalogue_->begin();
     (void)catalogue_->leaks(true);
     for (const SegmentRecord& segment : catalogue_->segments()) {
@@ -143,24 +141,16 @@ void Journal::recover() {
                       "; remove them there if you miss no models");
     }
     last_serial_ = std::max(last_serial_.load(), catalogue_->last_serial());
-    packet_bytes_ = catalogue_->packet_bytes();
-    while (packet_bytes_ > 0 && pack(0)) {
-    }
 }
 
 void Journal::start(Moved moved) {
     moved_ = std::move(moved);
-    if (options_.sync) {
-        log_.emplace(options_.directory, applied_);
-        logger_ = std::thread([this] { run_log(); });
-    }
     thread_ = std::thread([this] { run(); });
 }
 
 Journal::~Journal() {
     if (birthplace_.is_elsewhere()) {  // a fork has no such thread
         if (thread_.joinable()) thread_.detach();
-        if (logger_.joinable()) logger_.detach();
         return;
     }
     try {
@@ -176,12 +166,6 @@ void Journal::close() {
         const std::scoped_lock lock(mutex_);
         if (closed_) return;
         closing_ = true;
-        log_wake_.notify_one();
-    }
-    if (logger_.joinable()) logger_.join();
-    {
-        const std::scoped_lock lock(mutex_);
-        ending_ = true;
         wake_.notify_one();
     }
     if (thread_.joinable()) thread_.join();
@@ -189,36 +173,44 @@ void Journal::close() {
     {
         const std::scoped_lock lock(mutex_);
         closed_ = true;
-        failure = failure_;
+        // Whoever waited for a sync store was told; what nobody waited for is found out later.
+        if (!options_.sync && finished_ != enqueued_) failure = failure_;
         queue_.clear();
     }
-    if (log_ && failure.empty()) remove_log(options_.directory);
-    log_.reset();
+    {
+        const std::scoped_lock lock(reading_);
+        reader_.reset();
+    }
     catalogue_.reset();
     lock_ = File();
-    if (failure.empty()) return;
-    throw Error(Errc::storage, (options_.sync ? "the last changes are in the log only: "
-                                              : "the last changes are lost: ") +
-                                   failure);
+    if (!failure.empty()) throw Error(Errc::storage, "the last changes are lost: " + failure);
 }
 
 // --------------------------------------------------------------------------------- changes
 
 void Journal::check_process() const {
     if (!birthplace_.is_elsewhere()) return;
-    throw Error(Errc::invalid_argument,
-                "the store belongs to process " + std::to_string(birthplace_.process()) +
-                    ", of which this is a fork; it can be read here, but not written to");
+    throw Error(
+        Errc::invalid_argument,
+        "the store belongs to process " + std::to_string(birthplace_.process()) +
+            ", of which this is a fork; what is in memory can be read here, and nothing written");
+}
+
+// With the mutex held, or before there is another thread.
+void Journal::refuse(const std::string& why) const {
+    throw Error(Errc::storage,
+                "data directory " + options_.directory.string() + " takes no changes: " + why);
+}
+
+void Journal::check_is_open() const {
+    if (closing_) refuse("the store is closed");
+    if (stopped_) refuse(failure_);
 }
 
 void Journal::admit(std::uint64_t bytes) {
     check_process();
     std::uint64_t free = free_space(options_.directory);
     std::unique_lock lock(mutex_);
-    const auto refuse = [&](const std::string& why) {
-        throw Error(Errc::storage,
-                    "data directory " + options_.directory.string() + " takes no changes: " + why);
-    };
     const auto wait_while = [&](const auto& condition) {
         while (failure_.empty() && !closing_ && condition()) {
             ++hurry_;
@@ -230,40 +222,26 @@ void Journal::admit(std::uint64_t bytes) {
     const auto is_full = [&] { return free < waiting_bytes_ + bytes + headroom; };
     if (is_full()) {
         const std::uint64_t last = enqueued_;  // there may be retirements, which make room
-        wait_while([&] { return written_ < last; });
+        wait_while([&] { return finished_ < last; });
         free = free_space(options_.directory);
     }
-    if (closing_) refuse("the store is closed");
+    check_is_open();
     if (is_full()) {
         refuse("its disk is full: " + std::to_string(free / MiB) + " MiB are free, of which " +
                std::to_string(headroom / MiB) + " stay so that models can be retired");
     }
-    const auto is_too_much = [&] {
-        return waiting_bytes_ > 0 && waiting_bytes_ + bytes > options_.most_waiting;
-    };
+    if (options_.sync) return;  // whoever puts waits for the disk anyway
     wait_while([&] {
-        if (is_too_much()) return true;
-        return !options_.sync && written_ != enqueued_ && Clock::now() - oldest_ >= options_.lag;
+        if (waiting_bytes_ > 0 && waiting_bytes_ + bytes > options_.most_waiting) return true;
+        return finished_ != enqueued_ && Clock::now() - oldest_ >= options_.lag;
     });
-    if (options_.sync && !failure_.empty() && is_too_much()) {
-        // Perhaps the catalogue can be written again: nobody is refused before that was tried.
-        const std::uint64_t attempts = attempts_ + (trying_ ? 1 : 0);
-        ++hurry_;
-        wake_.notify_one();
-        // One that was under way may succeed: then there is nothing left to try.
-        progress_.wait(lock, [&] { return attempts_ > attempts || failure_.empty() || closing_; });
-        --hurry_;
-        wait_while(is_too_much);
-    }
-    // The log takes more though the catalogue cannot be written.
-    if (!failure_.empty() && (!options_.sync || is_too_much())) refuse(failure_);
-    if (closing_) refuse("the store is closed");
+    check_is_open();
+    if (!failure_.empty()) refuse(failure_);
 }
 
 void Journal::put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr> layers,
-                  Logged logged, Placed placed) {
-    Change change{
-        .kind = Change::Kind::put, .logged = std::move(logged), .placed = std::move(placed)};
+                  Done done) {
+    Change change{.kind = Change::Kind::put, .done = std::move(done)};
     const bool is_written = !model->layers.empty() && model->layers.front().segment != 0;
     if (!is_written) {
         change.bytes = model->nbytes();
@@ -273,22 +251,22 @@ void Journal::put(std::shared_ptr<ModelRecord> model, std::vector<StoredLayerPtr
     enqueue(std::move(change));
 }
 
-void Journal::retire(std::uint64_t model, std::optional<Note> note, Logged logged) {
+void Journal::retire(std::uint64_t model, std::optional<Note> note, Done done) {
     enqueue({.kind = Change::Kind::retire,
              .layer = {model, 0},
              .note = std::move(note),
-             .logged = std::move(logged)});
+             .done = std::move(done)});
 }
 
-void Journal::note(Note note, Logged logged) {
-    enqueue({.kind = Change::Kind::note, .note = std::move(note), .logged = std::move(logged)});
+void Journal::note(Note note, Done done) {
+    enqueue({.kind = Change::Kind::note, .note = std::move(note), .done = std::move(done)});
 }
 
-void Journal::acquire(HolderRecord reference, Logged logged) {
+void Journal::acquire(HolderRecord reference, Done done) {
     enqueue({.kind = Change::Kind::acquire,
              .layer = {reference.owner, reference.position},
              .holder = std::move(reference.holder),
-             .logged = std::move(logged)});
+             .done = std::move(done)});
 }
 
 void Journal::release(HolderRecord reference) noexcept {
@@ -317,26 +295,15 @@ void Journal::enqueue(Change change) {
     check_process();
     change.since = Clock::now();
     const std::scoped_lock lock(mutex_);
-    if (closing_) {
-        throw Error(Errc::storage, "data directory " + options_.directory.string() +
-                                       " takes no changes: the store is closed");
-    }
-    if (written_ == enqueued_) oldest_ = change.since;
+    check_is_open();
     const std::uint64_t bytes = change.bytes;
-    const bool was_empty = options_.sync ? unlogged_.empty() : queue_.empty();
+    if (finished_ == enqueued_) oldest_ = change.since;
+    const bool was_empty = queue_.empty();
     const bool was_due = is_due();
-    if (options_.sync) {
-        unlogged_.push_back(std::move(change));
-    } else {
-        queue_.push_back(std::move(change));
-    }
+    queue_.push_back(std::move(change));
     waiting_bytes_ += bytes;
     ++enqueued_;
-    if (options_.sync) {
-        if (was_empty) log_wake_.notify_one();
-    } else if (was_empty || (!was_due && is_due())) {
-        wake_.notify_one();
-    }
+    if (was_empty || (!was_due && is_due())) wake_.notify_one();
 }
 
 void Journal::flush() {
@@ -346,134 +313,152 @@ void Journal::flush() {
     const std::uint64_t attempts = attempts_ + (trying_ ? 1 : 0);  // begun before this call
     wake_.notify_one();
     progress_.wait(lock, [&] {
-        return written_ >= last || closed_ || (attempts_ > attempts && !failure_.empty());
+        return finished_ >= last || closed_ || stopped_ ||
+               (attempts_ > attempts && !failure_.empty());
     });
     --hurry_;
-    if (written_ < last) throw Error(Errc::storage, failure_);
+    if (finished_ < last) throw Error(Errc::storage, failure_);
 }
 
-bool Journal::make_progress() {
-    std::unique_lock lock(mutex_);
-    if (closing_) return false;
-    const std::uint64_t written = written_;
-    if (written == enqueued_ && !pack_wanted_ && packet_bytes_ == 0) return false;
-    const std::uint64_t attempts = attempts_;
-    ++hurry_;
-    pack_wanted_ = true;
-    wake_.notify_one();
-    progress_.wait(lock, [&] { return attempts_ != attempts || closed_; });
-    --hurry_;
-    return failure_.empty() && !closed_;
-}
-
-Journal::Stats Journal::stats() const {
-    const std::scoped_lock lock(mutex_);
-    Stats out = stats_;
-    out.waiting_bytes = waiting_bytes_;
-    out.failure = failure_;
-    return out;
+bool Journal::flush_some() noexcept {
+    {
+        const std::scoped_lock lock(mutex_);
+        if (closing_ || stopped_ || finished_ == enqueued_) return false;
+    }
+    try {
+        flush();
+        return true;
+    } catch (const std::exception&) {
+        return false;
+    }
 }
 
 // --------------------------------------------------------------------------------- the thread
 
 // With the mutex held.
 bool Journal::is_due() const {
-    if (pack_wanted_) return true;
     if (queue_.empty()) return false;
-    return hurry_ > 0 || ending_ || waiting_bytes_ >= options_.most_waiting / 2 ||
+    return options_.sync || hurry_ > 0 || closing_ || waiting_bytes_ >= options_.most_waiting / 2 ||
            Clock::now() - oldest_ >= options_.lag / 2;
 }
 
-void Journal::run() {
-    std::unique_lock lock(mutex_);
-    bool may_pack = true;
-    while (true) {
-        if (!failure_.empty() && !ending_) {
-            wake_.wait_for(lock, retry_interval, [this] { return ending_ || hurry_ > 0; });
+void Journal::wait_until_due(std::unique_lock<std::mutex>& lock) {
+    while (!is_due() && !closing_) {
+        if (queue_.empty()) {
+            wake_.wait(lock);
+        } else {
+            wake_.wait_until(lock, oldest_ + options_.lag / 2);
         }
-        bool is_quiet = false;
-        while (!ending_ && !is_due() && !is_quiet) {
-            if (!queue_.empty()) {
-                wake_.wait_until(lock, oldest_ + options_.lag / 2);
-            } else if (packet_bytes_ < options_.some_packets || !may_pack) {
-                wake_.wait(lock);
-            } else if (wake_.wait_for(lock, quiet) == std::cv_status::timeout) {
-                is_quiet = queue_.empty();
-            }
-        }
-        if (queue_.empty() && ending_) return;
-        std::vector<Change> batch;
-        std::uint64_t bytes = 0;
-        // Entries of the log whole: the catalogue says up to which one it has them all.
-        const auto is_within_entry = [&] { return options_.sync && batch.back().entry == 0; };
-        while (!queue_.empty() &&
-               (batch.empty() || is_within_entry() || bytes + queue_.front().bytes <= most_batch)) {
-            bytes += queue_.front().bytes;
-            batch.push_back(std::move(queue_.front()));
-            queue_.pop_front();
-        }
-        const bool pack_now = std::exchange(pack_wanted_, false);
-        trying_ = true;
-        lock.unlock();
+    }
+}
 
-        std::exception_ptr error;
-        std::string cause;
-        try {
-            if (!batch.empty()) write(batch);
-        } catch (const std::exception& caught) {
-            error = std::current_exception();
-            cause = caught.what();
+bool Journal::is_stopped() const {
+    const std::scoped_lock lock(mutex_);
+    return stopped_;
+}
+
+// After a failed sync, by any thread: those who wait are told by the journal's.
+// Returns what to tell them.
+std::string Journal::stop(const SyncError& why) {
+    const std::scoped_lock lock(mutex_);
+    if (stopped_) return failure_;
+    stopped_ = true;
+    failure_ =
+        why.what() + std::string("; what is on disk is known when the directory is opened again");
+    wake_.notify_one();
+    progress_.notify_all();
+    return failure_;
+}
+
+// Tells those who wait that their changes are on disk, or why not; only these stay in a batch that
+// nobody waits for.
+void Journal::tell(Batch& batch, const std::exception_ptr& error) {
+    for (Change& change : batch) {
+        if (!change.done) continue;
+        const std::uint64_t ahead = change.written_ahead();
+        // As in undo(): after a failed sync the transaction may be there all the same, and needs
+        // it.
+        if (error && ahead != 0 && !is_stopped()) remove_file(path_of(ahead));
+        change.done(error);
+    }
+    std::erase_if(batch, [&](const Change& change) { return !error || change.done; });
+}
+
+// Leaves those changes in the batch that are to be tried again. Returns why it failed, or null.
+std::exception_ptr Journal::attempt(Batch& batch) {
+    std::exception_ptr error;
+    try {
+        write(batch);
+    } catch (const SyncError& failed) {
+        error = std::make_exception_ptr(Error(Errc::storage, stop(failed)));
+    } catch (const std::exception&) {
+        error = std::current_exception();
+    }
+    // What a lazy store could not write is tried again.
+    if (!error || options_.sync) tell(batch, error);
+    return error;
+}
+
+// What is better done between two transactions. Returns what went wrong; empty: nothing.
+std::string Journal::tidy_up() {
+    try {
+        catalogue_->checkpoint();
+        tidy();
+    } catch (const SyncError& failed) {
+        return stop(failed);
+    } catch (const std::exception& failed) {
+        return failed.what();  // nothing is lost: it is tried again
+    }
+    return "";
+}
+
+void Journal::run() {
+    Batch batch;
+    std::string told;  // the last trouble
+    std::unique_lock lock(mutex_);
+    while (true) {
+        if (failure_.empty()) {
+            wait_until_due(lock);
+        } else {
+            wake_.wait_for(lock, retry_interval, [this] {
+                return closing_ || stopped_ || hurry_ > 0 || (options_.sync && !queue_.empty());
+            });
         }
-        if (!error) {
-            for (const Change& change : batch) {
-                if (change.placed) durable::tell(change.placed);
-            }
-            try {
-                may_pack = false;  // again, if this fails, once there is something new
-                if (pack_now) {
-                    while (packet_bytes_ > 0 && pack(0)) {
-                    }
-                } else if (is_quiet || packet_bytes_ >= options_.most_packets) {
-                    (void)pack(0);
-                    if (is_quiet) catalogue_->checkpoint();
-                }
-                tidy();
-                may_pack = true;
-            } catch (const std::exception& caught) {
-                cause = caught.what();  // nothing is lost: it is tried again
-            }
+        batch.splice(batch.end(), queue_);
+        if (stopped_) break;
+        if (batch.empty()) {
+            if (closing_) return;
+            continue;
         }
         const std::size_t count = batch.size();
-        if (!error) batch.clear();  // what it held can leave the memory
-        lock.lock();
-        const std::string before = failure_;
-        if (error) {
-            queue_.insert(queue_.begin(), std::make_move_iterator(batch.begin()),
-                          std::make_move_iterator(batch.end()));
-        } else {
-            waiting_bytes_ -= bytes;
-            written_ += count;
-            in_catalogue_ = applied_;
-        }
-        if (!queue_.empty()) {
-            oldest_ = queue_.front().since;
-        } else if (!unlogged_.empty()) {
-            oldest_ = unlogged_.front().since;
-        }
-        failure_ = error ? cause : std::string();
-        ++attempts_;
-        trying_ = false;
-        stats_.segments = uses_.size();
-        progress_.notify_all();
-        const bool is_news = !cause.empty() && cause != before;
-        if (ending_ && error) return;
+        const std::uint64_t bytes = bytes_of(batch);
+        trying_ = true;
         lock.unlock();
-        if (is_news) options_.warn("cannot write to the data directory: " + cause);
-        if (before != cause && cause.empty() && !before.empty()) {
-            options_.warn("the data directory can be written to again");
+        const std::exception_ptr error = attempt(batch);
+        const std::string trouble = error ? message_of(error) : tidy_up();
+        if (trouble != told) {
+            options_.warn(trouble.empty() ? "the data directory can be written to again"
+                                          : "cannot write to the data directory: " + trouble);
         }
+        told = trouble;
         lock.lock();
+        trying_ = false;
+        ++attempts_;
+        finished_ += count - batch.size();
+        waiting_bytes_ -= bytes - bytes_of(batch);
+        if (!batch.empty() || !queue_.empty()) {
+            oldest_ = batch.empty() ? queue_.front().since : batch.front().since;
+        }
+        if (!stopped_) failure_ = error ? trouble : std::string();
+        progress_.notify_all();
+        if (closing_ && error) break;
     }
+    // Nothing more is written: those who wait must know.
+    const auto error = std::make_exception_ptr(Error(Errc::storage, failure_));
+    lock.unlock();
+    if (options_.sync) tell(batch, error);
+    lock.lock();
+    progress_.notify_all();
 }
 
 File Journal::open_segment(std::uint64_t serial) const {
@@ -482,6 +467,13 @@ File Journal::open_segment(std::uint64_t serial) const {
         if (closed_) throw Error(Errc::storage, "the store is closed");
     }
     return {path_of(serial), File::Mode::read};
+}
+
+std::vector<std::byte> Journal::read_small(const LayerPlace& layer) {
+    check_process();  // the connection does not survive a fork
+    const std::scoped_lock lock(reading_);
+    if (!reader_) throw Error(Errc::storage, "the store is closed");
+    return reader_->small(layer);
 }
 
 std::filesystem::path Journal::path_of(std::uint64_t segment) const {

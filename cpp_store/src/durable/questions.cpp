@@ -1,4 +1,5 @@
 // What the catalogue says.
+#include <limits>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -44,16 +45,24 @@ void decode(const Row& row, ModelRecord& model) {
 
 }  // namespace
 
-void Catalogue::models(const std::function<void(ModelRecord)>& each,
-                       const std::function<void(std::uint64_t serial)>& broken) {
+void Catalogue::models_of(std::optional<std::uint64_t> serial,
+                          const std::function<void(ModelRecord)>& each,
+                          const std::function<void(std::uint64_t serial)>& broken) {
+    const std::uint64_t first = serial.value_or(0);
+    const std::uint64_t last = serial.value_or(std::numeric_limits<std::int64_t>::max());
     Statement& models = prepare(
         "SELECT serial, id, namespace, score, parent, created_ns, graph, metadata, layer_table, "
-        "description, content, retired, owner FROM models ORDER BY serial");
+        "description, content, retired, owner FROM models WHERE serial BETWEEN ? AND ? "
+        "ORDER BY serial");
+    models.bind(first).bind(last);
     Statement& layers = prepare(
-        "SELECT model, position, segment, tensors, key FROM layers ORDER BY model, position");
+        "SELECT model, position, segment, tensors, key FROM layers WHERE model BETWEEN ? AND ? "
+        "ORDER BY model, position");
+    layers.bind(first).bind(last);
     Statement& inherited = prepare(
         "SELECT model, position, owner, owner_position, foreign_owner, nbytes FROM inherited "
-        "ORDER BY model, position");
+        "WHERE model BETWEEN ? AND ? ORDER BY model, position");
+    inherited.bind(first).bind(last);
     // All three go through their tables once, side by side.
     bool more_layers = layers.step();
     bool more_inherited = inherited.step();
@@ -96,6 +105,13 @@ void Catalogue::models(const std::function<void(ModelRecord)>& each,
     }
     layers.start();
     inherited.start();
+}
+
+std::optional<ModelRecord> Catalogue::model(std::uint64_t serial) {
+    std::optional<ModelRecord> found;
+    models_of(
+        serial, [&](ModelRecord model) { found = std::move(model); }, nullptr);
+    return found;
 }
 
 std::vector<LayerRecord> Catalogue::layers_in(std::uint64_t segment, std::uint64_t most_bytes) {
@@ -148,40 +164,16 @@ std::vector<SegmentRecord> Catalogue::segments() {
     return segments;
 }
 
-std::vector<std::byte> Catalogue::packet(std::uint64_t model) {
-    Statement& found = prepare("SELECT bytes FROM packets WHERE model = ?");
-    found.bind(model);
+std::vector<std::byte> Catalogue::small(const LayerPlace& layer) {
+    Statement& found = prepare("SELECT bytes FROM small WHERE model = ? AND position = ?");
+    found.bind(layer.model).bind(std::uint64_t{layer.position});
     std::vector<std::byte> bytes;
     if (found.step()) {
         const auto blob = found.blob(0);
         bytes.assign(blob.begin(), blob.end());
     }
-    found.start();
+    found.start();  // so that it holds no log back
     return bytes;
-}
-
-std::uint64_t Catalogue::packet_bytes() {
-    Statement& found = prepare("SELECT coalesce(sum(length(bytes)), 0) FROM packets");
-    const std::uint64_t bytes = found.step() ? found.number(0) : 0;
-    found.start();
-    return bytes;
-}
-
-std::string Catalogue::owner_of(std::uint64_t model) {
-    Statement& found = prepare("SELECT owner FROM models WHERE serial = ?");
-    found.bind(model);
-    std::string id = found.step() ? found.text(0) : std::string();
-    found.start();
-    return id;
-}
-
-LayerTablePtr Catalogue::table_of(std::uint64_t model) {
-    Statement& found = prepare("SELECT layer_table FROM models WHERE serial = ?");
-    found.bind(model);
-    LayerTablePtr table;
-    if (found.step()) table = table_in(found, 0, "model number " + std::to_string(model));
-    found.start();
-    return table;
 }
 
 std::vector<std::string> Catalogue::leaks(bool repair) {
@@ -201,8 +193,9 @@ std::vector<std::string> Catalogue::leaks(bool repair) {
          "(model, position) NOT IN (SELECT owner, position FROM holders)"},
         {"retired models without layers",
          "FROM models WHERE retired = 1 AND serial NOT IN (SELECT model FROM layers)"},
-        {"packets without layers",
-         "FROM packets WHERE model NOT IN (SELECT model FROM layers WHERE segment = 0)"},
+        {"tensors of small models without layers",
+         "FROM small WHERE (model, position) NOT IN (SELECT model, position FROM layers WHERE "
+         "segment = 0)"},
     };
     std::vector<std::string> found;
     for (const Leak& leak : all) {
@@ -245,13 +238,6 @@ std::uint64_t Catalogue::last_serial() {
     const std::uint64_t serial = found.step() ? found.number(0) : 0;
     found.start();
     return serial;
-}
-
-std::uint64_t Catalogue::applied() {
-    Statement& found = prepare("SELECT applied FROM log");
-    const std::uint64_t entry = found.step() ? found.number(0) : 0;
-    found.start();
-    return entry;
 }
 
 }  // namespace cpp_store::durable

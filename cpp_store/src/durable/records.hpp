@@ -17,14 +17,14 @@ namespace cpp_store::durable {
 struct TensorRecord {
     TensorSpec spec;
     Checksum checksum;
-    std::uint64_t offset = 0;  // in the segment file, or in the model's packet
+    std::uint64_t offset = 0;  // in the segment file, or in the layer's bytes in the catalogue
 
-    // Its bytes in the packet; none if that ends before them.
-    [[nodiscard]] std::optional<std::span<const std::byte>> in_packet(
-        std::span<const std::byte> packet) const {
+    // Its bytes, of the layer's in the catalogue; none if these end before them.
+    [[nodiscard]] std::optional<std::span<const std::byte>> within(
+        std::span<const std::byte> layer) const {
         const std::uint64_t size = spec.nbytes();
-        if (offset > packet.size() || size > packet.size() - offset) return std::nullopt;
-        return packet.subspan(offset, size);
+        if (offset > layer.size() || size > layer.size() - offset) return std::nullopt;
+        return layer.subspan(offset, size);
     }
 };
 
@@ -38,7 +38,7 @@ struct LayerPlace {
 // The tensors of one layer that a model brought, and where they are.
 struct LayerRecord {
     std::uint32_t position = 0;  // in the table of the model that owns it
-    std::uint64_t segment = 0;   // 0: the model's packet in the catalogue
+    std::uint64_t segment = 0;   // 0: the catalogue itself has its bytes
     std::uint64_t owner = 0;     // serial of that model
     std::vector<TensorRecord> tensors;
     // Of a layer that was adopted: its model's table is not here. Others have it from the table.

@@ -7,7 +7,9 @@
 #include <set>
 #include <string_view>
 
+#include "core/checksum.hpp"
 #include "cpp_store/error.hpp"
+#include "durable/fields.hpp"
 
 namespace cpp_store::durable {
 namespace {
@@ -104,8 +106,31 @@ void append_json(std::string& out, std::string_view text) {
     out += '"';
 }
 
-std::string header_of(const std::vector<SegmentTensor>& tensors) {
-    std::string header = R"({"__metadata__":{"format":"cpp_store segment 1"})";
+// How a header begins; then, in hexadecimal digits, the checksum of the records and they, and a
+// quotation mark.
+constexpr std::string_view beginning =
+    R"({"__metadata__":{"format":"cpp_store segment 2","models":")";
+constexpr std::string_view digits = "0123456789abcdef";
+
+std::string records_of(std::span<const ModelRecord* const> models) {
+    Writer records;
+    records.u32(static_cast<std::uint32_t>(models.size()));
+    for (const ModelRecord* const model : models) encode(records, *model);
+    Writer whole;
+    whole.checksum(checksum_of(records.data().data(), records.data().size()));
+    whole.raw(records.data());
+    std::string text;
+    text.reserve(2 * whole.data().size());
+    for (const std::byte each : whole.data()) {
+        text += digits[std::to_integer<std::size_t>(each) >> 4];
+        text += digits[std::to_integer<std::size_t>(each) & 15];
+    }
+    return text;
+}
+
+std::string header_of(const std::vector<SegmentTensor>& tensors,
+                      std::span<const ModelRecord* const> models) {
+    std::string header = std::string(beginning) + records_of(models) + R"("})";
     std::set<std::string> names;
     std::uint64_t offset = 0;
     for (const SegmentTensor& tensor : tensors) {
@@ -150,12 +175,18 @@ std::uint64_t segment_serial(const std::string& name) noexcept {
     return parsed.ec == std::errc() && parsed.ptr == end ? serial : 0;
 }
 
-void write_segment(const std::filesystem::path& path, std::vector<SegmentTensor> tensors) {
+void write_segment(const std::filesystem::path& path, std::vector<SegmentTensor> tensors,
+                   std::span<const ModelRecord* const> models) {
     std::stable_sort(tensors.begin(), tensors.end(),
                      [](const SegmentTensor& a, const SegmentTensor& b) {
                          return item_size(a.record->spec.dtype) > item_size(b.record->spec.dtype);
                      });
-    std::string header = header_of(tensors);
+    std::uint64_t offset = 0;  // from the end of the header, as the records have it
+    for (const SegmentTensor& tensor : tensors) {
+        tensor.record->offset = offset;
+        offset += tensor.record->spec.nbytes();
+    }
+    std::string header = header_of(tensors, models);
     if (header.size() > longest_header) {
         throw Error(Errc::storage,
                     "too many tensors for one segment: " + std::to_string(tensors.size()));
@@ -163,11 +194,9 @@ void write_segment(const std::filesystem::path& path, std::vector<SegmentTensor>
     std::uint64_t length = header.size();
     std::vector<iovec> pieces{{&length, sizeof length}, {header.data(), header.size()}};
     pieces.reserve(2 + tensors.size());
-    std::uint64_t offset = sizeof length + header.size();
     for (const SegmentTensor& tensor : tensors) {
         const std::uint64_t bytes = tensor.record->spec.nbytes();
-        tensor.record->offset = offset;
-        offset += bytes;
+        tensor.record->offset += sizeof length + header.size();
         if (bytes > 0) pieces.push_back({const_cast<std::byte*>(tensor.data), bytes});
     }
     File file(path, File::Mode::create);
@@ -175,16 +204,61 @@ void write_segment(const std::filesystem::path& path, std::vector<SegmentTensor>
     file.sync();
 }
 
-std::uint64_t check_segment(const File& file) {
+namespace {
+
+[[noreturn]] void refuse(const File& file, const char* what) {
+    throw Error(Errc::storage, file.path().string() + " " + what);
+}
+
+std::uint64_t header_bytes(const File& file) {
     const std::uint64_t size = file.size();
     std::uint64_t length = 0;
-    const auto refuse = [&](const char* what) {
-        throw Error(Errc::storage, file.path().string() + " " + what);
-    };
-    if (size < sizeof length) refuse("ends early");
+    if (size < sizeof length) refuse(file, "ends early");
     file.read(std::as_writable_bytes(std::span(&length, 1)), 0);
-    if (length > longest_header || length > size - sizeof length) refuse("ends early");
-    return size - sizeof length - length;
+    if (length > longest_header || length > size - sizeof length) refuse(file, "ends early");
+    return length;
+}
+
+}  // namespace
+
+std::vector<ModelRecord> models_in(const File& file) {
+    const std::uint64_t length = header_bytes(file);
+    const std::vector<std::byte> bytes = file.read(sizeof length, length);
+    std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    if (!text.starts_with(beginning)) refuse(file, "says nothing of models");
+    text.remove_prefix(beginning.size());
+    text = text.substr(0, text.find('"'));
+    std::vector<std::byte> whole;
+    for (std::size_t i = 0; i + 1 < text.size(); i += 2) {
+        const std::size_t high = digits.find(text[i]);
+        const std::size_t low = digits.find(text[i + 1]);
+        if (std::max(high, low) >= digits.size()) refuse(file, "has damaged records of models");
+        whole.push_back(static_cast<std::byte>(high << 4 | low));
+    }
+    Reader in(whole);
+    const Checksum expected = in.checksum();
+    const auto records = std::span(whole).subspan(sizeof expected);
+    if (checksum_of(records.data(), records.size()) != expected) {
+        refuse(file, "has damaged records of models");
+    }
+    constexpr std::size_t least_model = 100;  // bytes
+    std::vector<ModelRecord> models;
+    for (std::uint32_t left = in.count(least_model); left > 0; --left) {
+        models.push_back(decode_model(in));
+    }
+    in.end();
+    const std::uint64_t serial = segment_serial(file.path().filename().string());
+    for (ModelRecord& model : models) {
+        for (LayerRecord& layer : model.layers) {
+            if (layer.segment != serial) continue;
+            for (TensorRecord& tensor : layer.tensors) tensor.offset += sizeof length + length;
+        }
+    }
+    return models;
+}
+
+std::uint64_t check_segment(const File& file) {
+    return file.size() - sizeof(std::uint64_t) - header_bytes(file);
 }
 
 }  // namespace cpp_store::durable

@@ -27,8 +27,15 @@ struct SegmentTensor {
 
 // Writes and syncs a new file; the caller syncs the directory. Tensors are ordered by the size of
 // their elements, largest first, so that each is aligned to them without a gap. Two tensors of one
-// name get different ones. Throws Errc::storage, leaving a file that the caller removes.
-void write_segment(const std::filesystem::path& path, std::vector<SegmentTensor> tensors);
+// name get different ones. The records of the models that have the tensors go along, so that these
+// can be found again without a catalogue. Throws Errc::storage, leaving a file that the caller
+// removes.
+void write_segment(const std::filesystem::path& path, std::vector<SegmentTensor> tensors,
+                   std::span<const ModelRecord* const> models);
+
+// The records that went along; layers of this segment say where in it they are. Throws
+// Errc::storage for a file that has none, or is no segment.
+[[nodiscard]] std::vector<ModelRecord> models_in(const File& file);
 
 // How many bytes of tensors the header speaks of. Throws Errc::storage for a file whose header
 // is not one, or that is shorter or longer than it says.

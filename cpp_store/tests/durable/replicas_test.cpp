@@ -199,7 +199,7 @@ TEST_P(DurableReplica, LayersThatAreThereTwiceAreUnited) {
             twin.layers.push_back(layer);
             catalogue.begin();
             catalogue.put(twin);
-            catalogue.put_packet(serial, bytes);
+            catalogue.put_small({serial, 0}, bytes);
             catalogue.commit();
         }
         {
