@@ -22,7 +22,7 @@
 namespace cpp_store::wire {
 
 inline constexpr std::uint32_t magic = 0x53505043;  // "CPPS"
-inline constexpr std::uint8_t version = 2;
+inline constexpr std::uint8_t version = 3;
 inline constexpr std::size_t frame_header_size = 36;
 // Of a header, what is never encrypted: who it is from, by which one knows how to decrypt it.
 inline constexpr std::size_t clear_size = 16;
@@ -61,12 +61,14 @@ enum class Kind : std::uint8_t {
     // Between processes of one host only (src/local):
     unpin = 5,    // client: layers that it has no views of any more
     region = 6,   // server: a memory file of the arena, or that one is no more
-    staging = 7,  // server: memory to put tensors into; go ahead
+    staging = 7,  // server: memory to put tensors into; go ahead. Client: there is more in it
     // Of connections that encrypt, where nothing travels by RMA:
     bulk = 8,    // the next bytes of a call's tensors
     credit = 9,  // how many of them the other end may have sent in all
+    // Client: nobody waits for a call any more. Server: its memory is left alone from now on.
+    give_up = 10,
 };
-inline constexpr std::uint8_t kind_count = 9;
+inline constexpr std::uint8_t kind_count = 10;
 // Bytes of one call that are on their way in messages; of a fetch, without being asked for.
 inline constexpr std::uint64_t bulk_window = 4u << 20;
 
