@@ -84,7 +84,7 @@ void Staging::begin(std::vector<std::uint64_t> sizes) {
     tensor_ = 0;
     offset_ = 0;
     std::uint64_t bytes = 0;
-    for (const std::uint64_t size : sizes_) bytes += round_up(size);
+    for (const std::uint64_t each : sizes_) bytes += round_up(each);
     end_ = chunks_ + static_cast<std::uint32_t>((bytes + slot_size - 1) / slot_size);
 }
 

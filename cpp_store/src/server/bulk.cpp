@@ -221,17 +221,16 @@ std::size_t Engine::send_bulk() {
 }
 
 void Engine::look_at_transfers() {
-    std::vector<std::uint64_t> ids;
-    ids.reserve(transfers.size());
-    for (const auto& [id, moving] : transfers) ids.push_back(id);
-    for (const std::uint64_t id : ids) {
-        const auto found = transfers.find(id);
-        if (found == transfers.end()) continue;
+    while (true) {
+        const auto found = std::ranges::find_if(
+            transfers, [](const auto& entry) { return entry.second.transfer->is_through(); });
+        if (found == transfers.end()) return;
+        const std::uint64_t id = found->first;
         const CallPtr call = found->second.call;
         try {
             found->second.transfer->look();
         } catch (const std::exception& error) {
-            end_transfer(*call->session(), id);
+            if (transfers.contains(id)) end_transfer(*call->session(), id);
             call->fail(error);
         }
     }

@@ -156,7 +156,8 @@ void Engine::leave(const Place& place) {
 }
 
 void Engine::refuse_old(const OldHello& old) {
-    complain("a client of version 1 of the wire format is refused");
+    complain("a client of version " + std::to_string(old.version) +
+             " of the wire format is refused");
     if (!lobby.hears(Clock::now())) return;
     const net::Peer peer = endpoint->insert(old.address);
     endpoint->send(peer, encode_old_refusal(old, address), {});

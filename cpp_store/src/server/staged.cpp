@@ -49,7 +49,7 @@ Staged::Staged(Plan plan, std::shared_ptr<Stages> stages, Host host, Done done)
 
 Staged::~Staged() {
     work_->is_given_up = true;
-    stages_->give_back(stage_, is_through_);
+    stages_->give_back(stage_, is_whole_);
 }
 
 void Staged::start() {
@@ -74,8 +74,7 @@ void Staged::wake() {
 }
 
 void Staged::look() {
-    if (!work_->is_over || !done_) return;
-    is_through_ = !work_->failure;
+    is_whole_ = !work_->failure;
     const Done done = std::exchange(done_, nullptr);
     if (work_->failure) std::rethrow_exception(work_->failure);
     done(0);

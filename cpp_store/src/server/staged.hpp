@@ -56,6 +56,7 @@ class Staged final : public Transfer {
     void start() override;
     [[nodiscard]] bool hear(wire::Kind kind, std::span<const std::byte> part) override;
     [[nodiscard]] bool cancel(int /*error*/) noexcept override;
+    [[nodiscard]] bool is_through() const noexcept override { return work_->is_over; }
     void look() override;
     [[nodiscard]] Clock::time_point moved() const noexcept override;
 
@@ -84,7 +85,7 @@ class Staged final : public Transfer {
     std::shared_ptr<Stages> stages_;
     Stages::Taken stage_;
     std::shared_ptr<Work> work_;
-    bool is_through_ = false;
+    bool is_whole_ = false;  // all of it has come
 };
 
 }  // namespace cpp_store::server

@@ -49,7 +49,8 @@ class Transfer {
     // Moves no more. True if nothing touches the memory from now on, and done is never called; else
     // that is, with this error, once nothing does.
     [[nodiscard]] virtual bool cancel(int error) noexcept = 0;
-    // Ends it if another thread is through with it.
+    // Whether another thread is through with it; then look() ends it, or throws why it cannot.
+    [[nodiscard]] virtual bool is_through() const noexcept { return false; }
     virtual void look() {}
     // When something moved last, as far as it is known here.
     [[nodiscard]] virtual Clock::time_point moved() const noexcept { return {}; }
