@@ -409,9 +409,9 @@ void Endpoint::post_receive(MessageBuffer& buffer) {
 }
 
 void Endpoint::send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body,
-                    security::Seal* seal) {
+                    Tagging* seal) {
     const std::size_t length =
-        head.size() + body.size() + (seal ? security::Seal::tag_size : std::size_t{0});
+        head.size() + body.size() + (seal ? Tagging::tag_size : std::size_t{0});
     if (length > max_message_) {
         throw Error(Errc::internal, "message larger than the endpoint sends");
     }

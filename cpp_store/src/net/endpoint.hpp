@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "net/address.hpp"
-#include "security/seal.hpp"
+#include "net/tagging.hpp"
 
 namespace cpp_store::net {
 
@@ -130,7 +130,7 @@ class Endpoint {
     // one; copies them. Order to one peer is kept. Failures are reported to the listener, among
     // them that a peer is gone.
     void send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body,
-              security::Seal* seal = nullptr);
+              Tagging* seal = nullptr);
     // Starts an RMA; it may stay queued until progress() can post it.
     void start(Rma& rma);
 
