@@ -1,8 +1,9 @@
-// The server's view of a message: a frame, and the body of a request of any operation.
+// A message as its receiver sees it: a frame, and the body of a request or a response of any kind.
 #include <cstddef>
 #include <cstdint>
 
 #include "cpp_store/error.hpp"
+#include "local/layers.hpp"
 #include "net/assembler.hpp"
 #include "net/wire.hpp"
 
@@ -45,7 +46,7 @@ void decode_request(wire::Operation operation, wire::Reader in) {
 }
 
 void decode_response(std::uint16_t code, wire::Reader in) {
-    switch (code % 7) {
+    switch (code % 9) {
         case 0:
             (void)wire::decode_layer(in);
             break;
@@ -63,6 +64,12 @@ void decode_response(std::uint16_t code, wire::Reader in) {
             break;
         case 5:
             (void)wire::decode_welcome(in);
+            break;
+        case 6:
+            (void)local::decode_layer(in);
+            break;
+        case 7:
+            (void)local::decode_unpin(in);
             break;
         default:
             (void)wire::decode_foreign(in);

@@ -1,17 +1,17 @@
-// Frames, and now and then a descriptor, between processes of one host.
+// Messages, and now and then a descriptor, between processes of one host.
 #pragma once
 
 #include <sys/types.h>
 
 #include <chrono>
 #include <cstddef>
+#include <deque>
 #include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "net/waiting.hpp"
 #include "net/wire.hpp"
 
 namespace cpp_store::local {
@@ -34,20 +34,18 @@ class Descriptor {
     int fd_ = -1;
 };
 
-// One message as it came. `part` views the buffer that it was received into.
+// One message as it came. `bytes` views the buffer that it was received into.
 struct Message {
-    wire::Frame frame;
-    std::span<const std::byte> part;
+    std::span<std::byte> bytes;
     Descriptor passed;
 };
 
-// A connected SOCK_SEQPACKET socket; every packet is a frame. Both ends look for a moment before
-// they sleep: a call then takes 6 us, with idle and with busy processors alike, while waking the
-// other end takes 8 us where its processor is awake and 40 us where it is idle. The kernel's
-// socket is hardly slower than a ring in shared memory with a futex, which has to wake as well.
+// A connected SOCK_SEQPACKET socket that never waits; every packet is a frame. One thread at a time
+// uses it, but for what says otherwise.
 class Socket {
   public:
     static constexpr std::size_t max_part = std::size_t{64} << 10;  // of a body in one frame
+    static constexpr std::size_t max_message = wire::frame_header_size + max_part;
 
     explicit Socket(Descriptor fd);
     // To the socket of that (abstract) name; empty if nobody listens there.
@@ -56,34 +54,36 @@ class Socket {
 
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
     // Of the process at the other end, when it connected or listened.
-    [[nodiscard]] uid_t peer_user() const;
+    struct Peer {
+        uid_t uid = 0;
+        pid_t pid = 0;
+    };
+    [[nodiscard]] Peer peer() const;
 
-    // How long receive() and send() wait; 0: for ever.
-    void set_patience(std::chrono::milliseconds receive, std::chrono::milliseconds send);
+    // Sends a message now, or keeps it for flush() if the other end takes no more. Throws
+    // Errc::connection if that is gone.
+    void send(std::span<const std::byte> head, std::span<const std::byte> part, int passed = -1);
+    // Now or not at all, past what is kept. From any thread.
+    [[nodiscard]] bool try_send(std::span<const std::byte> head, std::span<const std::byte> part,
+                                int passed = -1);
+    // Sends what is kept; false if some is left. Throws as send() does.
+    bool flush();
+    [[nodiscard]] bool has_kept() const noexcept { return !kept_.empty(); }
 
-    // All of these throw Errc::connection if the other end is gone.
-    // False if the other end takes nothing for as long as the patience is.
-    bool send(const wire::Frame& frame, std::span<const std::byte> part, int passed = -1);
-    bool try_send(const wire::Frame& frame, std::span<const std::byte> part);  // does not wait
-    // In as many frames as it takes.
-    bool send_body(wire::Frame frame, std::span<const std::byte> body);
-    // Nothing if nothing comes for as long as the patience is. Looks for so long before it sleeps
-    // (every time the same), where that has been of use lately. Throws Errc::protocol for what is
-    // no frame.
-    [[nodiscard]] std::optional<Message> receive(std::chrono::microseconds look = {});
-    // Whether the other end has closed it.
-    [[nodiscard]] bool is_over() const noexcept;
+    // Nothing if there is none now. Throws Errc::connection if the other end is gone, and
+    // Errc::protocol for what is larger than any message. The buffer is one of max_message.
+    [[nodiscard]] std::optional<Message> receive(std::span<std::byte> buffer);
 
-    // As shutdown(2): SHUT_RDWR ends the waiting of other threads, and all that comes after.
-    void shut_down(int how) noexcept;
+    void shut_down(int how) noexcept;  // as shutdown(2)
 
   private:
-    bool send_packet(const wire::Frame& frame, std::span<const std::byte> part, int passed,
-                     int flags);
+    struct Kept {
+        std::vector<std::byte> bytes;
+        Descriptor passed;
+    };
 
     Descriptor fd_;
-    std::vector<std::byte> buffer_;
-    std::optional<net::Spin> spin_;  // made by the first receive() that looks
+    std::deque<Kept> kept_;
 };
 
 }  // namespace cpp_store::local

@@ -79,19 +79,48 @@ Staging::Apart::~Apart() {
     if (moved_) ::sched_setaffinity(0, sizeof allowed_, &allowed_);
 }
 
-void Staging::Counter::increment() noexcept {
+void Staging::begin(std::vector<std::uint64_t> sizes) {
+    sizes_ = std::move(sizes);
+    tensor_ = 0;
+    offset_ = 0;
+    std::uint64_t bytes = 0;
+    for (const std::uint64_t each : sizes_) bytes += round_up(each);
+    end_ = chunks_ + static_cast<std::uint32_t>((bytes + slot_size - 1) / slot_size);
+}
+
+bool Staging::sleep() noexcept {
+    Counter& filled = head().filled;
+    filled.wanted = chunks_ + std::min(end_ - chunks_, slots / 2);
+    filled.sleepers = 1;
+    if (!filled.has_reached(filled.wanted)) return true;
+    filled.sleepers = 0;
+    return false;
+}
+
+bool Staging::Counter::increment() noexcept {
+    value.fetch_add(1);
+    return sleepers.load() != 0 && has_reached(wanted.load()) && sleepers.exchange(0) != 0;
+}
+
+void Staging::Counter::increment_and_wake() noexcept {
     value.fetch_add(1);
     if (sleepers.load() != 0 && has_reached(wanted.load())) futex(value, FUTEX_WAKE, INT_MAX);
 }
 
-bool Staging::Counter::wait(std::uint32_t count, std::chrono::milliseconds limit) noexcept {
-    using Clock = std::chrono::steady_clock;
+bool Staging::Counter::look(std::uint32_t count) const noexcept {
     if (has_reached(count)) return true;
-    const auto start = Clock::now();
-    while (Clock::now() - start < spin) {
+    using Clock = std::chrono::steady_clock;
+    for (const auto start = Clock::now(); Clock::now() - start < spin;) {
         for (int i = 0; i < 16; ++i) relax();
         if (has_reached(count)) return true;
     }
+    return false;
+}
+
+bool Staging::Counter::wait(std::uint32_t count, std::chrono::milliseconds limit) noexcept {
+    using Clock = std::chrono::steady_clock;
+    const auto start = Clock::now();
+    if (look(count)) return true;
     wanted = count;
     sleepers = 1;
     bool done = false;

@@ -4,7 +4,8 @@
 // processor while the server copies out of it and takes the checksum on another, and both together
 // cost hardly more than one copy of memory. (Reading the client's memory with process_vm_readv
 // measured half as fast.) The server makes it and seals its size, so that no access can fail; it
-// trusts nothing that it reads there.
+// trusts nothing that it reads there. The client sleeps on it; the server does not: it goes away,
+// and has the client's next message bring it back.
 #pragma once
 
 #include <sched.h>
@@ -15,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "local/socket.hpp"
 
@@ -36,34 +38,39 @@ class Staging {
 
     [[nodiscard]] int fd() const noexcept { return file_.get(); }
 
-    // Both move tensors of the given sizes, one after the other, through slot after slot; what is
-    // left of the last slot stays empty. `move(tensor, offset, memory)` copies a part of a tensor
-    // to or from memory; `still_there()` is called while the other side lets wait, and may throw.
-    template <typename Move, typename StillThere>
-    void fill(std::span<const std::uint64_t> sizes, const Move& move,
-              const StillThere& still_there) {
-        go_through(
-            sizes, move,
-            [&] {
-                head().filler.store(current_processor(), std::memory_order_relaxed);
-                if (head().taken.has_reached(chunks_ + 1 - slots)) return;
+    // Both sides, before the tensors of a put go through, one after the other, in slot after slot;
+    // what is left of the last slot stays empty.
+    void begin(std::vector<std::uint64_t> sizes);
+
+    // The client's side: puts all of them in. `move(tensor, offset, memory)` copies a part of a
+    // tensor to memory; `still_there()` is called while the server lets wait, and may throw;
+    // `wake()` is called where it sleeps until told.
+    template <typename Move, typename StillThere, typename Wake>
+    void fill(const Move& move, const StillThere& still_there, const Wake& wake) {
+        while (!is_through()) {
+            head().filler.store(current_processor(), std::memory_order_relaxed);
+            if (!head().taken.has_reached(chunks_ + 1 - slots)) {
                 // Until half of them are free: one wake-up for all those.
                 while (!head().taken.wait(chunks_ + 1 - slots / 2, look_around)) still_there();
-            },
-            head().filled);
+            }
+            move_chunk(move);
+            if (head().filled.increment()) wake();
+        }
     }
-    template <typename Move, typename StillThere>
-    void take(std::span<const std::uint64_t> sizes, const Move& move,
-              const StillThere& still_there) {
+    // The server's side: takes what is there or comes in a moment; whether that was the last of it.
+    // `move` copies a part from memory.
+    template <typename Move>
+    [[nodiscard]] bool take(const Move& move) {
         Apart apart;
-        go_through(
-            sizes, move,
-            [&] {
-                while (!head().filled.wait(chunks_ + 1, look_around)) still_there();
-                apart.from(head().filler.load(std::memory_order_relaxed));
-            },
-            head().taken);
+        while (!is_through() && head().filled.look(chunks_ + 1)) {
+            apart.from(head().filler.load(std::memory_order_relaxed));
+            move_chunk(move);
+            head().taken.increment_and_wake();
+        }
+        return is_through();
     }
+    // The server wants to be told when there is more; false if there is by now.
+    [[nodiscard]] bool sleep() noexcept;
 
   private:
     static constexpr std::chrono::milliseconds look_around{100};
@@ -77,7 +84,10 @@ class Staging {
         [[nodiscard]] bool has_reached(std::uint32_t count) const noexcept {
             return static_cast<std::int32_t>(value.load() - count) >= 0;
         }
-        void increment() noexcept;
+        // Whether who sleeps has to be told; of this it is told once.
+        [[nodiscard]] bool increment() noexcept;
+        void increment_and_wake() noexcept;
+        [[nodiscard]] bool look(std::uint32_t count) const noexcept;  // for a moment
         bool wait(std::uint32_t count, std::chrono::milliseconds limit) noexcept;
     };
     struct Head {
@@ -107,32 +117,34 @@ class Staging {
     void map();
     [[nodiscard]] Head& head() const noexcept { return *reinterpret_cast<Head*>(base_); }
 
-    template <typename Move, typename Begin>
-    void go_through(std::span<const std::uint64_t> sizes, const Move& move, const Begin& begin,
-                    Counter& done) {
-        std::uint64_t used = 0;  // of the slot
-        const auto end = [&] {
-            done.increment();
-            ++chunks_;
-            used = 0;
-        };
-        for (std::size_t tensor = 0; tensor < sizes.size(); ++tensor) {
-            for (std::uint64_t offset = 0; offset < sizes[tensor];) {
-                if (used == 0) begin();
-                std::byte* const slot = base_ + head_size + chunks_ % slots * slot_size;
-                const std::uint64_t part = std::min(sizes[tensor] - offset, slot_size - used);
-                move(tensor, offset, std::span(slot + used, part));
-                offset += part;
-                used = (used + part + alignment - 1) / alignment * alignment;
-                if (used == slot_size) end();
-            }
+    [[nodiscard]] bool is_through() const noexcept { return tensor_ == sizes_.size(); }
+
+    template <typename Move>
+    void move_chunk(const Move& move) {
+        std::byte* const slot = base_ + head_size + chunks_ % slots * slot_size;
+        for (std::uint64_t used = 0; used < slot_size && !is_through();) {
+            const std::uint64_t part = std::min(sizes_[tensor_] - offset_, slot_size - used);
+            move(tensor_, offset_, std::span(slot + used, part));
+            offset_ += part;
+            used = round_up(used + part);
+            if (offset_ < sizes_[tensor_]) continue;
+            ++tensor_;
+            offset_ = 0;
         }
-        if (used > 0) end();
+        ++chunks_;
+    }
+    [[nodiscard]] static constexpr std::uint64_t round_up(std::uint64_t bytes) noexcept {
+        return (bytes + alignment - 1) / alignment * alignment;
     }
 
     Descriptor file_;
     std::byte* base_ = nullptr;
     std::uint32_t chunks_ = 0;  // that this side is done with
+    // Of the put: what goes through, how far it has come, and at which chunk it ends.
+    std::vector<std::uint64_t> sizes_;
+    std::size_t tensor_ = 0;
+    std::uint64_t offset_ = 0;
+    std::uint32_t end_ = 0;
 };
 
 }  // namespace cpp_store::local

@@ -27,8 +27,11 @@ using namespace std::chrono_literals;
 constexpr std::size_t buffer_size = 64 << 10;
 constexpr std::size_t rxm_message = 16
                                     << 10;  // its eager limit; larger ones take a round trip more
+// More as there are more peers, so that each finds one, but for so many.
 constexpr std::size_t server_receives = 128;
 constexpr std::size_t client_receives = 16;
+constexpr std::size_t most_receives = 512;
+constexpr std::size_t more_receives = 16;
 constexpr std::size_t queue_depth = 4096;
 // Between two tries to post what could not be. To a server, more from one to the next, as a peer
 // that cannot be connected to costs it a system call or two each time, and anybody can name such
@@ -138,12 +141,32 @@ Endpoint::Endpoint(const Address& address, Role role, Listener& listener,
     max_message_ = layered ? rxm_message : buffer_size;
     add_buffers(role == Role::server ? server_receives : client_receives, Operation::Kind::receive);
     if (role == Role::client) {
-        const auto* raw = address.raw.empty()
-                              ? static_cast<const std::byte*>(info_->dest_addr)
-                              : reinterpret_cast<const std::byte*>(address.raw.data());
-        const std::size_t length = address.raw.empty() ? info_->dest_addrlen : address.raw.size();
-        server_ = insert({raw, length});
+        server_ = insert(destination(address, *info_));
     }
+}
+
+std::vector<std::byte> Endpoint::destination(const Address& address, const fi_info& info) {
+    const auto* const bytes = address.raw.empty()
+                                  ? static_cast<const std::byte*>(info.dest_addr)
+                                  : reinterpret_cast<const std::byte*>(address.raw.data());
+    return {bytes, bytes + (address.raw.empty() ? info.dest_addrlen : address.raw.size())};
+}
+
+Endpoint::Target Endpoint::resolve(const Address& server) {
+    const Info info = find(server, Role::client);
+    Target target{.name = destination(server, *info), .local = info->fabric_attr->prov_name};
+    if (info->src_addr == nullptr) return target;
+    const auto* const from = static_cast<const sockaddr*>(info->src_addr);
+    std::array<char, INET6_ADDRSTRLEN> text{};
+    if (info->src_addrlen >= sizeof(sockaddr_in) && from->sa_family == AF_INET) {
+        inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(from)->sin_addr, text.data(),
+                  text.size());
+    } else if (info->src_addrlen >= sizeof(sockaddr_in6) && from->sa_family == AF_INET6) {
+        inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(from)->sin6_addr, text.data(),
+                  text.size());
+    }
+    target.local += std::string(" ") + text.data();
+    return target;
 }
 
 Endpoint::~Endpoint() = default;
@@ -296,15 +319,32 @@ bool Endpoint::may_be_peer(std::span<const std::byte> name) const {
 }
 
 Peer Endpoint::insert(std::span<const std::byte> name) {
+    std::string key(reinterpret_cast<const char*>(name.data()), name.size());
+    if (const auto known = peers_by_name_.find(key); known != peers_by_name_.end()) {
+        ++peers_.at(known->second).uses;
+        return known->second;
+    }
     Peer peer = FI_ADDR_UNSPEC;
     if (!may_be_peer(name) || fi_av_insert(av_.get(), name.data(), 1, &peer, 0, nullptr) != 1) {
         throw Error(Errc::protocol, "peer's address of " + std::to_string(name.size()) +
                                         " bytes is none of provider " + provider_);
     }
+    peers_[peer] = {key, 1};
+    peers_by_name_[std::move(key)] = peer;
+    add_receives();
     return peer;
 }
 
+void Endpoint::add_receives() {
+    if (peers_.size() <= receives_ || receives_ >= most_receives) return;
+    add_buffers(more_receives, Operation::Kind::receive);
+}
+
 void Endpoint::remove(Peer peer) {
+    const auto known = peers_.find(peer);
+    if (known == peers_.end() || --known->second.uses > 0) return;
+    peers_by_name_.erase(known->second.name);
+    peers_.erase(known);
     const auto queued = queued_.find(peer);
     if (queued != queued_.end()) {
         for (Operation* operation : queued->second.operations) {
@@ -356,6 +396,7 @@ void Endpoint::add_buffers(std::size_t count, Operation::Kind kind) {
         MessageBuffer& buffer = buffers_.emplace_back(kind, slab.get() + i * buffer_size,
                                                       slab_regions_.back().descriptor());
         if (kind == Operation::Kind::receive) {
+            ++receives_;
             post_receive(buffer);
         } else {
             free_.push_back(&buffer);
@@ -368,9 +409,9 @@ void Endpoint::post_receive(MessageBuffer& buffer) {
 }
 
 void Endpoint::send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body,
-                    security::Seal* seal) {
+                    Tagging* seal) {
     const std::size_t length =
-        head.size() + body.size() + (seal ? security::Seal::tag_size : std::size_t{0});
+        head.size() + body.size() + (seal ? Tagging::tag_size : std::size_t{0});
     if (length > max_message_) {
         throw Error(Errc::internal, "message larger than the endpoint sends");
     }

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "net/address.hpp"
-#include "security/seal.hpp"
+#include "net/tagging.hpp"
 
 namespace cpp_store::net {
 
@@ -113,7 +113,16 @@ class Endpoint {
     [[nodiscard]] std::size_t max_message() const noexcept { return max_message_; }
     [[nodiscard]] const std::string& provider() const noexcept { return provider_; }
 
-    // Throws Errc::protocol if these bytes are no address.
+    // Where a server is: its address in the provider's form, and the provider and the address of
+    // this host by which it is reached. Throws as the constructor does.
+    struct Target {
+        std::vector<std::byte> name;
+        std::string local;
+    };
+    [[nodiscard]] static Target resolve(const Address& server);
+
+    // The same peer for the same name, until it was removed as often as it was inserted. Throws
+    // Errc::protocol if these bytes are no address.
     [[nodiscard]] Peer insert(std::span<const std::byte> name);
     void remove(Peer peer);
 
@@ -121,7 +130,7 @@ class Endpoint {
     // one; copies them. Order to one peer is kept. Failures are reported to the listener, among
     // them that a peer is gone.
     void send(Peer peer, std::span<const std::byte> head, std::span<const std::byte> body,
-              security::Seal* seal = nullptr);
+              Tagging* seal = nullptr);
     // Starts an RMA; it may stay queued until progress() can post it.
     void start(Rma& rma);
 
@@ -164,6 +173,9 @@ class Endpoint {
     void open_queue();
     void learn_name(const Address& asked);
     void add_buffers(std::size_t count, Operation::Kind kind);
+    void add_receives();  // as many as so many peers take
+    [[nodiscard]] static std::vector<std::byte> destination(const Address& address,
+                                                            const fi_info& info);
     void post_receive(MessageBuffer& buffer);
     void post(Operation& operation, Peer peer);
     [[nodiscard]] ssize_t try_post(Operation& operation);
@@ -201,6 +213,13 @@ class Endpoint {
     Fid<fid_ep> endpoint_;
 
     std::vector<MessageBuffer*> free_;  // for sending
+    std::size_t receives_ = 0;          // buffers for them
+    struct Known {
+        std::string name;
+        std::size_t uses = 0;
+    };
+    std::map<Peer, Known> peers_;
+    std::map<std::string, Peer> peers_by_name_;
     // What could not be posted yet. A peer that is slow to connect holds up no other.
     struct Queue {
         std::deque<Operation*> operations;

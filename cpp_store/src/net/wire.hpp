@@ -61,12 +61,14 @@ enum class Kind : std::uint8_t {
     // Between processes of one host only (src/local):
     unpin = 5,    // client: layers that it has no views of any more
     region = 6,   // server: a memory file of the arena, or that one is no more
-    staging = 7,  // server: memory to put tensors into; go ahead
+    staging = 7,  // server: memory to put tensors into; go ahead. Client: there is more in it
     // Of connections that encrypt, where nothing travels by RMA:
     bulk = 8,    // the next bytes of a call's tensors
     credit = 9,  // how many of them the other end may have sent in all
+    // Client: nobody waits for a call any more. Server: its memory is left alone from now on.
+    give_up = 10,
 };
-inline constexpr std::uint8_t kind_count = 9;
+inline constexpr std::uint8_t kind_count = 10;
 // Bytes of one call that are on their way in messages; of a fetch, without being asked for.
 inline constexpr std::uint64_t bulk_window = 4u << 20;
 

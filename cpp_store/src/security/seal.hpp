@@ -6,6 +6,8 @@
 #include <memory>
 #include <span>
 
+#include "net/tagging.hpp"
+
 #include "security/key.hpp"
 
 namespace cpp_store::security {
@@ -27,10 +29,8 @@ enum class Cipher : std::uint8_t {
 // before it, which both ends count and nobody sends: a message that is forged, or comes twice, or
 // not in its turn, has a wrong tag, and so has one of another connection or of the other direction,
 // which have keys of their own.
-class Seal {
+class Seal final : public net::Tagging {
   public:
-    static constexpr std::size_t tag_size = 16;
-
     // `clear`: so many first bytes of each message are never encrypted; the rest is if `encrypt`.
     // All of it is authenticated either way.
     Seal(Cipher cipher, const Secret& key, std::size_t clear, bool encrypt);
@@ -39,7 +39,7 @@ class Seal {
     Seal& operator=(const Seal&) = delete;
 
     // `message` has at least `clear` bytes and, at its end, room for the tag.
-    void close(std::span<std::byte> message);
+    void close(std::span<std::byte> message) override;
     // The message without its tag, decrypted where it lay; empty if it is not the one that the
     // other end sent next. After that no other one is.
     [[nodiscard]] std::span<std::byte> open(std::span<std::byte> message);

@@ -1,7 +1,11 @@
 // What clients are told.
 #include "server/engine.hpp"
 
+#include <fcntl.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 
 namespace cpp_store::server {
 namespace {
@@ -16,6 +20,14 @@ const std::vector<std::byte> nothing_changed =
     body_of("the server has no memory left for this request; nothing has changed");
 const std::vector<std::byte> not_answered =
     body_of("the server had no memory left to answer; what was asked for is done");
+
+// A second descriptor of a memory file, which can only be read by.
+local::Descriptor read_only(int fd) {
+    const std::string path = "/proc/self/fd/" + std::to_string(fd);
+    local::Descriptor copy(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!copy) throw Error(Errc::internal, "cannot open " + path + ": " + std::strerror(errno));
+    return copy;
+}
 
 }  // namespace
 
@@ -52,28 +64,42 @@ Refusal Refusal::of(bool has_changed) noexcept {
 }
 
 void Engine::send(const Session& session, wire::Frame frame, std::span<const std::byte> part) {
-    endpoint->send(session.peer, wire::encode(frame), part,
-                   session.seals ? &session.seals->out : nullptr);
+    send(session.at, session.seals ? &session.seals->out : nullptr, frame, part);
 }
 
 void Engine::send_body(const Session& session, wire::Frame frame, std::span<const std::byte> body) {
-    send_body(session.peer, session.seals ? &session.seals->out : nullptr, frame, body);
+    send_body(session.at, session.seals ? &session.seals->out : nullptr, frame, body);
 }
 
-void Engine::send_body(net::Peer peer, security::Seal* seal, wire::Frame frame,
+std::size_t Engine::room(const Place& place, bool is_sealed) const {
+    if (place.line) return local::Socket::max_part;
+    return endpoint->max_message() - wire::frame_header_size -
+           (is_sealed ? security::Seal::tag_size : std::size_t{0});
+}
+
+void Engine::send(const Place& place, security::Seal* seal, const wire::Frame& frame,
+                  std::span<const std::byte> part, int passed) {
+    if (place.line) {
+        host_endpoint->send(*place.line, wire::encode(frame), part, passed);
+    } else {
+        endpoint->send(place.peer, wire::encode(frame), part, seal);
+    }
+}
+
+void Engine::send_body(const Place& place, security::Seal* seal, wire::Frame frame,
                        std::span<const std::byte> body) {
-    const std::size_t room = endpoint->max_message() - wire::frame_header_size -
-                             (seal ? security::Seal::tag_size : std::size_t{0});
+    const std::size_t most = room(place, seal != nullptr);
     frame.total = static_cast<std::uint32_t>(body.size());
     do {
-        const std::size_t size = std::min(room, body.size() - frame.offset);
-        endpoint->send(peer, wire::encode(frame), body.subspan(frame.offset, size), seal);
+        const std::size_t size = std::min(most, body.size() - frame.offset);
+        send(place, seal, frame, body.subspan(frame.offset, size));
         frame.offset += static_cast<std::uint32_t>(size);
     } while (frame.offset < body.size());
 }
 
 void Engine::refuse(CallPtr call) noexcept {
     if (std::this_thread::get_id() == progress_id) {
+        call->session()->calls.erase(call->id());
         refuse_now(*call->session(), call->id(), Refusal::of(call->has_changed()));
         return;
     }
@@ -92,6 +118,7 @@ void Engine::refuse_calls() noexcept {
         first = std::move(refused);
     }
     while (first) {
+        first->session()->calls.erase(first->id());
         refuse_now(*first->session(), first->id(), Refusal::of(first->has_changed()));
         first = CallPtr(std::move(first->next));
     }
@@ -100,6 +127,7 @@ void Engine::refuse_calls() noexcept {
 void Engine::refuse_now(const Session& session, std::uint64_t call,
                         const Refusal& refusal) noexcept {
     if (!sessions.contains(session.id)) return;
+    if (session.at.line) session.at.line->pins.unpin(call);
     try {
         send_body(session,
                   {.kind = wire::Kind::response,
@@ -140,13 +168,25 @@ void Engine::respond(CallPtr call, std::uint16_t code, std::vector<std::byte> bo
 }
 
 void Engine::answer(Call& call, std::uint16_t code, const std::vector<std::byte>& body) {
-    const Session& session = *call.session();
-    if (!sessions.contains(session.id)) return;
+    Session& session = *call.session();
+    const bool is_gone = !sessions.contains(session.id);
+    const auto known = session.calls.find(call.id());
+    const bool is_given_up = known == session.calls.end() || known->second;
+    if (known != session.calls.end()) session.calls.erase(known);
+    // What nobody will have views of.
+    if (session.at.line && (is_gone || is_given_up || code != 0)) {
+        session.at.line->pins.unpin(call.id());
+    }
+    if (is_gone) return;
     try {
+        if (code == 0 && !is_given_up) hand_over(session, call.regions());
         send_body(
             session,
             {.kind = wire::Kind::response, .code = code, .session = session.id, .call = call.id()},
             body);
+    } catch (const Error& error) {  // no descriptor
+        drop(session, error.what());
+        return;
     } catch (const std::bad_alloc&) {  // perhaps in the middle of it
         cut(session.id);
         return;
@@ -156,6 +196,31 @@ void Engine::answer(Call& call, std::uint16_t code, const std::vector<std::byte>
     } else if (code == static_cast<std::uint16_t>(Errc::internal)) {
         log(LogLevel::error, std::string(wire::operation_name(call.operation())) + ": " +
                                  wire::Reader(body).string());
+    }
+}
+
+void Engine::hand_over(const Session& session, const std::set<int>& regions) {
+    std::set<int>* const known = session.at.line ? &session.at.line->regions : nullptr;
+    if (!known || std::ranges::includes(*known, regions)) return;
+    const Arena& arena = store_->arena();
+    const auto tell = [&](int region, int fd) {
+        wire::Writer out;
+        out.u32(static_cast<std::uint32_t>(region));
+        send(session.at, nullptr,
+             {.kind = wire::Kind::region,
+              .session = session.id,
+              .total = static_cast<std::uint32_t>(out.data().size())},
+             out.data(), fd);
+    };
+    std::erase_if(*known, [&](int region) {
+        if (arena.has_region(region)) return false;
+        tell(region, -1);
+        return true;
+    });
+    for (const int region : regions) {
+        if (known->contains(region)) continue;
+        tell(region, read_only(arena.region_fd(region)).get());
+        known->insert(region);
     }
 }
 

@@ -11,35 +11,47 @@
 #include <set>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "cpp_store/store.hpp"
+#include "local/endpoint.hpp"
+#include "local/layers.hpp"
 #include "net/assembler.hpp"
 #include "net/endpoint.hpp"
 #include "net/wire.hpp"
 #include "replication/replica.hpp"
 #include "security/seal.hpp"
 #include "server/rate.hpp"
+#include "server/staged.hpp"
 #include "server/transfer.hpp"
 
 namespace cpp_store::server {
 
-// A client that has joined, or is about to. Belongs to the progress thread, but for what is const
-// and the leases.
+// Where a client is: one of both.
+struct Place {
+    net::Peer peer = FI_ADDR_UNSPEC;  // over a network
+    local::LinePtr line;              // on this host
+};
+
+// A client that has joined, or is about to, whatever it comes through. Belongs to the progress
+// thread, but for what is const, the leases and the pins.
 struct Session {
     using Clock = std::chrono::steady_clock;
 
-    Session(std::uint64_t session_id, net::Peer client_peer, std::string client_name)
-        : id(session_id), peer(client_peer), client(std::move(client_name)) {}
+    Session(std::uint64_t session_id, Place where, std::string client_name)
+        : id(session_id), at(std::move(where)), client(std::move(client_name)) {}
 
     const std::uint64_t id;
-    const net::Peer peer;
+    const Place at;
     const std::string client;                // "host/pid"
     std::unique_ptr<security::Seals> seals;  // null: nothing is sealed
     bool encrypts = false;                   // bulk comes in messages, not by RMA
     // Bulk comes by RMA, which is not sealed: messages say what its checksums are.
     [[nodiscard]] bool sums_bulk() const noexcept { return seals && !encrypts; }
+    // It maps our memory: it is told where tensors are, and has what it knows of pinned.
+    [[nodiscard]] bool shares_memory() const noexcept { return at.line != nullptr; }
     net::Assembler requests;
     Clock::time_point heard = Clock::now();  // its last message
     Clock::time_point moved{};               // the last step of a transfer of it
@@ -49,7 +61,9 @@ struct Session {
     std::string origin;                                       // origin_of() its address
     std::shared_ptr<const std::vector<std::string>> servers;  // Engine::servers, as it joined
     Rate requests_rate;
+    std::unordered_map<std::uint64_t, bool> calls;  // that are not answered; whether given up
     std::uint64_t bytes_in_flight = 0;
+    std::shared_ptr<Stages> stages = std::make_shared<Stages>();
     std::deque<std::function<void()>> waiting;  // transfers, until less is in flight
 
     // What it may still use: ended with it.
@@ -91,9 +105,7 @@ class Host {
     virtual void respond(CallPtr call, std::uint16_t code, std::vector<std::byte> body) = 0;
     // Where there is no memory for an answer: Refusal::of() the call, or the end of the connection.
     virtual void refuse(CallPtr call) noexcept = 0;
-    virtual void start_transfer(CallPtr call, Transfer::Direction direction,
-                                std::vector<Transfer::Piece> pieces,
-                                std::function<void()> then) = 0;
+    virtual void start_transfer(CallPtr call, Transfer::Plan plan, std::function<void()> then) = 0;
     virtual void request_shutdown() = 0;
 };
 
@@ -132,10 +144,14 @@ class Call : public std::enable_shared_from_this<Call>, public Refused {
     // Moves the pieces, then runs `then` on a worker, which replies. If a piece cannot be moved the
     // client is gone, and nobody is answered; `then` is dropped with all that it holds once nothing
     // touches the memory any more.
-    void transfer(Transfer::Direction direction, std::vector<Transfer::Piece> pieces,
-                  std::function<void()> then) {
-        host_.start_transfer(shared_from_this(), direction, std::move(pieces), std::move(then));
+    void transfer(Transfer::Plan plan, std::function<void()> then) {
+        host_.start_transfer(shared_from_this(), std::move(plan), std::move(then));
     }
+    // Of a client that shares our memory: where a layer is (null: it is not here). What the answer
+    // tells of is pinned.
+    [[nodiscard]] local::Layer pin(wire::Layer description, const StoredLayerPtr& stored);
+    // The regions of the arena in which that is.
+    [[nodiscard]] const std::set<int>& regions() const noexcept { return regions_; }
     void request_shutdown() { host_.request_shutdown(); }
 
   private:
@@ -145,6 +161,8 @@ class Call : public std::enable_shared_from_this<Call>, public Refused {
     std::uint64_t id_;
     std::vector<std::byte> body_;
     bool has_changed_ = false;
+    std::set<int> regions_;
+    std::uint32_t pins_ = 0;
 };
 
 // An answer that takes no memory, since it was made before.
@@ -181,9 +199,7 @@ void of_replicas(Call& call);  // undo, compare, shared, pull, repair
 [[nodiscard]] PendingPut prepare(Call& call, PutRequest request);
 void commit(Call& call, PendingPut pending);  // and answers
 
-// The function of an operation that needs nothing but its call. Throws Errc::protocol for others.
 using Handler = void (*)(Call&);
-[[nodiscard]] Handler handler_of(wire::Operation operation);
 
 // What a request to read or fetch asks for, yet without specs and data.
 struct Described {
@@ -193,9 +209,8 @@ struct Described {
 [[nodiscard]] Described describe_model(Call& call);
 [[nodiscard]] Described describe_layers(Store& store, const wire::Fetch& request);
 
-// What the bodies of read() and fetch() responses have in common.
-[[nodiscard]] std::uint64_t total_bytes(const std::vector<StoredLayerPtr>& layers);
-void encode_layers(wire::Writer& out, std::vector<wire::Layer> layers,
-                   const std::vector<StoredLayerPtr>& stored, bool with_data);
+// The answer that says where layers are: with their tensors, if they are small, or where these lie
+// in memory that the client shares.
+void reply_with_layers(Call& call, Described found);
 
 }  // namespace cpp_store::server

@@ -11,6 +11,9 @@
 namespace cpp_store::server {
 namespace {
 
+// Of who may connect anew, in units of Options::silence.
+constexpr int patience_with_orphans = 3;
+
 std::string join_words(const std::vector<std::string>& parts) {
     std::string text;
     for (const std::string& part : parts) text += (text.empty() ? "" : " ") + part;
@@ -19,19 +22,23 @@ std::string join_words(const std::vector<std::string>& parts) {
 
 }  // namespace
 
-void Engine::hello(std::span<const std::byte> message) {
+void Engine::hello(std::span<const std::byte> message, const local::LinePtr& line) {
     std::span<const std::byte> part;
     const wire::Frame frame = wire::decode_frame(message, part);
     if (frame.kind != wire::Kind::request ||
         frame.code != static_cast<std::uint16_t>(wire::Operation::hello) ||
-        part.size() != frame.total || part.size() > wire::max_hello) {
+        part.size() != frame.total || part.size() > wire::max_hello || (line && line->session)) {
         throw Error(Errc::protocol, "malformed message: no hello");
     }
     const auto now = Clock::now();
-    if (!lobby.hears(now)) throw Error(Errc::busy, "more hellos a second than are answered");
+    // Who reaches the socket of this host is who may, as the kernel says. Others have to stand in
+    // line, and have their words for where they are.
+    if (!line && !lobby.hears(now)) {
+        throw Error(Errc::busy, "more hellos a second than are answered");
+    }
     wire::Reader in(part);
     const std::vector<std::byte> name = wire::decode_hello(in).address;
-    const std::string origin = origin_of(name);
+    const std::string origin = line ? std::string() : origin_of(name);
     // There is room for all that may go, so that each of them can.
     gone.reserve(gone.size() + sessions.size() + lobby.size() + 2);
     std::optional<Error> refusal;
@@ -43,32 +50,36 @@ void Engine::hello(std::span<const std::byte> message) {
             count != clients_of_host.end() && count->second >= options.limits.clients_of_host) {
             throw Error(Errc::busy, "too many clients of one host; try again later");
         }
-        if (const auto left = lobby.admit(origin, now)) gone.push_back(left->session->peer);
+        if (!line) {
+            if (const auto left = lobby.admit(origin, now)) leave(left->session->at);
+        }
     } catch (const Error& error) {
         refusal.emplace(error.code(), address + ": " + error.what());
     }
-    const net::Peer peer = endpoint->insert(name);
+    const Place place{line ? FI_ADDR_UNSPEC : endpoint->insert(name), line};
     if (!refusal) {
         try {
-            welcome_in(frame.call, part, peer, origin);
+            welcome_in(frame.call, part, place, origin);
             return;
         } catch (const Error& error) {
             refusal = error;
         } catch (const std::bad_alloc&) {
-            gone.push_back(peer);
+            leave(place);
             throw;
         }
     }
-    turn_away(peer, 0, frame.call, refusal->code(), refusal->what());
+    turn_away(place, 0, frame.call, refusal->code(), refusal->what());
 }
 
-void Engine::welcome_in(std::uint64_t call, std::span<const std::byte> body, net::Peer peer,
+void Engine::welcome_in(std::uint64_t call, std::span<const std::byte> body, Place place,
                         const std::string& origin) {
     const std::uint64_t id = random_number();
-    security::Reception reception(greeting_policy, security::Way::network, id, body);
-    auto session = std::make_shared<Session>(id, peer, reception.hello().client);
-    send_body(peer, nullptr, {.kind = wire::Kind::response, .session = id, .call = call},
+    const auto way = place.line ? security::Way::one_host : security::Way::network;
+    security::Reception reception(greeting_policy, way, id, body);
+    auto session = std::make_shared<Session>(id, std::move(place), reception.hello().client);
+    send_body(session->at, nullptr, {.kind = wire::Kind::response, .session = id, .call = call},
               reception.challenge());
+    if (session->at.line) session->at.line->session = id;
     session->seals = reception.take_seals();
     session->encrypts = reception.encrypts();
     lobby.enter({.session = std::move(session),
@@ -96,7 +107,7 @@ void Engine::join(Lobby::Guest guest, std::span<std::byte> message) {
     } catch (const Error& error) {
         if (error.code() == Errc::permission) lobby.note_wrong_key(guest.origin, Clock::now());
         complain(session.client + " is refused: " + error.what());
-        turn_away(session.peer, session.id, guest.call, error.code(),
+        turn_away(session.at, session.id, guest.call, error.code(),
                   error.code() == Errc::permission ? security::wrong_key(address) : error.what());
         return;
     }
@@ -106,37 +117,47 @@ void Engine::join(Lobby::Guest guest, std::span<std::byte> message) {
         answer.code = static_cast<std::uint16_t>(Errc::invalid_argument);
         out.string(refusal);
         complain(session.client + " is refused: " + refusal);
-        gone.push_back(session.peer);
     } else {
         wire::encode(out, wire::Welcome{.proof = guest.reception.proof(),
                                         .memory_limit = store_->arena().stats().limit});
         sessions[session.id] = guest.session;
         session.origin = guest.origin;
-        ++clients_of_host[session.origin];
+        if (!session.at.line) ++clients_of_host[session.origin];
+        take_over(session);
         if (const double rate = options.limits.requests_per_second; rate > 0) {
             session.requests_rate = {rate, rate};
         }
         log(LogLevel::debug, session.client + " connected");
     }
     send_body(session, answer, out.data());
+    if (answer.code != 0) leave(session.at);
 }
 
-void Engine::turn_away(net::Peer peer, std::uint64_t session, std::uint64_t call, Errc code,
+void Engine::turn_away(const Place& place, std::uint64_t session, std::uint64_t call, Errc code,
                        const std::string& why) {
     if (session == 0) complain("a client is refused: " + why);
     wire::Writer out;
     out.string(why);
-    send_body(peer, nullptr,
+    send_body(place, nullptr,
               {.kind = wire::Kind::response,
                .code = static_cast<std::uint16_t>(code),
                .session = session,
                .call = call},
               out.data());
-    gone.push_back(peer);
+    leave(place);
+}
+
+void Engine::leave(const Place& place) {
+    if (place.line) {
+        host_endpoint->close(*place.line);
+    } else {
+        gone.push_back(place.peer);
+    }
 }
 
 void Engine::refuse_old(const OldHello& old) {
-    complain("a client of version 1 of the wire format is refused");
+    complain("a client of version " + std::to_string(old.version) +
+             " of the wire format is refused");
     if (!lobby.hears(Clock::now())) return;
     const net::Peer peer = endpoint->insert(old.address);
     endpoint->send(peer, encode_old_refusal(old, address), {});
@@ -211,10 +232,23 @@ bool Engine::open(const Session& session, std::span<std::byte>& message) {
 void Engine::send_failed(net::Peer peer, int error) {
     for (auto entry = sessions.begin(); entry != sessions.end();) {
         const std::shared_ptr<Session> session = (entry++)->second;
-        if (session->peer == peer) {
+        if (!session->at.line && session->at.peer == peer) {
             log(LogLevel::info, session->client + " is gone: " + net::error_text(error));
             forget(*session);
         }
+    }
+}
+
+void Engine::ended(const local::LinePtr& line, const Error& why) {
+    if (line->session == 0) return;
+    if (lobby.contains(line->session)) (void)lobby.leave(line->session);
+    const auto found = sessions.find(line->session);
+    if (found == sessions.end()) return;
+    if (why.code() == Errc::protocol) {
+        drop(*found->second, why.what());
+    } else {
+        log(LogLevel::debug, found->second->client + " is gone");
+        forget(*found->second);
     }
 }
 
@@ -224,31 +258,60 @@ void Engine::drop(const Session& session, const std::string& why) {
     forget(session);
 }
 
-void Engine::forget(const Session& session) {
+void Engine::forget(const Session& session, bool said_bye) {
     const auto found = sessions.find(session.id);
     if (found == sessions.end()) return;
     const std::shared_ptr<Session> kept = found->second;
     gone.reserve(gone.size() + 1);  // before anything changes
     sessions.erase(found);
-    if (--clients_of_host[kept->origin] == 0) clients_of_host.erase(kept->origin);
+    if (!kept->at.line && --clients_of_host[kept->origin] == 0) clients_of_host.erase(kept->origin);
     kept->waiting.clear();
     std::erase_if(transfers, [&](const auto& entry) {
         const Moving& moving = entry.second;
-        if (moving.session != kept->id) return false;
-        if (moving.transfer) moving.transfer->cancel(FI_ECANCELED);
-        return moving.stream != nullptr;  // nothing else touches its memory
+        return moving.call->session() == kept && moving.transfer->cancel(FI_ECANCELED);
     });
-    gone.push_back(kept->peer);
-    pass_on(kept->take_leases(), kept->client);
+    leave(kept->at);
+    std::set<std::uint64_t> leases = kept->take_leases();
+    if (said_bye) {
+        end_leases(std::move(leases));
+    } else {
+        pass_on(std::move(leases), *kept);
+    }
 }
 
-void Engine::pass_on(std::set<std::uint64_t> leases, const std::string& client) {
+void Engine::pass_on(std::set<std::uint64_t> leases, const Session& from) {
     if (leases.empty()) return;
     for (const auto& [id, session] : sessions) {
-        if (session->client != client) continue;
+        if (session->client != from.client) continue;
         session->take_over(std::move(leases));
         return;
     }
+    try {
+        orphans.push_back({from.client, leases, from.at.line ? from.at.line->process : 0,
+                           Clock::now() + options.silence * patience_with_orphans});
+    } catch (const std::bad_alloc&) {
+        end_leases(std::move(leases));
+    }
+}
+
+void Engine::take_over(Session& session) {
+    std::erase_if(orphans, [&](Orphans& left) {
+        if (left.client != session.client) return false;
+        session.take_over(std::move(left.leases));
+        return true;
+    });
+}
+
+void Engine::expire_orphans(Clock::time_point now) {
+    std::erase_if(orphans, [&](Orphans& left) {
+        if (now < left.until && !(left.process && local::has_ended(left.process))) return false;
+        end_leases(std::move(left.leases));
+        return true;
+    });
+}
+
+void Engine::end_leases(std::set<std::uint64_t> leases) noexcept {
+    if (leases.empty()) return;
     const auto end = [this](const std::set<std::uint64_t>& ended) noexcept {
         for (const std::uint64_t lease : ended) store_->drop_lease(lease);
     };

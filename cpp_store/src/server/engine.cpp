@@ -54,14 +54,17 @@ Engine::Engine(std::shared_ptr<Store> served, Options given)
     if (!options.key.empty()) greeting_policy.shared = security::secret_of(options.key);
     security::wipe(options.key);
     workers = std::make_unique<Workers>(options.threads);
-    progress_thread = std::thread([this] { run(); });
     listen_on_host();
+    progress_thread = std::thread([this] { run(); });
 }
 
 void Engine::listen_on_host() {
     try {
         const std::string name = local::server_name(endpoint->address(), endpoint->name());
-        if (!name.empty()) local_listener = std::make_unique<local::Listener>(*this, name);
+        if (!name.empty()) {
+            host_endpoint = std::make_unique<local::Endpoint>(
+                name, static_cast<local::Endpoint::Listener&>(*this), 2 * options.limits.clients);
+        }
     } catch (const Error& error) {
         log(LogLevel::warning, address + ": " + error.what());
     }
@@ -96,7 +99,6 @@ Engine::Options Engine::checked(Options options) {
 void Engine::stop() {
     if (stopping.exchange(true)) return;
     stop_replication();
-    local_listener.reset();
     wake_up();
     progress_thread.join();
     workers.reset();
@@ -105,6 +107,7 @@ void Engine::stop() {
     transfers.clear();
     for (const auto& [id, session] : sessions) session->waiting.clear();
     endpoint.reset();
+    host_endpoint.reset();
     shutdown_wanted.set();
 }
 
@@ -141,7 +144,9 @@ void Engine::run() {
 std::size_t Engine::make_progress() noexcept {
     std::size_t handled = 1;
     try {
-        handled = endpoint->progress() + run_posted() + send_streams();
+        handled = endpoint->progress() + (host_endpoint ? host_endpoint->progress() : 0);
+        if (is_through.exchange(false)) look_at_transfers();
+        handled += run_posted() + send_bulk();
         refuse_calls();
         sweep();
         if (has_cut) drop_cut();
@@ -154,11 +159,15 @@ std::size_t Engine::make_progress() noexcept {
 void Engine::sleep() {
     asleep = true;
     // What was posted before `asleep` was set woke nobody.
-    if (!has_posted() && !stopping) {
-        const auto limit =
+    if (!has_posted() && !stopping && !is_through) {
+        auto limit =
             std::min<std::chrono::nanoseconds>(endpoint->may_sleep(), options.silence / sweeps);
-        std::array<pollfd, 2> waiting{pollfd{wake.fd(), POLLIN, 0},
-                                      pollfd{endpoint->wait_fd(), POLLIN, 0}};
+        if (host_endpoint && host_endpoint->is_paused()) {
+            limit = std::min<std::chrono::nanoseconds>(limit, local::Endpoint::pause);
+        }
+        std::array<pollfd, 3> waiting{
+            pollfd{wake.fd(), POLLIN, 0}, pollfd{endpoint->wait_fd(), POLLIN, 0},
+            pollfd{host_endpoint ? host_endpoint->wait_fd() : -1, POLLIN, 0}};
         net::sleep(waiting, limit);
         if (waiting[0].revents != 0) wake.clear();
     }
@@ -176,15 +185,33 @@ void Engine::sweep() {
     // Not when they went: what they were told last should reach them.
     for (const net::Peer peer : gone) endpoint->remove(peer);
     gone.clear();
-    for (const Lobby::Guest& guest : lobby.expire(now)) {
-        complain(guest.session->client + " is dropped: it did not join after its hello");
-        gone.push_back(guest.session->peer);
-    }
+    look_after_strangers(now);
+    expire_orphans(now);
     std::set<std::uint64_t> moving;
-    for (const auto& [id, transfer] : transfers) moving.insert(transfer.session);
+    for (const auto& [id, transfer] : transfers) {
+        Session& session = *transfer.call->session();
+        session.moved = std::max(session.moved, transfer.transfer->moved());
+        moving.insert(session.id);
+    }
     for (auto entry = sessions.begin(); entry != sessions.end();) {
         const std::shared_ptr<Session> session = (entry++)->second;
         look_after(*session, moving.contains(session->id), now);
+    }
+}
+
+void Engine::look_after_strangers(Clock::time_point now) {
+    for (const Lobby::Guest& guest : lobby.expire(now)) {
+        complain(guest.session->client + " is dropped: it did not join after its hello");
+        leave(guest.session->at);
+    }
+    if (!host_endpoint) return;
+    std::vector<local::LinePtr> silent;
+    for (const auto& [fd, line] : host_endpoint->lines()) {
+        if (line->session == 0 && now - line->since >= lobby.patience()) silent.push_back(line);
+    }
+    for (const local::LinePtr& line : silent) {
+        complain("a client of this host is dropped: it said no hello");
+        host_endpoint->close(*line);
     }
 }
 
@@ -195,6 +222,11 @@ void Engine::look_after(Session& session, bool moving, Clock::time_point now) {
         drop(session, "its bytes do not move any more");
     } else if (!session.requests.empty() && quiet >= options.silence) {
         drop(session, "a message that it began has no end");
+    } else if (session.at.line) {  // the kernel says when it is gone
+        const auto blocked = session.at.line->blocked;
+        if (blocked != Clock::time_point{} && now - blocked >= options.silence) {
+            drop(session, "it reads no answers");
+        }
     } else if (const auto interval = options.silence * probe_interval;
                quiet >= interval && now - session.probed >= interval &&
                session.probes < most_probes) {

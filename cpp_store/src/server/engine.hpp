@@ -5,7 +5,10 @@
 //   clients   how they come, which servers they know of, how they go
 //   requests  to the functions that answer them, of which each operation has one (call.hpp)
 //   answers   back to the clients
-//   bulk      tensors: by RMA, or in messages where they are encrypted
+//   bulk      tensors: by RMA, in messages where they are encrypted, through memory on one host
+//
+// Clients come through two endpoints, libfabric's and the socket of this host. From hello on they
+// are sessions, and the same to everything here but send(), which knows where they are.
 #pragma once
 
 #include <sys/eventfd.h>
@@ -21,13 +24,14 @@
 
 #include "core/forks.hpp"
 #include "cpp_store/server.hpp"
-#include "local/listener.hpp"
+#include "local/endpoint.hpp"
 #include "net/libfabric.hpp"
 #include "security/greeting.hpp"
 #include "server/call.hpp"
 #include "server/lobby.hpp"
 #include "server/old_clients.hpp"
 #include "server/replication.hpp"
+#include "server/rma.hpp"
 #include "server/stream.hpp"
 #include "server/workers.hpp"
 
@@ -53,8 +57,8 @@ class EventFd {
 };
 
 // What its parts share, so all of it is theirs. Functions are of the progress thread, but for
-// those that say otherwise and those of both hosts.
-struct Engine final : Host, local::Host, net::Endpoint::Listener {
+// those that say otherwise and those of Host.
+struct Engine final : Host, net::Endpoint::Listener, local::Endpoint::Listener {
     using Clock = std::chrono::steady_clock;
     using Options = Server::Options;
 
@@ -77,6 +81,7 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
     // What has to be done now and then.
     void sweep();
     void look_after(Session& session, bool moving, Clock::time_point now);
+    void look_after_strangers(Clock::time_point now);
 
     // Runs something on the progress thread, from any thread. It must not throw.
     void post(std::function<void()> work);
@@ -86,26 +91,28 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
 
     // Any thread. At most a line a second: whoever sends garbage shall not fill the log.
     void complain(std::string_view what) noexcept override;
-    void log(LogLevel level, std::string_view line) noexcept override;
+    void log(LogLevel level, std::string_view line) noexcept;
     void request_shutdown() override;
 
     // ------------------------------------------------------------------ clients.cpp
 
-    void hello(std::span<const std::byte> message);
-    void welcome_in(std::uint64_t call, std::span<const std::byte> body, net::Peer peer,
+    // Of a client of this host, with its line.
+    void hello(std::span<const std::byte> message, const local::LinePtr& line);
+    void welcome_in(std::uint64_t call, std::span<const std::byte> body, Place place,
                     const std::string& origin);
     // The one try of a guest.
     void join(Lobby::Guest guest, std::span<std::byte> message);
     // Of a client with whom nothing is agreed on.
-    void turn_away(net::Peer peer, std::uint64_t session, std::uint64_t call, Errc code,
+    void turn_away(const Place& place, std::uint64_t session, std::uint64_t call, Errc code,
                    const std::string& why);
+    void leave(const Place& place);  // nobody there is a client any more
     void refuse_old(const OldHello& old);
     // Takes the seal off a message, if there has to be one; false if it is not right.
     static bool open(const Session& session, std::span<std::byte>& message);
 
     // Why a client that knows of this list of servers is refused; empty if it is not. The list is
     // that of whoever joined first until the last client is gone and there is no model.
-    std::string refuse(std::vector<std::string> list, Session& client) override;
+    std::string refuse(std::vector<std::string> list, Session& client);
     // Takes its part among servers that keep replicas, if the list says that these do. Calls under
     // way may still use the part that it had; so it stays.
     std::string replicate(std::vector<std::string> list);
@@ -114,17 +121,27 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
     void stop_replication();
 
     void send_failed(net::Peer peer, int error) override;
+    void ended(const local::LinePtr& line, const Error& why) override;
     void drop(const Session& session, const std::string& why);
     // The memory that a transfer of it fills stays taken until the provider has done with it: when
     // the client's process has ended, or the kernel has given its host up.
-    void forget(const Session& session);
-    // The leases of a session: to another one of the same process, which has connected anew, or to
-    // nobody.
-    void pass_on(std::set<std::uint64_t> leases, const std::string& client);
+    void forget(const Session& session, bool said_bye = false);
+    // Leases are a process's, not a connection's. Of one that went without a word they are kept for
+    // a while, for when it connects anew, or go to another connection of it.
+    void pass_on(std::set<std::uint64_t> leases, const Session& from);
+    void take_over(Session& session);
+    void end_leases(std::set<std::uint64_t> leases) noexcept;
+    void expire_orphans(Clock::time_point now);
 
     // ------------------------------------------------------------------ requests.cpp
 
-    void received(std::span<std::byte> message) override;
+    void received(std::span<std::byte> message) override { hear(message, nullptr); }
+    void received(const local::LinePtr& line, std::span<std::byte> message) override {
+        hear(message, line);
+    }
+    void hear(std::span<std::byte> message, const local::LinePtr& line);
+    void hear(const std::shared_ptr<Session>& session, const wire::Frame& frame,
+              std::span<const std::byte> part);
     void request(const std::shared_ptr<Session>& session, const wire::Frame& frame,
                  std::span<const std::byte> part);
     // Whether to answer at once instead of waking a worker: on a machine whose processors all
@@ -146,8 +163,15 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
 
     void send(const Session& session, wire::Frame frame, std::span<const std::byte> part);
     void send_body(const Session& session, wire::Frame frame, std::span<const std::byte> body);
-    void send_body(net::Peer peer, security::Seal* seal, wire::Frame frame,
+    void send_body(const Place& place, security::Seal* seal, wire::Frame frame,
                    std::span<const std::byte> body);
+    void send(const Place& place, security::Seal* seal, const wire::Frame& frame,
+              std::span<const std::byte> part, int passed = -1);
+    // In a message to a client, for a part of a body.
+    [[nodiscard]] std::size_t room(const Place& place, bool is_sealed) const;
+    // Gives the client the regions that an answer tells of and it does not have yet, and tells it
+    // which ones are no more.
+    void hand_over(const Session& session, const std::set<int>& regions);
     void respond(CallPtr call, std::uint16_t code, std::vector<std::byte> body) override;
     void answer(Call& call, std::uint16_t code, const std::vector<std::byte>& body);
 
@@ -160,32 +184,34 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
 
     // ------------------------------------------------------------------ bulk.cpp
 
-    void start_transfer(CallPtr call, Transfer::Direction direction,
-                        std::vector<Transfer::Piece> pieces, std::function<void()> then) override;
-    void start_or_wait(Call& call, Transfer::Direction direction,
-                       std::vector<Transfer::Piece> pieces, std::function<void()> then);
-    void start_now(const CallPtr& call, Transfer::Direction direction,
-                   std::vector<Transfer::Piece> pieces, std::function<void()> then,
+    void start_transfer(CallPtr call, Transfer::Plan plan, std::function<void()> then) override;
+    void start_or_wait(Call& call, Transfer::Plan plan, std::function<void()> then);
+    void start_now(const CallPtr& call, Transfer::Plan plan, std::function<void()> then,
                    std::uint64_t bytes);
+    // How the bytes of this client move.
+    [[nodiscard]] std::unique_ptr<Transfer> make_transfer(const CallPtr& call, Transfer::Plan plan,
+                                                          Transfer::Done done);
     void finished(const CallPtr& call, std::function<void()> then, std::uint64_t id, int error);
     // What waited for the end of this one may begin.
     void end_transfer(Session& session, std::uint64_t id);
+    void start_waiting(Session& session);
 
-    // Of a call; one of both.
+    // Of a call.
     struct Moving {
         std::unique_ptr<Transfer> transfer;
-        std::unique_ptr<Stream> stream;
-        std::uint64_t session = 0;
-        std::uint64_t call = 0;
+        CallPtr call;
         std::uint64_t bytes = 0;
+        bool is_given_up = false;  // by the client, which waits to hear of its end
     };
-    void start_stream(Session& session, std::uint64_t id, Moving& moving,
-                      std::unique_ptr<Stream> stream);
-    void tell_credit(const Session& session, Moving& moving);
-    // Bytes of a put, or leave to send more of a fetch.
-    void move_stream(Session& session, const wire::Frame& frame, std::span<const std::byte> part);
-    // A few messages of each stream to a client, so that nobody waits long for another one's.
-    std::size_t send_streams();
+    using Transfers = std::unordered_map<std::uint64_t, Moving>;
+    [[nodiscard]] Transfers::iterator find_transfer(const Session& session, std::uint64_t call);
+    void hear_transfer(Session& session, const wire::Frame& frame, std::span<const std::byte> part);
+    // The client waits no more for a call, and its memory is to be left alone.
+    void give_up(Session& session, std::uint64_t call);
+    void tell_given_up(const Session& session, std::uint64_t call);
+    // A few messages of each transfer to a client, so that nobody waits long for another one's.
+    std::size_t send_bulk();
+    void look_at_transfers();
 
     void note_small_call(const Session& session);
     // What a client's own small calls, which stand before its transfers, do not slow down.
@@ -195,8 +221,6 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
 
     Store& store() override { return *store_; }
     replication::Replica* replica() override { return replica_now; }
-    const security::Reception::Policy& policy() const override { return greeting_policy; }
-    const ServerLimits& limits() const override { return options.limits; }
 
     // ------------------------------------------------------------------ state
 
@@ -227,8 +251,9 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
     std::unordered_map<std::uint64_t, std::shared_ptr<Session>> sessions;
     std::unordered_map<std::string, std::size_t> clients_of_host;  // by origin
     Lobby lobby{options.silence};
-    std::unordered_map<std::uint64_t, Moving> transfers;
-    std::set<std::uint64_t> sending;  // streams of them with something to send
+    Transfers transfers;
+    std::set<std::uint64_t> sending;  // those of them that send messages, with something to send
+    std::atomic<bool> is_through = false;  // a worker, with one of them
     std::uint64_t last_transfer = 0;
     // Of clients that move no bulk: the last one, and the last of another one.
     std::uint64_t small_caller = 0;
@@ -238,6 +263,13 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
     bool heard = false;                                          // in this round
     std::array<Clock::duration, wire::operation_count> costs{};  // by operation, decaying
     bool has_cut = false;                                        // sessions that are to be dropped
+    struct Orphans {
+        std::string client;
+        std::set<std::uint64_t> leases;
+        pid_t process = 0;  // of a client of this host
+        Clock::time_point until;
+    };
+    std::vector<Orphans> orphans;
     std::vector<net::Peer> gone;  // to be removed from the endpoint at the next sweep
     Clock::time_point last_expiry = Clock::now();
     Clock::time_point last_sweep = Clock::now();
@@ -248,7 +280,7 @@ struct Engine final : Host, local::Host, net::Endpoint::Listener {
     std::unique_ptr<Workers> workers;
     std::thread::id progress_id;  // set before any request can come
     std::thread progress_thread;
-    std::unique_ptr<local::Listener> local_listener;  // null: no clients of this host but by wire
+    std::unique_ptr<local::Endpoint> host_endpoint;  // null: no clients of this host but by wire
 };
 
 }  // namespace cpp_store::server

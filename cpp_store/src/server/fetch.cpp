@@ -74,16 +74,18 @@ void fetch(Call& call) {
     const wire::Fetch request = wire::decode_fetch(in);
     in.end();
 
-    auto [layers, stored] = describe_layers(call.store(), request);
-    wire::Writer out;
-    if (request.deliver) check_serials(stored, request.serials);
-    const bool with_data = total_bytes(stored) <= wire::described_with_data;
-    if (request.deliver || with_data) call.store().count_read(stored);
+    if (request.deliver && call.session()->shares_memory()) {
+        throw Error(Errc::protocol, "malformed message: tensors are not sent here");
+    }
+    Described found = describe_layers(call.store(), request);
     if (!request.deliver) {
-        encode_layers(out, std::move(layers), stored, with_data);
-        call.reply(std::move(out));
+        reply_with_layers(call, std::move(found));
         return;
     }
+    std::vector<StoredLayerPtr> stored = std::move(found.stored);
+    wire::Writer out;
+    check_serials(stored, request.serials);
+    call.store().count_read(stored);
     std::vector<Checksum> sums;
     std::vector<Transfer::Piece> pieces = pair_up(stored, request.destinations, out, sums);
     if (call.session()->sums_bulk()) out.sums(sums);
@@ -92,7 +94,7 @@ void fetch(Call& call) {
         return;
     }
     // The layers are held until the last byte has left.
-    call.transfer(Transfer::Direction::to_client, std::move(pieces),
+    call.transfer({Transfer::Direction::to_client, std::move(pieces), nullptr},
                   [self = call.shared_from_this(), stored = std::move(stored),
                    out = std::move(out)] { self->reply(out); });
 }

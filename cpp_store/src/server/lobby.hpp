@@ -40,6 +40,7 @@ class Lobby {
     explicit Lobby(std::chrono::milliseconds patience)
         : patience_(std::min<std::chrono::milliseconds>(patience, std::chrono::seconds(5))) {}
 
+    [[nodiscard]] std::chrono::milliseconds patience() const noexcept { return patience_; }
     // Whether a hello is heard at all. Of a flood most are not, so that it takes little work.
     [[nodiscard]] bool hears(Clock::time_point now) { return hellos_.take(now); }
     // Makes room for one more: of too many, in all or of one origin, the one goes that came first,
@@ -49,6 +50,10 @@ class Lobby {
     void enter(Guest guest);
     [[nodiscard]] std::size_t size() const noexcept { return guests_.size(); }
     [[nodiscard]] bool contains(std::uint64_t session) const { return guests_.contains(session); }
+    // Whether the guest came that way.
+    [[nodiscard]] bool is_at(std::uint64_t session, const local::LinePtr& line) const {
+        return guests_.at(session).session->at.line == line;
+    }
     [[nodiscard]] Guest leave(std::uint64_t session);
     void note_wrong_key(const std::string& origin, Clock::time_point now);
     // Those whose time is over.

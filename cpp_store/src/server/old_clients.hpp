@@ -10,14 +10,15 @@
 
 namespace cpp_store::server {
 
-// A hello of version 1. Throws Errc::protocol if it is one, but malformed.
+// A hello of version 1 or 2. Throws Errc::protocol if it is one, but malformed.
 struct OldHello {
     std::vector<std::byte> address;  // of the client, as its provider says it
     std::uint64_t call = 0;
+    std::uint8_t version = 0;
 };
 [[nodiscard]] std::optional<OldHello> decode_old_hello(std::span<const std::byte> message);
 
-// The answer to it, in words that clients of version 1 print.
+// The answer to it, in words that such clients print.
 [[nodiscard]] std::vector<std::byte> encode_old_refusal(const OldHello& hello,
                                                         const std::string& server);
 

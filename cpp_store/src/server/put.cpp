@@ -87,7 +87,11 @@ void put(Call& call) {
         commit(call, std::move(*incoming));
         return;
     }
-    call.transfer(Transfer::Direction::from_client, std::move(pieces),
+    // Of bytes that are copied on their way the checksums are taken at the same time.
+    const auto take = [incoming, moved](std::size_t i, std::span<const std::byte> bytes) {
+        incoming->append(moved[i], bytes);
+    };
+    call.transfer({Transfer::Direction::from_client, std::move(pieces), take},
                   [self = call.shared_from_this(), incoming, moved = std::move(moved),
                    sums = std::move(sums)] {
                       check_sums(*incoming, moved, sums);

@@ -4,6 +4,8 @@
 
 namespace cpp_store::server {
 
+namespace {
+
 std::uint64_t total_bytes(const std::vector<StoredLayerPtr>& layers) {
     std::uint64_t total = 0;
     for (const StoredLayerPtr& layer : layers) {
@@ -13,21 +15,47 @@ std::uint64_t total_bytes(const std::vector<StoredLayerPtr>& layers) {
     return total;
 }
 
-void encode_layers(wire::Writer& out, std::vector<wire::Layer> layers,
-                   const std::vector<StoredLayerPtr>& stored, bool with_data) {
-    out.count(layers.size());
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-        layers[i].here = stored[i] != nullptr;
-        if (stored[i]) {
-            layers[i].serial = stored[i]->serial;
-            for (const auto& tensor : stored[i]->tensors) {
-                layers[i].specs.push_back(tensor.spec);
-                if (with_data)
-                    layers[i].data.emplace_back(tensor.extent.data, tensor.spec.nbytes());
+}  // namespace
+
+local::Layer Call::pin(wire::Layer description, const StoredLayerPtr& stored) {
+    local::Layer layer;
+    layer.description = std::move(description);
+    if (!stored) return layer;
+    for (const StoredLayer::Tensor& tensor : stored->tensors) {
+        local::Layer::Place& place = layer.places.emplace_back();
+        if (tensor.extent.size == 0) continue;
+        regions_.insert(tensor.extent.region);
+        place = {static_cast<std::uint32_t>(tensor.extent.region), tensor.extent.offset};
+    }
+    session_->at.line->pins.pin(id_, stored);
+    layer.pin = pins_++;
+    return layer;
+}
+
+void reply_with_layers(Call& call, Described found) {
+    const bool is_shared = call.session()->shares_memory();
+    const bool with_data = !is_shared && total_bytes(found.stored) <= wire::described_with_data;
+    if (is_shared || with_data) call.store().count_read(found.stored);
+    wire::Writer out;
+    out.count(found.layers.size());
+    for (std::size_t i = 0; i < found.layers.size(); ++i) {
+        wire::Layer& layer = found.layers[i];
+        const StoredLayerPtr& stored = found.stored[i];
+        layer.here = stored != nullptr;
+        if (stored) {
+            layer.serial = stored->serial;
+            for (const auto& tensor : stored->tensors) {
+                layer.specs.push_back(tensor.spec);
+                if (with_data) layer.data.emplace_back(tensor.extent.data, tensor.spec.nbytes());
             }
         }
-        wire::encode(out, layers[i]);
+        if (is_shared) {
+            local::encode(out, call.pin(std::move(layer), stored));
+        } else {
+            wire::encode(out, layer);
+        }
     }
+    call.reply(std::move(out));
 }
 
 Described describe_model(Call& call) {
@@ -64,15 +92,10 @@ Described describe_model(Call& call) {
     return found;
 }
 
-// Says where a model's layers are and what tensors they have. Small ones come along; the client
-// fetches the others into buffers of its own, from whichever server has them.
+// Says where a model's layers are and what tensors they have. Over a network small ones come along,
+// and the client fetches the others into buffers of its own, from whichever server has them.
 void read(Call& call) {
-    Described found = describe_model(call);
-    const bool with_data = total_bytes(found.stored) <= wire::described_with_data;
-    if (with_data) call.store().count_read(found.stored);
-    wire::Writer out;
-    encode_layers(out, std::move(found.layers), found.stored, with_data);
-    call.reply(std::move(out));
+    reply_with_layers(call, describe_model(call));
 }
 
 }  // namespace cpp_store::server

@@ -25,32 +25,32 @@ constexpr bool asks_memory_only(wire::Operation operation) {
 
 }  // namespace
 
-Handler handler_of(wire::Operation operation) {
-    const Handler handler = handlers.at(static_cast<std::size_t>(operation));
-    if (!handler) throw Error(Errc::protocol, "malformed message: this cannot be asked for here");
-    return handler;
-}
-
-void Engine::received(std::span<std::byte> message) {
+void Engine::hear(std::span<std::byte> message, const local::LinePtr& line) {
     heard = true;
     std::uint64_t from = 0;
     try {
-        if (const auto old = decode_old_hello(message)) {
+        if (const auto old = line ? std::nullopt : decode_old_hello(message)) {
             refuse_old(*old);
             return;
         }
         const std::uint64_t id = wire::session_of(message);
         if (id == 0) {
-            hello(message);
+            hello(message, line);
             return;
+        }
+        if (line && line->session != id) {
+            throw Error(Errc::protocol, "it said no hello, or speaks for another client");
         }
         const auto found = sessions.find(id);
         if (found == sessions.end()) {
-            if (lobby.contains(id)) join(lobby.leave(id), message);
+            if (lobby.contains(id) && lobby.is_at(id, line)) join(lobby.leave(id), message);
             // A client that was dropped goes on until it notices; it will connect again.
             return;
         }
         const std::shared_ptr<Session> session = found->second;
+        if (session->at.line != line) {
+            throw Error(Errc::protocol, "a stranger speaks for a client of this host");
+        }
         from = id;
         if (!open(*session, message)) {
             drop(*session, "a message that is forged, or comes twice or out of turn");
@@ -60,30 +60,42 @@ void Engine::received(std::span<std::byte> message) {
         const wire::Frame frame = wire::decode_frame(message, part);
         session->heard = Clock::now();
         session->probes = 0;
-        switch (frame.kind) {
-            case wire::Kind::request:
-                request(session, frame, part);
-                return;
-            case wire::Kind::probe:
-                send(*session, {.kind = wire::Kind::echo, .session = session->id}, {});
-                return;
-            case wire::Kind::bulk:
-            case wire::Kind::credit:
-                move_stream(*session, frame, part);
-                return;
-            case wire::Kind::response:
-            case wire::Kind::echo:
-            case wire::Kind::unpin:
-            case wire::Kind::region:
-            case wire::Kind::staging:
-                drop(*session, "sent what does not belong here");
-                return;
-        }
+        hear(session, frame, part);
     } catch (const Error& error) {
         complain(std::string("a message is dropped: ") + error.what());
+        if (line) {
+            ended(line, error);
+            host_endpoint->close(*line);
+        }
     } catch (const std::bad_alloc&) {
         complain("a message is dropped: no memory for it");
         if (from != 0) cut(from);
+    }
+}
+
+void Engine::hear(const std::shared_ptr<Session>& session, const wire::Frame& frame,
+                  std::span<const std::byte> part) {
+    switch (frame.kind) {
+        case wire::Kind::request:
+            request(session, frame, part);
+            return;
+        case wire::Kind::probe:
+            send(*session, {.kind = wire::Kind::echo, .session = session->id}, {});
+            return;
+        case wire::Kind::bulk:
+        case wire::Kind::credit:
+        case wire::Kind::staging:
+            hear_transfer(*session, frame, part);
+            return;
+        case wire::Kind::give_up:
+            give_up(*session, frame.call);
+            return;
+        case wire::Kind::response:
+        case wire::Kind::echo:
+        case wire::Kind::unpin:
+        case wire::Kind::region:
+            drop(*session, "sent what does not belong here");
+            return;
     }
 }
 
@@ -96,6 +108,9 @@ void Engine::request(const std::shared_ptr<Session>& session, const wire::Frame&
         body = session->requests.add(frame, part);
         if (!body) return;
         call = std::make_shared<Call>(*this, session, operation, frame.call, std::move(*body));
+        if (!session->calls.emplace(frame.call, false).second) {
+            throw Error(Errc::protocol, "a call's number while that call is under way");
+        }
     } catch (const Error& error) {
         drop(*session, error.what());
         return;
@@ -111,7 +126,7 @@ void Engine::request(const std::shared_ptr<Session>& session, const wire::Frame&
     if (operation == wire::Operation::ping) {
         call->reply();
     } else if (operation == wire::Operation::bye) {
-        forget(*session);
+        forget(*session, true);
     } else if (auto* handler = handlers[frame.code]) {
         note_small_call(*session);
         Clock::duration& cost = costs[frame.code];

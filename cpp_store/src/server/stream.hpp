@@ -5,46 +5,45 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "server/transfer.hpp"
 
 namespace cpp_store::server {
 
-// A position in pieces of memory that follow each other. Belongs to the progress thread.
-class Stream {
+// A position in pieces of memory that follow each other.
+class Stream final : public Transfer {
   public:
-    Stream(Transfer::Direction direction, std::vector<Transfer::Piece> pieces,
-           std::function<void(int error)> done);
+    using Send = std::function<void(wire::Kind kind, std::span<const std::byte> part)>;
 
-    [[nodiscard]] Transfer::Direction direction() const noexcept { return direction_; }
-    [[nodiscard]] bool is_over() const noexcept { return moved_ == total_; }
-    void end() { std::exchange(done_, nullptr)(0); }
+    // `most`: bytes of a message to the client.
+    Stream(Plan plan, std::size_t most, Send send, Done done);
 
-    // From the client: takes the next bytes; false if there are more of them than asked for.
-    [[nodiscard]] bool take(std::span<const std::byte> bytes);
-    // How much the client may have sent in all, if it should be told.
-    [[nodiscard]] std::optional<std::uint64_t> new_credit();
-
-    // To the client: the next bytes, at most so many and what it gave credit for; empty: none.
-    [[nodiscard]] std::span<const std::byte> next(std::size_t most);
-    // False if that is less than before.
-    [[nodiscard]] bool give_credit(std::uint64_t bytes);
+    void start() override;
+    [[nodiscard]] bool hear(wire::Kind kind, std::span<const std::byte> part) override;
+    std::size_t send_some() override;
+    [[nodiscard]] bool may_send() const noexcept override {
+        return direction_ == Direction::to_client && moved_ < credit_ && moved_ < total_;
+    }
+    [[nodiscard]] bool cancel(int /*error*/) noexcept override { return true; }
 
   private:
     // Of the piece that is next.
     [[nodiscard]] std::span<std::byte> rest();
+    [[nodiscard]] bool take(std::span<const std::byte> bytes);
+    void tell_credit();
+    void end_if_through();
 
-    const Transfer::Direction direction_;
-    std::vector<Transfer::Piece> pieces_;
-    std::function<void(int error)> done_;
+    const Direction direction_;
+    std::vector<Piece> pieces_;
+    const std::size_t most_;
+    Send send_;
+    Done done_;
     std::size_t piece_ = 0;
     std::uint64_t offset_ = 0;
     std::uint64_t moved_ = 0;
-    std::uint64_t credit_ = 0;
+    std::uint64_t credit_ = 0;  // that the client has, or gave: bytes in all
     std::uint64_t total_ = 0;
 };
 

@@ -1,73 +1,63 @@
 // The bytes of one call, between the server's memory and the client's, in pieces.
 #pragma once
 
-#include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
-#include "net/endpoint.hpp"
 #include "net/wire.hpp"
 
 namespace cpp_store::server {
 
-// How much of a transfer is handed to the provider at a time. A provider moves all that it was
-// given before it looks at anything else, so this is also how long a small call may have to wait.
-struct Pace {
-    std::uint64_t chunk = 0;   // bytes of one RMA
-    std::uint64_t window = 0;  // bytes in flight
-};
-
-// Cut into chunks with a few in flight, so that the wire stays full and no client waits long for
-// another one's. Belongs to the thread that drives the endpoint; it must live until it is done or
-// the endpoint is closed.
+// How they move is up to its kinds: by RMA (rma.hpp), inside the client's sealed messages
+// (stream.hpp), or through memory that a client of this host shares with us (staged.hpp). Belongs
+// to the progress thread.
 class Transfer {
   public:
+    using Clock = std::chrono::steady_clock;
     enum class Direction : std::uint8_t { from_client, to_client };
     struct Piece {
         std::byte* local = nullptr;
         std::uint64_t length = 0;
         wire::Remote remote;
     };
-    // Called once, when nothing is in flight any more; `error` is 0 or one of libfabric. May
+    struct Plan {
+        Direction direction = Direction::from_client;
+        std::vector<Piece> pieces;
+        // Takes the next bytes of a piece from where they came by. Null: copied to the piece.
+        std::function<void(std::size_t piece, std::span<const std::byte> bytes)> take;
+    };
+    // Called once, when nothing touches the memory any more; `error` is 0 or one of libfabric. May
     // destroy the transfer.
     using Done = std::function<void(int error)>;
 
-    // `pace` is asked whenever something has ended: it may change while the transfer runs.
-    Transfer(net::Endpoint& endpoint, net::Peer peer, Direction direction,
-             std::vector<Piece> pieces, std::function<Pace()> pace, Done done);
-    void start();
-    // Starts no more; ends with this error when what is in flight has ended.
-    void cancel(int error) noexcept { error_ = error; }
+    Transfer() = default;
+    Transfer(const Transfer&) = delete;
+    Transfer& operator=(const Transfer&) = delete;
+    virtual ~Transfer() = default;
 
-  private:
-    struct Chunk : net::Rma {
-        Transfer* transfer = nullptr;
-        void completed(int error) override { transfer->completed(*this, error); }
-    };
-    static constexpr std::size_t most_chunks = 32;
-
-    void fill();
-    bool post_next(std::uint64_t most);
-    void completed(Chunk& slot, int error);
-
-    net::Endpoint& endpoint_;
-    std::vector<Piece> pieces_;
-    // One a piece, where the provider wants them. Not cached: the arena gives pages back to the
-    // kernel and takes new ones at the same address, which a registration that outlived the
-    // transfer would not notice. Clients register for each call for the same reason: nobody tells
-    // us when NumPy frees. (libfabric's verbs provider has a cache of its own that watches for
-    // both.)
-    std::vector<net::MemoryRegion> regions_;
-    std::function<Pace()> pace_;
-    Done done_;
-    std::array<Chunk, most_chunks> chunks_;
-    std::vector<Chunk*> idle_;
-    std::size_t piece_ = 0;  // next to be posted: from byte offset_ of this one
-    std::uint64_t offset_ = 0;
-    std::uint64_t flying_ = 0;  // bytes in flight
-    int error_ = 0;
+    virtual void start() = 0;  // may end it at once
+    // What its client says of it; false if that breaks the rules. May end it.
+    [[nodiscard]] virtual bool hear(wire::Kind kind, std::span<const std::byte> part);
+    // Sends a few messages of it; how many. May end it.
+    virtual std::size_t send_some() { return 0; }
+    // Whether send_some() has something to do.
+    [[nodiscard]] virtual bool may_send() const noexcept { return false; }
+    // Moves no more. True if nothing touches the memory from now on, and done is never called; else
+    // that is, with this error, once nothing does.
+    [[nodiscard]] virtual bool cancel(int error) noexcept = 0;
+    // Whether another thread is through with it; then look() ends it, or throws why it cannot.
+    [[nodiscard]] virtual bool is_through() const noexcept { return false; }
+    virtual void look() {}
+    // When something moved last, as far as it is known here.
+    [[nodiscard]] virtual Clock::time_point moved() const noexcept { return {}; }
 };
+
+inline bool Transfer::hear(wire::Kind /*kind*/, std::span<const std::byte> /*part*/) {
+    return false;
+}
 
 }  // namespace cpp_store::server

@@ -289,7 +289,7 @@ TEST_P(Attack, ReadsBeyondWhatWasGrantedAreRefused) {
 }
 
 // Old clients are told what to do in words that they print.
-TEST_P(Attack, ClientsOfVersion1GetALine) {
+TEST_P(Attack, ClientsOfOldVersionsGetALine) {
     std::vector<std::byte> name;
     struct Listener : net::Endpoint::Listener {
         void received(std::span<std::byte> message) override {
@@ -300,6 +300,15 @@ TEST_P(Attack, ClientsOfVersion1GetALine) {
     } listener;
     net::Endpoint endpoint(net::Address::parse(server_->address()), net::Endpoint::Role::client,
                            listener);
+    const auto answer_to = [&](std::span<const std::byte> hello) {
+        listener.text.clear();
+        endpoint.send(endpoint.server(), hello, {});
+        EXPECT_TRUE(wait_until([&] {
+            endpoint.progress();
+            return !listener.text.empty();
+        }));
+        return listener.text;
+    };
     wire::Writer hello;
     hello.u32(wire::magic);
     hello.u8(1);   // version
@@ -310,14 +319,22 @@ TEST_P(Attack, ClientsOfVersion1GetALine) {
     hello.u32(static_cast<std::uint32_t>(4 + endpoint.name().size()));
     hello.u32(0);
     hello.bytes(endpoint.name());
-    endpoint.send(endpoint.server(), hello.data(), {});
-    ASSERT_TRUE(wait_until([&] {
-        endpoint.progress();
-        return !listener.text.empty();
-    }));
-    EXPECT_EQ(listener.text[4], 1) << "in its own version";
-    EXPECT_THAT(listener.text,
-                HasSubstr("speaks version 3 of the wire format, this client version 1"));
+    const std::string first = answer_to(hello.data());
+    EXPECT_EQ(first[4], 1) << "in its own version";
+    EXPECT_THAT(first, HasSubstr("speaks version 3 of the wire format, this client version 1"));
+
+    wire::Writer body;
+    body.bytes(endpoint.name());
+    auto header = wire::encode({.kind = wire::Kind::request,
+                                .call = 42,
+                                .total = static_cast<std::uint32_t>(body.data().size())});
+    header[4] = std::byte{2};
+    wire::Writer later;
+    later.raw(header);
+    later.raw(body.data());
+    const std::string second = answer_to(later.data());
+    EXPECT_EQ(second[4], 2) << "in its own version";
+    EXPECT_THAT(second, HasSubstr("speaks version 3 of the wire format, this client version 2"));
 }
 
 TEST_P(Attack, AHelloMayNotBeLong) {

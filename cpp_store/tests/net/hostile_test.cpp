@@ -153,7 +153,7 @@ TEST(Lobby, AGuestThatDoesNotJoinMakesRoomForOthers) {
     const auto enter = [&](const std::string& origin, Clock::time_point now) {
         const auto left = lobby.admit(origin, now);
         ++last;
-        lobby.enter({.session = std::make_shared<server::Session>(last, FI_ADDR_UNSPEC, "guest"),
+        lobby.enter({.session = std::make_shared<server::Session>(last, server::Place{}, "guest"),
                      .reception =
                          security::Reception(policy, security::Way::network, last, request.hello()),
                      .call = 1,

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -16,9 +17,9 @@
 #include <random>
 #include <thread>
 
+#include "client/connection.hpp"
 #include "cpp_store/client.hpp"
 #include "cpp_store/server.hpp"
-#include "local/link.hpp"
 #include "local/names.hpp"
 #include "local/socket.hpp"
 #include "local/staging.hpp"
@@ -30,6 +31,52 @@ namespace {
 
 using namespace std::chrono_literals;
 using testing::HasSubstr;
+
+// What a client of another program could do: frames over the socket, one after the other.
+class Raw {
+  public:
+    explicit Raw(local::Socket socket) : socket_(std::move(socket)) {}
+
+    struct Received {
+        wire::Frame frame;
+        std::vector<std::byte> part;
+        local::Descriptor passed;
+    };
+    // Throws Errc::connection once the server has ended it.
+    std::optional<Received> receive(std::chrono::milliseconds patience = 10s) {
+        std::vector<std::byte> buffer(local::Socket::max_message);
+        const auto end = std::chrono::steady_clock::now() + patience;
+        while (std::chrono::steady_clock::now() < end) {
+            if (auto message = socket_.receive(buffer)) {
+                Received received;
+                std::span<const std::byte> part;
+                received.frame = wire::decode_frame(message->bytes, part);
+                received.part.assign(part.begin(), part.end());
+                received.passed = std::move(message->passed);
+                return received;
+            }
+            pollfd waiting{socket_.fd(), POLLIN, 0};
+            ::poll(&waiting, 1, 10);
+        }
+        return std::nullopt;
+    }
+    void send(wire::Frame frame, std::span<const std::byte> body) {
+        frame.session = session;
+        frame.total = static_cast<std::uint32_t>(body.size());
+        socket_.send(wire::encode(frame), body);
+    }
+    [[nodiscard]] bool try_send(wire::Frame frame, std::span<const std::byte> body) {
+        frame.session = session;
+        frame.total = static_cast<std::uint32_t>(body.size());
+        return socket_.try_send(wire::encode(frame), body);
+    }
+    [[nodiscard]] int fd() const { return socket_.fd(); }
+
+    std::uint64_t session = 0;
+
+  private:
+    local::Socket socket_;
+};
 
 // A server in this process, as one of another process of this host is to its clients.
 struct Running {
@@ -55,20 +102,16 @@ struct Running {
         return Cluster({.servers = {server->address()}, .timeout = timeout, .key = {}});
     }
     // One whose calls can be given up at any moment.
-    [[nodiscard]] std::shared_ptr<local::Link> link() const {
-        const net::Address address = net::Address::parse(server->address());
-        return local::Link::open({.address = address,
-                                  .request = {.address = server->address(),
-                                              .name = {},
-                                              .client = "link",
-                                              .servers = {server->address()},
-                                              .shared = {},
-                                              .way = security::Way::one_host},
-                                  .check_signals = {}});
+    [[nodiscard]] std::unique_ptr<client::Connection> link() const {
+        return std::make_unique<client::Connection>(
+            client::Connection::Options{.address = server->address(),
+                                        .servers = {server->address()},
+                                        .key = {},
+                                        .check_signals = {}});
     }
-    [[nodiscard]] local::Socket knock() const {
+    [[nodiscard]] Raw knock() const {
         const auto names = local::client_names(net::Address::parse(server->address()));
-        return std::move(*local::Socket::connect(names.at(0), 5s));
+        return Raw(std::move(*local::Socket::connect(names.at(0), 5s)));
     }
     // Waits until the server has dropped all that it held for clients.
     [[nodiscard]] bool has_used(std::uint64_t bytes) const {
@@ -301,9 +344,15 @@ TEST(SameHost, ViewsStayAsTheyAreWhenTheStoreGoesOnWithoutItsServer) {
     EXPECT_TRUE(running.has_used(0));
 }
 
-std::unique_ptr<local::Call> start(local::Link& link, wire::Operation operation,
-                                   const wire::Writer& body = {}) {
-    return link.start(operation, body.data(), {}, local::Clock::now() + 30s);
+client::PendingCallPtr start(client::Connection& link, wire::Operation operation,
+                             const wire::Writer& body = {}) {
+    return link.start(
+        operation, [&](wire::Writer& out, std::span<const wire::Remote>) { out.raw(body.data()); });
+}
+
+wire::Reader wait(const client::PendingCallPtr& call) {
+    client::Connection::wait({&call, 1});
+    return call->response();
 }
 
 wire::Writer read_request(const std::string& model) {
@@ -312,11 +361,9 @@ wire::Writer read_request(const std::string& model) {
     return out;
 }
 
-std::vector<local::SharedLayer> read_through(local::Link& link, const std::string& model) {
+std::vector<local::SharedLayer> read_through(client::Connection& link, const std::string& model) {
     const auto call = start(link, wire::Operation::read, read_request(model));
-    std::vector<std::byte> body;
-    EXPECT_EQ(call->wait(body), 0);
-    wire::Reader in(body);
+    wire::Reader in = wait(call);
     std::vector<local::SharedLayer> layers(in.count(1));
     for (local::SharedLayer& layer : layers) layer = call->decode_layer(in);
     return layers;
@@ -331,10 +378,9 @@ TEST(SameHost, ACallThatIsGivenUpTakesNoPinOfAnotherAlong) {
     auto layers = read_through(*link, "m");
     for (const auto operation :
          {wire::Operation::ping, wire::Operation::verify, wire::Operation::stats}) {
-        (void)start(*link, operation);  // over the connection that the answer came by, at first
+        (void)start(*link, operation);
     }
     other.retire("m");
-    // Once these have come and gone, the connections that were given up have ended, too.
     for (int i = 0; i < 20; ++i) {
         (void)start(*link, wire::Operation::ping);
         model_of("n" + std::to_string(i), {100'000}, 7).put(other);
@@ -342,8 +388,7 @@ TEST(SameHost, ACallThatIsGivenUpTakesNoPinOfAnotherAlong) {
     EXPECT_TRUE(same(layers.at(0).description.data.at(0), model.tensors[0]));
     EXPECT_EQ(running.store->stats().memory.used, 21 * 100'032u);
     layers.clear();
-    std::vector<std::byte> body;
-    EXPECT_EQ(start(*link, wire::Operation::ping)->wait(body), 0);
+    (void)wait(start(*link, wire::Operation::ping));
     EXPECT_TRUE(running.has_used(20 * 100'032u));
 }
 
@@ -352,7 +397,10 @@ TEST(SameHost, AnAnswerThatNobodyTookPinsNothing) {
     Cluster other = running.connect();
     model_of("m", {100'000}).put(other);
     const auto link = running.link();
-    for (int i = 0; i < 50; ++i) (void)start(*link, wire::Operation::read, read_request("m"));
+    for (int i = 0; i < 50; ++i) {
+        const auto call = start(*link, wire::Operation::read, read_request("m"));
+        if (i % 2 == 0) (void)wait(call);  // it came, but nobody looked at it
+    }
     other.retire("m");
     EXPECT_TRUE(running.has_used(0));
 }
@@ -368,9 +416,8 @@ TEST(SameHost, ACallThatIsGivenUpEndsNoLease) {
         Query asked;
         asked.ns = model.request.ns;
         wire::encode(query, *model.request.table, asked, 600'000);
-        std::vector<std::byte> body;
-        ASSERT_EQ(start(*link, wire::Operation::best_matches, query)->wait(body), 0);
-        ASSERT_EQ(wire::Reader(body).count(1), 1u);
+        const auto asked_for = start(*link, wire::Operation::best_matches, query);
+        ASSERT_EQ(wait(asked_for).count(1), 1u);
         (void)start(*link, wire::Operation::ping);
         other.retire("m");
         for (int i = 0; i < 20; ++i) {
@@ -383,26 +430,63 @@ TEST(SameHost, ACallThatIsGivenUpEndsNoLease) {
     EXPECT_TRUE(running.has_used(0));  // the client is gone
 }
 
-TEST(SameHost, OnlyAClientThatIsThereGetsAnotherConnection) {
+TEST(SameHost, APutThatIsGivenUpLeavesAllElse) {
     Running running;
-    local::Socket socket = running.knock();
-    socket.set_patience(10s, 10s);
-    wire::Hello stray;
-    stray.client = "stray";
-    stray.servers = security::digest_of({});
-    stray.address.assign(8, std::byte{7});
-    wire::Writer out;
-    wire::encode(out, stray);
-    const auto ask = [&](wire::Operation operation, std::span<const std::byte> body) {
-        socket.send_body(
-            {.kind = wire::Kind::request, .code = static_cast<std::uint16_t>(operation), .call = 1},
-            body);
-        return socket.receive();
+    const auto link = running.link();
+    const RandomModel model = model_of("m", {100'000});
+    {
+        Cluster other = running.connect();
+        model.put(other);
+    }
+    auto layers = read_through(*link, "m");
+    const RandomModel large = model_of("large", {32 << 20});
+    const auto put = [&] {
+        wire::Put request;
+        request.request = large.request;
+        wire::Payload& payload = request.tensors.emplace_back();
+        payload.spec = {DType::uint8, {large.tensors[0].size()}};
+        payload.nbytes = large.tensors[0].size();
+        payload.remote = wire::Remote{};
+        const client::Exposure exposure{large.tensors[0], false};
+        return link->start(
+            wire::Operation::put,
+            [&](wire::Writer& out, std::span<const wire::Remote>) { wire::encode(out, request); },
+            {&exposure, 1});
     };
-    ASSERT_TRUE(ask(wire::Operation::hello, out.data()));
-    wire::Writer join;
-    wire::encode(join, wire::Join{});
-    EXPECT_EQ(code_of([&] { (void)ask(wire::Operation::join, join.data()); }), Errc::connection);
+    for (int i = 0; i < 10; ++i) {  // more than can be staged at once
+        const auto call = put();
+        (void)wait(start(*link, wire::Operation::ping));  // it has begun
+    }
+    EXPECT_TRUE(running.has_used(100'032u));
+    EXPECT_TRUE(same(layers.at(0).description.data.at(0), model.tensors[0]));
+    EXPECT_GT(wait(put()).u64(), 0u);
+    EXPECT_TRUE(running.store->contains("large"));
+    EXPECT_THAT(running.store->verify(), testing::IsEmpty());
+}
+
+TEST(SameHost, ThreadsShareOneConnection) {
+    Running running;
+    Cluster cluster = running.connect();
+    const auto descriptors = [] {
+        return std::distance(std::filesystem::directory_iterator("/proc/self/fd"),
+                             std::filesystem::directory_iterator{});
+    };
+    cluster.ping(0);
+    const auto before = descriptors();
+    std::atomic<int> ready = 0;
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 8; ++t) {
+        threads.emplace_back([&] {
+            ++ready;
+            for (int i = 0; i < 200; ++i) cluster.ping(0);
+            --ready;
+            while (ready > 0) std::this_thread::yield();
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    // One for each thread to be woken by, while it is there.
+    EXPECT_LE(descriptors(), before + 1);
+    EXPECT_THAT(running.log, testing::IsEmpty());
 }
 
 // What a client of another program could send.
@@ -425,19 +509,19 @@ std::vector<std::byte> join() {
     return out.take();
 }
 
-local::Socket introduced(const Running& running) {
-    local::Socket socket = running.knock();
-    socket.set_patience(10s, 10s);
-    socket.send_body(request(wire::Operation::hello), hello());
+Raw introduced(const Running& running) {
+    Raw socket = running.knock();
+    socket.send(request(wire::Operation::hello), hello());
     const auto challenge = socket.receive();
     EXPECT_TRUE(challenge && challenge->frame.code == 0);
-    socket.send_body(request(wire::Operation::join), join());
+    socket.session = challenge->frame.session;
+    socket.send(request(wire::Operation::join), join());
     const auto welcome = socket.receive();
     EXPECT_TRUE(welcome && welcome->frame.code == 0);
     return socket;
 }
 
-bool is_dropped(local::Socket& socket) {
+bool is_dropped(Raw& socket) {
     try {
         while (socket.receive()) {
         }
@@ -447,31 +531,38 @@ bool is_dropped(local::Socket& socket) {
     return false;
 }
 
+TEST(SameHost, NobodySpeaksForAnother) {
+    Running running;
+    Raw one = introduced(running);
+    Raw other = introduced(running);
+    other.session = one.session;
+    other.send(request(wire::Operation::ping), {});
+    EXPECT_TRUE(is_dropped(other));
+    one.send(request(wire::Operation::ping), {});
+    EXPECT_TRUE(one.receive());
+}
+
 TEST(SameHost, DropsClientsThatBreakTheRules) {
     Running running;
     Cluster cluster = running.connect();
     const auto breaks = [&](const wire::Frame& frame, const std::vector<std::byte>& body) {
-        local::Socket socket = introduced(running);
-        wire::Frame whole = frame;
-        whole.total = static_cast<std::uint32_t>(body.size());
-        socket.send(whole, body);
+        Raw socket = introduced(running);
+        socket.send(frame, body);
         EXPECT_TRUE(is_dropped(socket)) << static_cast<int>(frame.kind) << " " << frame.code;
     };
     const std::vector<std::byte> nonsense(100, std::byte{0xab});
     breaks({.kind = wire::Kind::response}, {});
-    breaks({.kind = wire::Kind::staging}, {});
+    breaks({.kind = wire::Kind::bulk}, {});
     breaks({.kind = wire::Kind::unpin}, nonsense);
     breaks(request(wire::Operation::hello), hello());
     breaks(request(wire::Operation::put), nonsense);
     breaks(request(wire::Operation::read), nonsense);
     breaks(request(wire::Operation::fetch), nonsense);
     breaks(request(wire::Operation::lookup), {});
-    local::Socket silent = running.knock();
-    silent.set_patience(10s, 10s);
+    Raw silent = running.knock();
     silent.send(request(wire::Operation::ping), {});
     EXPECT_TRUE(is_dropped(silent));
-    local::Socket garbage = running.knock();
-    garbage.set_patience(10s, 10s);
+    Raw garbage = running.knock();
     ::send(garbage.fd(), nonsense.data(), nonsense.size(), 0);
     EXPECT_TRUE(is_dropped(garbage));
     EXPECT_TRUE(running.has_logged("hostile is dropped"));
@@ -480,13 +571,13 @@ TEST(SameHost, DropsClientsThatBreakTheRules) {
 
 TEST(SameHost, UnpinsOfWhatIsNotPinnedAreNoHarm) {
     Running running;
-    local::Socket socket = introduced(running);
+    Raw socket = introduced(running);
     wire::Writer out;
     out.count(3);
-    for (const std::uint64_t pin : {std::uint64_t{0}, std::uint64_t{7}, ~std::uint64_t{0}}) {
-        out.u64(pin);
+    for (const std::uint64_t call : {std::uint64_t{0}, std::uint64_t{7}, ~std::uint64_t{0}}) {
+        local::encode(out, local::Unpin{call, 1});
     }
-    socket.send_body({.kind = wire::Kind::unpin}, out.data());
+    socket.send({.kind = wire::Kind::unpin}, out.data());
     socket.send(request(wire::Operation::ping), {});
     const auto answer = socket.receive();
     EXPECT_TRUE(answer && answer->frame.kind == wire::Kind::response);
@@ -506,18 +597,22 @@ std::vector<std::byte> put_request(const RandomModel& model) {
     return out.take();
 }
 
+void fill(local::Staging& staging, Raw& socket) {
+    staging.fill([](std::size_t, std::uint64_t, std::span<std::byte>) {}, [] {},
+                 [&] { socket.send({.kind = wire::Kind::staging, .call = 1}, {}); });
+}
+
 TEST(SameHost, AClientThatGoesDuringAPutLeavesNothing) {
     Running running;
     for (const std::uint64_t announced : {0, 1, 8}) {  // chunks that it has filled
         EXPECT_TRUE(running.has_used(0));
-        local::Socket socket = introduced(running);
-        socket.send_body(request(wire::Operation::put), put_request(model_of("m", {4 << 20})));
+        Raw socket = introduced(running);
+        socket.send(request(wire::Operation::put), put_request(model_of("m", {4 << 20})));
         auto go = socket.receive();
         ASSERT_TRUE(go && go->frame.kind == wire::Kind::staging && go->passed);
         local::Staging staging(std::move(go->passed));
-        const std::uint64_t bytes = announced * local::Staging::slot_size;
-        staging.fill(
-            std::span(&bytes, 1), [](std::size_t, std::uint64_t, std::span<std::byte>) {}, [] {});
+        staging.begin({announced * local::Staging::slot_size});
+        if (announced > 0) fill(staging, socket);
         EXPECT_EQ(running.store->stats().memory.used, std::uint64_t{4} << 20);
     }
     EXPECT_TRUE(running.has_used(0));
@@ -554,9 +649,9 @@ TEST(SameHost, ClientsThatAreKilledInSyncedPutsHarmNobody) {
     for (int t = 0; t < 4; ++t) {
         killed.emplace_back([&running, t] {
             for (int i = 0; i < 50; ++i) {
-                local::Socket socket = introduced(running);
+                Raw socket = introduced(running);
                 const std::string model = "m" + std::to_string(t) + "_" + std::to_string(i);
-                socket.send_body(request(wire::Operation::put), small_put_request(model));
+                socket.send(request(wire::Operation::put), small_put_request(model));
                 if (i % 2 == 1) (void)socket.receive();
             }
         });
@@ -571,11 +666,11 @@ TEST(SameHost, ClientsThatAreKilledInSyncedPutsHarmNobody) {
 TEST(SameHost, NobodyWaitsForAClientThatReadsNoAnswers) {
     const Directory directory;
     Running running({}, std::uint64_t{1} << 28, directory.path / "data");
-    local::Socket deaf = introduced(running);
+    Raw deaf = introduced(running);
     wire::Frame frame = request(wire::Operation::put);
     for (int i = 0; i < 20'000; ++i) {  // until the server has no room for another answer
         const auto body = small_put_request("m" + std::to_string(i));
-        frame.total = static_cast<std::uint32_t>(body.size());
+        ++frame.call;
         const auto give_up = std::chrono::steady_clock::now() + 2s;
         bool is_sent = deaf.try_send(frame, body);
         while (!is_sent && std::chrono::steady_clock::now() < give_up) {
@@ -591,8 +686,8 @@ TEST(SameHost, NobodyWaitsForAClientThatReadsNoAnswers) {
 
 TEST(SameHost, AStagingFileCannotBeResized) {
     Running running;
-    local::Socket socket = introduced(running);
-    socket.send_body(request(wire::Operation::put), put_request(model_of("m", {1 << 20})));
+    Raw socket = introduced(running);
+    socket.send(request(wire::Operation::put), put_request(model_of("m", {1 << 20})));
     const auto go = socket.receive();
     ASSERT_TRUE(go && go->passed);
     EXPECT_NE(ftruncate(go->passed.get(), 0), 0);
@@ -601,8 +696,8 @@ TEST(SameHost, AStagingFileCannotBeResized) {
 
 TEST(SameHost, AClientThatWritesToStagingMeanwhileHarmsOnlyItself) {
     Running running;
-    local::Socket socket = introduced(running);
-    socket.send_body(request(wire::Operation::put), put_request(model_of("m", {8 << 20})));
+    Raw socket = introduced(running);
+    socket.send(request(wire::Operation::put), put_request(model_of("m", {8 << 20})));
     auto go = socket.receive();
     ASSERT_TRUE(go && go->passed);
     void* const memory = mmap(nullptr, 8 * local::Staging::slot_size, PROT_READ | PROT_WRITE,
@@ -616,9 +711,8 @@ TEST(SameHost, AClientThatWritesToStagingMeanwhileHarmsOnlyItself) {
         }
     });
     local::Staging staging(std::move(go->passed));
-    const std::uint64_t bytes = 8 << 20;
-    staging.fill(
-        std::span(&bytes, 1), [](std::size_t, std::uint64_t, std::span<std::byte>) {}, [] {});
+    staging.begin({8 << 20});
+    fill(staging, socket);
     const auto answer = socket.receive();
     done = true;
     scribbler.join();

@@ -1,4 +1,4 @@
-#include "server/transfer.hpp"
+#include "server/rma.hpp"
 
 #include <algorithm>
 #include <utility>
@@ -7,10 +7,10 @@
 
 namespace cpp_store::server {
 
-Transfer::Transfer(net::Endpoint& endpoint, net::Peer peer, Direction direction,
-                   std::vector<Piece> pieces, std::function<Pace()> pace, Done done)
+RmaTransfer::RmaTransfer(net::Endpoint& endpoint, net::Peer peer, Plan plan,
+                         std::function<Pace()> pace, Done done)
     : endpoint_(endpoint),
-      pieces_(std::move(pieces)),
+      pieces_(std::move(plan.pieces)),
       pace_(std::move(pace)),
       done_(std::move(done)) {
     regions_.reserve(pieces_.size());
@@ -21,16 +21,12 @@ Transfer::Transfer(net::Endpoint& endpoint, net::Peer peer, Direction direction,
     for (Chunk& chunk : chunks_) {
         chunk.transfer = this;
         chunk.peer = peer;
-        chunk.write = direction == Direction::to_client;
+        chunk.write = plan.direction == Direction::to_client;
         idle_.push_back(&chunk);
     }
 }
 
-void Transfer::start() {
-    fill();
-}
-
-void Transfer::fill() {
+void RmaTransfer::fill() {
     const Pace pace = pace_();
     while (error_ == 0 && !idle_.empty() && flying_ < pace.window && post_next(pace.chunk)) {
     }
@@ -38,7 +34,7 @@ void Transfer::fill() {
 }
 
 // False if everything is on its way.
-bool Transfer::post_next(std::uint64_t most) {
+bool RmaTransfer::post_next(std::uint64_t most) {
     while (piece_ < pieces_.size() && offset_ == pieces_[piece_].length) {
         ++piece_;
         offset_ = 0;
@@ -58,7 +54,7 @@ bool Transfer::post_next(std::uint64_t most) {
     return true;
 }
 
-void Transfer::completed(Chunk& chunk, int error) {
+void RmaTransfer::completed(Chunk& chunk, int error) {
     (void)failpoints::visit("transfer.done");
     flying_ -= chunk.length;
     idle_.push_back(&chunk);
