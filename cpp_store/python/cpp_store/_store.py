@@ -321,8 +321,7 @@ class Store:
         tensors: Tensors,
         *,
         table: LayerTable | None = None,
-        match: LeasedMatch | None = None,
-        inherited: Collection[str] = (),
+        inherited: Mapping[str, LeasedMatch | str] | None = None,
         namespace: str = "",
         score: float = 0.0,
         parent: str = "",
@@ -342,11 +341,12 @@ class Store:
             and Torch tensors in host memory).
         table
             All layers of the model. None: those of `tensors`, in their order, requiring nothing.
-        match
-            Where the inherited layers are: a match of this store, with its lease not yet ended.
         inherited
-            Names of layers of the match's prefix that are not stored again but referenced. Layers
-            of it that have no tensors may be named.
+            For each layer that is not stored again but referenced, where it is: a match of this
+            store with its lease not yet ended, whose prefix has the layer, or the id of the model
+            that put its tensors, as :attr:`LeasedMatch.owners` says. So ``match.owners`` is all
+            that a match has, ``dict.fromkeys(names, match)`` some of it, and one model may inherit
+            from several ancestors. Layers of a prefix that have no tensors may be named.
         namespace
             Models of different namespaces never match.
         score
@@ -373,14 +373,15 @@ class Store:
         AlreadyExists
             There is a model of that id with other content.
         NotFound
-            An inherited layer is gone, since the lease was over and its last model retired.
+            An inherited layer is gone, since the lease was over and its last model retired, or is
+            none of the model that is said to own it.
         OutOfMemory
             The store's limit would be exceeded. Everything stored stays readable.
         """
         return self._open_handle().put(
             arguments.text(model, "model"),
             arguments.mapping(tensors, "tensors"),
-            *self._said(table, match, inherited, namespace, score, parent, graph, metadata),
+            *self._said(table, inherited, namespace, score, parent, graph, metadata),
         )
 
     def allocate(
@@ -389,8 +390,7 @@ class Store:
         specs: Mapping[str, Specs],
         *,
         table: LayerTable | None = None,
-        match: LeasedMatch | None = None,
-        inherited: Collection[str] = (),
+        inherited: Mapping[str, LeasedMatch | str] | None = None,
         namespace: str = "",
         score: float = 0.0,
         parent: str = "",
@@ -405,7 +405,7 @@ class Store:
             Its id.
         specs
             For each layer that the model brings along the (shape, dtype) of its tensors.
-        table, match, inherited, namespace, score, parent, graph, metadata
+        table, inherited, namespace, score, parent, graph, metadata
             As for :meth:`put`.
 
         Returns
@@ -421,7 +421,7 @@ class Store:
         handle = self._open_handle()
         arguments.text(model, "model")
         layers = arguments.mapping(specs, "specs")
-        said = self._said(table, match, inherited, namespace, score, parent, graph, metadata)
+        said = self._said(table, inherited, namespace, score, parent, graph, metadata)
         if isinstance(handle, LocalStore):
             return Allocation(self, handle.allocate(model, dict(layers), *said))
         return Allocation(
@@ -431,8 +431,7 @@ class Store:
     def _said(
         self,
         table: LayerTable | None,
-        match: LeasedMatch | None,
-        inherited: Collection[str],
+        inherited: Mapping[str, LeasedMatch | str] | None,
         namespace: str,
         score: float,
         parent: str,
@@ -442,7 +441,7 @@ class Store:
         """Return what a put says besides the tensors, checked."""
         return (
             None if table is None else arguments.table(table),
-            self._owners_of(arguments.texts(inherited, "inherited"), match),
+            self._heritage(inherited),
             arguments.text(namespace, "namespace"),
             arguments.number(score, "score"),
             arguments.text(parent, "parent"),
@@ -450,17 +449,28 @@ class Store:
             arguments.metadata(metadata),
         )
 
-    def _owners_of(
-        self, inherited: Collection[str], match: LeasedMatch | None
-    ) -> list[tuple[str, str]]:
-        if match is not None and not isinstance(match, LeasedMatch):
-            raise InvalidArgument(f"match: expected a LeasedMatch, found {type(match).__name__}")
+    def _heritage(self, inherited: Mapping[str, LeasedMatch | str] | None) -> list[tuple[str, str]]:
+        """Return the layers that are to be inherited and the models that put them."""
+        if not isinstance(inherited, Mapping | None):
+            raise InvalidArgument(
+                "inherited: expected a dict of layers and where they are (match.owners, or "
+                f"dict.fromkeys(names, match)), found {type(inherited).__name__}"
+            )
+        pairs, matches = [], {}
+        sources = arguments.mapping(inherited or {}, "inherited")
+        for name, source in sources.items():
+            if isinstance(source, LeasedMatch):
+                matches[id(source)] = source
+            else:
+                pairs.append((name, arguments.text(source, f"inherited, layer {name!r}")))
+        for match in matches.values():
+            names = [name for name, source in sources.items() if source is match]
+            pairs += self._owners_of(names, match)
+        return pairs
+
+    def _owners_of(self, inherited: Collection[str], match: LeasedMatch) -> list[tuple[str, str]]:
         if not inherited:
             return []
-        if match is None:
-            raise InvalidArgument(
-                f"{len(inherited)} layers are to be inherited, but from no match; pass match="
-            )
         if match._store is not self:
             raise InvalidArgument("the match is another store's; ask this one")
         owners = match.owners
