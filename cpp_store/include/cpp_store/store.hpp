@@ -1,6 +1,7 @@
 // Models and their tensors, each shared tensor once. One process, many threads; no network.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -111,7 +112,14 @@ struct LeasedMatch {
     std::vector<LayerLocation> layers;
 };
 
+// Of calls that a server answered, whatever the answer: from the moment at which the request was
+// there, the waiting for a thread and for bytes to move included. Nanoseconds.
+struct CallTimes {
+    std::uint64_t count = 0, p50 = 0, p99 = 0;
+};
+
 struct StoreStats {
+    static constexpr std::size_t operations = 40;  // room for more than there are
     Arena::Stats memory;
     PrefixIndex::Stats index;
     std::uint64_t models = 0;   // visible ones
@@ -127,6 +135,7 @@ struct StoreStats {
     std::uint64_t layers_inherited = 0, bytes_inherited = 0;  // by puts, over the lifetime
     // Of a server among replicas: the others that take part, as it knows; 0 while it catches up.
     std::uint64_t peers = 0;
+    std::array<CallTimes, operations> calls{};  // of servers; by the number of the operation
 };
 
 // What servers that keep replicas must not forget of an id, besides the model: that it was retired,
@@ -301,6 +310,8 @@ class Store {
     [[nodiscard]] std::vector<std::string> verify() const;
 
     [[nodiscard]] StoreStats stats() const;
+    // A server has answered a call; any thread, and nobody waits.
+    void note_call(std::size_t operation, std::chrono::nanoseconds time) noexcept;
     [[nodiscard]] const Arena& arena() const noexcept;
 
     // Whether it keeps its models in a data directory, too.

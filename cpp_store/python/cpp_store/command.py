@@ -125,6 +125,16 @@ def show(store: Store, given: argparse.Namespace) -> int:
                   f"{_size(stats['bytes_inherited'])} inherited"),
     ]  # fmt: skip
     _print_rows(rows)
+    if stats["times"]:
+        print()
+        _print_table(
+            ("CALL", "COUNT", "P50 US", "P99 US"),
+            [
+                (name, f"{of['count']:,}", f"{of['p50_us']:.3g}", f"{of['p99_us']:.3g}")
+                for name, of in stats["times"].items()
+            ],
+            right=(1, 2, 3),
+        )
     return OK
 
 
@@ -229,7 +239,8 @@ def _add_connection(parser: Parser) -> None:
         metavar="SECONDS",
         help="for each call, besides the time for its bytes (default: 10)",
     )
-    parser.add_argument(
+    keys = parser.add_mutually_exclusive_group()
+    keys.add_argument(
         "--key_file",
         metavar="FILE",
         help="the servers' key (default: CPP_STORE_KEY, or the file of CPP_STORE_KEY_FILE, or the "

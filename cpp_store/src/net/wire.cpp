@@ -90,6 +90,11 @@ void visit_stats(Stats& stats, const Visit& visit) {
     visit(stats.layers_inherited);
     visit(stats.bytes_inherited);
     visit(stats.peers);
+    for (auto& times : stats.calls) {
+        visit(times.count);
+        visit(times.p50);
+        visit(times.p99);
+    }
 }
 
 void encode_location(Writer& out, const LayerLocation& location) {

@@ -104,6 +104,7 @@ enum class Operation : std::uint16_t {
     refuse = 28,
 };
 inline constexpr std::uint16_t operation_count = 29;
+static_assert(operation_count <= StoreStats::operations);
 [[nodiscard]] std::string_view operation_name(Operation operation) noexcept;
 
 // Every message is one frame: this header and a part of a request's or response's body.

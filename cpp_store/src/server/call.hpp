@@ -150,12 +150,15 @@ class Call : public std::enable_shared_from_this<Call>, public Refused {
     void request_shutdown() { host_.request_shutdown(); }
 
   private:
+    void note_time() noexcept;
+
     Host& host_;
     std::shared_ptr<Session> session_;
     wire::Operation operation_;
     std::uint64_t id_;
     std::vector<std::byte> body_;
     bool has_changed_ = false;
+    const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
 };
 
 // An answer that takes no memory, since it was made before.
