@@ -328,8 +328,7 @@ def _fill(directory: Path, count: int) -> None:
                     f"m{number}",
                     dict.fromkeys(names[-_OWN:], weight),
                     table=table,
-                    match=match,
-                    inherited=names[:-_OWN],
+                    inherited=dict.fromkeys(names[:-_OWN], match),
                 )
 
 

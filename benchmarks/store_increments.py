@@ -67,8 +67,7 @@ class StoreKeeper(Keeper):
                 new,
                 table=table,
                 namespace=self._namespace,
-                match=match,
-                inherited=inherited,
+                inherited=dict.fromkeys(inherited, match),
             )
 
     @staticmethod

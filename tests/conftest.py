@@ -13,6 +13,14 @@ import pytest
 MpiExec = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's own key for servers out of the tests, and theirs out of the user's way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        yield
+
+
 @pytest.fixture
 def mpiexec() -> MpiExec:
     """``mpiexec(ranks, program_or_-m, *arguments, timeout=seconds)`` runs Python on MPI ranks.

@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import cpp_store
+from cpp_store import command
 from tests.cpp_store import servers
 
 ALONE = {key: value for key, value in os.environ.items() if not key.startswith("CPP_STORE_KEY")}
@@ -75,7 +77,8 @@ def test_closed_streams_are_none_of_its_files(tmp_path: Path) -> None:
 def test_without_a_key_it_serves_no_other_hosts(key_file: Path) -> None:
     for address in ("ofi+tcp://0.0.0.0:0", "ofi+tcp://[::]:0"):
         assert "cpp-store keygen" in ends_at_once(address)
-    assert "to encrypt takes a key" in ends_at_once("--encrypt")
+    assert "to encrypt takes a key" in ends_at_once("--encrypt", "--insecure")
+    assert "--insecure" in ends_at_once("--insecure", "--key_file", str(key_file))
     for arguments in (["--insecure"], ["--key_file", str(key_file)]):
         process, address = servers.start("ofi+tcp://0.0.0.0:0", "--memory=1MiB", *arguments)
         code, _ = servers.finish(process)
@@ -94,7 +97,101 @@ def test_it_takes_no_key_that_others_may_know(key_file: Path, tmp_path: Path) ->
     assert "keygen" in ends_at_once("--key_file", str(tmp_path / "none"))
 
 
-def test_clients_need_its_key(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the directory of a user who has no key yet."""
+    directory = tmp_path / "runtime"
+    directory.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    for name in ("CPP_STORE_KEY", "CPP_STORE_KEY_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    return directory
+
+
+def test_the_users_key_is_made_and_found_without_a_word(runtime: Path) -> None:
+    with servers.running(2, "--memory=64MiB") as addresses:
+        for same_host in (True, False):
+            with cpp_store.connect(addresses, same_host=same_host) as store:
+                assert store.list() == []
+            with pytest.raises(cpp_store.PermissionDenied, match="--key_file, CPP_STORE_KEY_FILE"):
+                cpp_store.connect(addresses, insecure=True, same_host=same_host)
+        (runtime / "cpp_store" / "key").unlink()
+        with pytest.raises(cpp_store.PermissionDenied, match="--key_file, CPP_STORE_KEY_FILE"):
+            cpp_store.connect(addresses)
+    with cpp_store.serve(memory="1MiB") as server, cpp_store.connect(server.address) as store:
+        assert store.list() == []
+
+
+def test_without_a_key_only_on_purpose(runtime: Path) -> None:
+    with (
+        cpp_store.serve(memory="1MiB", insecure=True) as server,
+        servers.running(1, "--memory=1MiB", "--insecure") as [address],
+    ):
+        for each in (server.address, address):
+            with cpp_store.connect(each) as store:  # this user has no key either
+                assert store.list() == []
+        cpp_store.serve(memory="1MiB").stop()
+        for each in (server.address, address):
+            with pytest.raises(cpp_store.PermissionDenied, match="insecure=True"):
+                cpp_store.connect(each)
+            with cpp_store.connect(each, insecure=True) as store:
+                assert store.list() == []
+            assert command.main(["ls", each, "--insecure"]) == 0
+    for refused in (cpp_store.connect, cpp_store.serve):
+        with pytest.raises(cpp_store.InvalidArgument, match="leave one of both out"):
+            refused("ofi+tcp://127.0.0.1:0", key="k" * 20, insecure=True)
+
+
+_OTHER_USER = """
+import os, sys
+_, address, same_host, *key = sys.argv
+import cpp_store
+os.environ.pop("XDG_RUNTIME_DIR")
+cpp_store._core
+os.setgroups([]), os.setgid(12345), os.setuid(12345)
+try:
+    cpp_store.connect(address, same_host=same_host == "True", key="".join(key), timeout=5)
+except cpp_store.PermissionDenied as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only an administrator can be another user")
+@pytest.mark.parametrize("same_host", [True, False])
+def test_another_user_of_the_host_is_refused(runtime: Path, same_host: bool) -> None:
+    with servers.running(1, "--memory=1MiB") as [address]:
+        for key in ([], ["another key than it"]):
+            done = subprocess.run(
+                [sys.executable, "-c", _OTHER_USER, address, str(same_host), *key],
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert ("key is not" if key else "wants a key") in done.stdout, done.stderr
+            assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only an administrator can be another user")
+def test_the_unix_socket_is_of_its_user_only(runtime: Path) -> None:
+    process, _ = servers.start("--memory=1MiB", "--insecure")
+    says = (
+        "import os, socket, sys; os.setuid(12345);"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET);"
+        "s.settimeout(20); s.connect(chr(0) + sys.argv[1]); print(s.recv(1))"
+    )
+    name = unix_socket_of(process.pid).removeprefix("\0")
+    done = subprocess.run(
+        [sys.executable, "-c", says, name], capture_output=True, text=True, timeout=60
+    )
+    code, log = servers.finish(process)
+    assert code == 0
+    assert done.stdout == "b''\n", done.stderr
+    assert "a client of user 12345 is refused at the socket of this host" in log
+
+
+def test_clients_need_its_key(
+    key_file: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = key_file.read_text().strip()
     with servers.running(1, "--memory=64MiB", f"--key_file={key_file}") as addresses:
         for same_host in (True, False):

@@ -184,8 +184,7 @@ class Client:
                 model,
                 {name: content(model, name) for name in names if name not in owners},
                 table=table,
-                match=match,
-                inherited=list(owners),
+                inherited=owners,
                 namespace=self.name,
                 score=self.random.random(),
             )

@@ -158,9 +158,7 @@ class Client:
         try:
             if inherits and (match := self._store.best_match(table)):
                 with match:
-                    self._store.put(
-                        model, {model: own}, table=table, match=match, inherited=["trunk"]
-                    )
+                    self._store.put(model, {model: own}, table=table, inherited={"trunk": match})
             else:
                 trunk = [np.full(100, 7, "int32")]
                 self._store.put(model, {"trunk": trunk, model: own}, table=table)

@@ -201,7 +201,15 @@ def test_opening(tmp_path_factory: Any, value: Any, data: st.DataObject) -> None
         (lambda store: store.put("n", {"\udcff": []}), "tensors: .* cannot be written as UTF-8"),
         (lambda store: store.put("n", {}, metadata=DEEP), "metadata is nested too deeply"),
         (lambda store: store.put("n", {}, table="t"), "table: expected a LayerTable, found str"),
-        (lambda store: store.put("n", {}, inherited="abc"), "inherited: expected a collection"),
+        (lambda store: store.put("n", {}, inherited="abc"), "inherited: expected a dict of layers"),
+        (
+            lambda store: store.put("n", {}, inherited=["ab"]),
+            "inherited: expected a dict of layers",
+        ),
+        (
+            lambda store: store.put("n", {}, inherited={"a": 1}),
+            "layer 'a': expected a str, found int",
+        ),
         (lambda store: store.put("n", {}, score="1"), "score: expected a number, found str '1'"),
         (lambda store: store.read("m", copy=np.ones(2)), "copy: expected True or False"),
         (lambda store: store.read_match(None), "match: expected a LeasedMatch, found NoneType"),
@@ -243,8 +251,6 @@ def test_no_match_is_false_and_a_context(subjects: dict[type, Any]) -> None:
     with store.best_match(query) as match:
         assert not match and match.model == "" and match.layers == 0
         assert store.read_match(match) == {}
-        store.put(
-            "n", {"other": [np.ones(3)]}, table=query, match=match, inherited=list(match.owners)
-        )
+        store.put("n", {"other": [np.ones(3)]}, table=query, inherited=match.owners)
     with store.best_match(query) as match:
         assert match and match.model == "n"

@@ -53,7 +53,7 @@ def put_family(store: Store) -> dict[str, list[np.ndarray]]:
     store.put("parent", {"first": first, "last": [np.zeros(4)]}, score=0.25, namespace="digits",
               table=LayerTable(["first", "last"], [[], [0]]))  # fmt: skip
     with store.best_match(table, namespace="digits") as match:
-        store.put("child", {"second": second}, table=table, match=match, inherited=["first"],
+        store.put("child", {"second": second}, table=table, inherited=match.owners,
                   namespace="digits", score=0.5, parent="parent", graph='{"layers": []}',
                   metadata={"epochs": 3, "loss": float("nan")})  # fmt: skip
     return {"first": first, "second": second}

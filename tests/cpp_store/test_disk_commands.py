@@ -28,8 +28,7 @@ def fill(store: cpp_store.Store) -> None:
             "second",
             {"c": [np.full((2, 3), 7, "bool")]},
             table=CHILD,
-            match=match,
-            inherited=["a"],
+            inherited={"a": match},
             parent="first",
             graph="{}",
             metadata={"epochs": 2},
@@ -39,8 +38,7 @@ def fill(store: cpp_store.Store) -> None:
             "third",
             {"d": [np.float32(4)]},
             table=GRANDCHILD,
-            match=match,
-            inherited=["a", "c"],
+            inherited={"a": match, "c": match},
             parent="second",
         )
     store.retire("first")

@@ -32,7 +32,7 @@ def fill(store: cpp_store.Store) -> None:
         metadata={"epochs": 3},
     )
     with store.best_match(CHILD) as match:
-        store.put("child", {"c": [np.full(5, 7)]}, table=CHILD, match=match, inherited=["a"])
+        store.put("child", {"c": [np.full(5, 7)]}, table=CHILD, inherited={"a": match})
     store.put("gone", {"x": [np.ones(10)]})
     store.retire("gone")
     store.retire("parent")

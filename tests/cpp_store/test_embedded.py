@@ -56,7 +56,7 @@ def test_an_owners_id_stays_taken_while_others_inherit() -> None:
     with cpp_store.embedded(memory="16MiB") as store:
         store.put("m", {"a": [np.zeros(3)]}, table=table)
         with store.best_match(table) as match:
-            store.put("n", {}, table=table, match=match, inherited=["a"])
+            store.put("n", {}, table=table, inherited={"a": match})
         store.retire("m")
         with pytest.raises(cpp_store.AlreadyExists, match="choose another id"):
             store.put("m", {"a": [np.ones(3)]})

@@ -94,9 +94,7 @@ def put(store: Store, model: str, value: int = 0) -> None:
 def put_heir(store: Store, model: str) -> None:
     """Put a model that inherits layer "a" of the best one."""
     with store.best_match(LayerTable(["a"])) or pytest.fail("no match") as match:
-        store.put(
-            model, {model: [CONTENT]}, table=LayerTable(["a", model]), match=match, inherited=["a"]
-        )
+        store.put(model, {model: [CONTENT]}, table=LayerTable(["a", model]), inherited={"a": match})
 
 
 def numbers(store: Store, name: str) -> list[int]:
@@ -184,7 +182,7 @@ def test_references_end_with_the_last_heir_at_every_server() -> None:
         assert match
         store.retire("ancestor")
         with match:  # its lease is at all servers of the ancestor
-            store.put("heir", {}, table=LayerTable(["a"]), match=match, inherited=["a"])
+            store.put("heir", {}, table=LayerTable(["a"]), inherited={"a": match})
         until(lambda: sum(numbers(store, "layers")) == 2)
         assert (store.read("heir")["a"][0] == CONTENT + 1).all()
         store.retire("heir")

@@ -255,8 +255,8 @@ def test_children_inherit_by_reference(store: Store) -> None:
         assert match.owners == {"a": "parent", "b": "parent"}
         assert_equal(store.read_match(match), {"a": parent["a"], "b": parent["b"]})
         assert_equal(store.read_match(match, ["b"], copy=True), {"b": parent["b"]})
-        added = store.put("child", own, table=chain("a", "b", "c"), match=match,
-                          inherited=["a", "b"], parent="parent")  # fmt: skip
+        added = store.put("child", own, table=chain("a", "b", "c"),
+                          inherited=match.owners, parent="parent")  # fmt: skip
     assert added == 60
     assert match.lease == 0
     match.close()
@@ -281,7 +281,7 @@ def test_a_lease_outlives_retirement(store: Store) -> None:
     assert "m" not in store
     assert not store.best_match(chain("a", "b"))
     assert_equal(store.read_match(match), expected)
-    store.put("n", weights("x"), table=chain("a", "b", "x"), match=match, inherited=["a", "b"])
+    store.put("n", weights("x"), table=chain("a", "b", "x"), inherited=match.owners)
     match.close()
     assert_equal(store.read("n", ["a", "b"]), expected)
 
@@ -295,7 +295,7 @@ def test_without_a_lease_nothing_is_kept(store: Store) -> None:
     with pytest.raises(NotFound):
         store.read_match(match, copy=True)
     with pytest.raises(NotFound):
-        store.put("n", {}, table=chain("a"), match=match, inherited=["a"])
+        store.put("n", {}, table=chain("a"), inherited={"a": match})
     assert store.stats()["layers"] == 0
 
 
@@ -305,16 +305,52 @@ def test_only_layers_of_the_match_can_be_inherited(store: Store) -> None:
     assert match
     table = chain("a", "flat", "c")
     with pytest.raises(InvalidArgument, match="'c' is not in the prefix of 2 layers"):
-        store.put("n", {}, table=table, match=match, inherited=["a", "c"])
-    with pytest.raises(InvalidArgument, match="from no match"):
-        store.put("n", weights("c"), table=table, inherited=["a"])
+        store.put("n", {}, table=table, inherited={"a": match, "c": match})
     with (
         cpp_store.embedded(memory="1MiB") as other,
         pytest.raises(InvalidArgument, match="another"),
     ):
-        other.put("n", weights("c"), table=table, match=match, inherited=["a"])
-    store.put("n", weights("c"), table=table, match=match, inherited=["a", "flat"])
+        other.put("n", weights("c"), table=table, inherited={"a": match})
+    store.put("n", weights("c"), table=table, inherited={"a": match, "flat": match})
     assert list(store.read("n")) == ["a", "c"]
+
+
+def test_one_model_inherits_from_several(store: Store) -> None:
+    left, right, own = weights("a", "b", seed=1), weights("c", "d", seed=2), weights("e", seed=3)
+    store.put("left", left)
+    store.put("right", right)
+    with store.best_match(LayerTable(["a"])) as first, store.best_match(LayerTable(["c"])) as last:
+        assert (first.model, last.model) == ("left", "right")
+        for model in ("left", "right"):  # the leases keep what the matches have, and no more
+            store.retire(model)
+        said = {"a": first, "b": "left", "c": last}
+        with pytest.raises(NotFound, match="left"):
+            store.put("child", own, table=LayerTable(["a", "b", "c", "e"]), inherited=said)
+        for source in ("right", "nobody"):
+            with pytest.raises(NotFound, match=source):
+                store.put("child", own, table=LayerTable(["a", "e"]), inherited={"a": source})
+        store.put(
+            "child", own, table=LayerTable(["a", "c", "e"]), inherited={"a": first, "c": last}
+        )
+    store.put(
+        "heir",
+        {"b": left["b"]},
+        table=LayerTable(["a", "b", "c", "e"]),
+        inherited={"a": "left", "c": "right", "e": "child"},
+    )
+    owners = {"a": "left", "b": "heir", "c": "right", "e": "child"}
+    assert store.lookup("heir").owners == owners
+    store.retire("child")
+    expected = {"a": left["a"], "b": left["b"], "c": right["c"], "e": own["e"]}
+    assert_equal(store.read("heir"), expected)
+    with store.allocate(
+        "other", {}, table=LayerTable(["e", "a"]), inherited={"e": "child", "a": "left"}
+    ):
+        pass
+    store.retire("heir")
+    assert_equal(store.read("other"), {"e": own["e"], "a": left["a"]})
+    store.retire("other")
+    assert store.stats()["layers"] == 0
 
 
 def test_matches_come_best_first(store: Store) -> None:
@@ -345,7 +381,7 @@ def test_what_is_shared_with_one_model_is_leased_as_a_best_match_is(store: Store
         assert match.model == "m" and match.layers == 2
         store.retire("m")
         assert not store.best_match(chain("a", "b"), only="m")
-        store.put("n", weights("x"), table=chain("a", "b", "x"), match=match, inherited=["a", "b"])
+        store.put("n", weights("x"), table=chain("a", "b", "x"), inherited=match.owners)
     assert_equal(store.read("n", ["a", "b"]), expected)
     assert not store.best_match(chain("a", "b"), only="n", namespace="other")
     assert not store.best_match(chain("a", "b"), only="n", min_layers=3)

@@ -31,8 +31,9 @@ class Server {
     struct Options {
         std::string address = "ofi+tcp://127.0.0.1:0";  // port 0: a free one
         unsigned threads = 2;
-        // Clients must know it. Empty: anybody who reaches the address may connect, so it must be
-        // one of this host only, unless `insecure`.
+        // Clients must know it. Empty: anybody who reaches the address may connect, other users of
+        // this host too, so it must be one of this host only, unless `insecure`. Programs take
+        // security::default_server_key() where they were given none.
         std::string key;
         bool insecure = false;
         bool encrypt = false;  // all that goes over a network, whether clients ask for it or not

@@ -1,6 +1,7 @@
 // Models and their tensors, each shared tensor once. One process, many threads; no network.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -112,7 +113,14 @@ struct LeasedMatch {
     std::vector<LayerLocation> layers;
 };
 
+// Of calls that a server answered, whatever the answer: from the moment at which the request was
+// there, the waiting for a thread and for bytes to move included. Nanoseconds.
+struct CallTimes {
+    std::uint64_t count = 0, p50 = 0, p99 = 0;
+};
+
 struct StoreStats {
+    static constexpr std::size_t operations = 40;  // room for more than there are
     Arena::Stats memory;
     PrefixIndex::Stats index;
     std::uint64_t models = 0;   // visible ones
@@ -129,6 +137,7 @@ struct StoreStats {
     // Of a server among replicas: the others with which it has compared all that both keep, the
     // puts of which one replica is missing, as clients said, and models that it took over.
     std::uint64_t peers = 0, degraded_puts = 0, repaired = 0;
+    std::array<CallTimes, operations> calls{};  // of servers; by the number of the operation
 };
 
 // What servers that keep replicas must not forget: that a model was retired, by the name of its
@@ -324,6 +333,8 @@ class Store {
     [[nodiscard]] std::vector<std::string> verify() const;
 
     [[nodiscard]] StoreStats stats() const;
+    // A server has answered a call; any thread, and nobody waits.
+    void note_call(std::size_t operation, std::chrono::nanoseconds time) noexcept;
     [[nodiscard]] const Arena& arena() const noexcept;
 
     // Whether it keeps its models in a data directory, too.

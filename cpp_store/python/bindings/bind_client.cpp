@@ -232,6 +232,17 @@ py::str text_of(const std::string& key) {
     return py::reinterpret_steal<py::str>(text);
 }
 
+// Names of hosts are looked up.
+template <typename Find>
+py::str without_gil(const Find& find) {
+    std::string key;
+    {
+        const py::gil_scoped_release release;
+        key = find();
+    }
+    return text_of(key);
+}
+
 void bind_cluster(py::module_& m) {
     using Unlocked = py::call_guard<py::gil_scoped_release>;
     py::class_<Cluster, Ours<Cluster>> type(m, "RemoteStore",
@@ -288,8 +299,17 @@ void bind_client(py::module_& m) {
     m.def("make_key_file", &security::make_key_file, py::arg("path"),
           "Write a new key to a new file that only its owner can read.");
     m.def(
-        "key_of_environment", [] { return text_of(security::key_of_environment()); },
-        "What CPP_STORE_KEY says, else the key in the file that CPP_STORE_KEY_FILE names.");
+        "default_server_key",
+        [](const std::string& address) {
+            return without_gil([&] { return security::default_server_key(address); });
+        },
+        py::arg("address"), "The key of the environment, else the user's, made if need be.");
+    m.def(
+        "default_client_key",
+        [](const std::vector<std::string>& addresses) {
+            return without_gil([&] { return security::default_client_key(addresses); });
+        },
+        py::arg("addresses"), "The key of the environment, else the user's if there is one.");
     m.def("add_library_prefixes", &add_library_prefixes, py::arg("prefixes"),
           "Prefixes whose MPI wheels may bring the libfabric to use.");
 }

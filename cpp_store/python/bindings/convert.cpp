@@ -13,6 +13,7 @@
 #include "cpp_store/error.hpp"
 #include "dlpack.hpp"
 #include "forks.hpp"
+#include "net/wire.hpp"
 
 namespace py = pybind11;
 
@@ -433,6 +434,17 @@ py::dict stats_dict(const StoreStats& stats) {
     out["index_layers"] = stats.index.layers;
     out["index_bytes"] = stats.index.bytes;
     out["index_namespaces"] = stats.index.namespaces;
+    py::dict calls;
+    for (std::uint16_t i = 0; i < wire::operation_count; ++i) {
+        const CallTimes& times = stats.calls[i];
+        if (times.count == 0) continue;
+        py::dict each;
+        each["count"] = times.count;
+        each["p50_us"] = static_cast<double>(times.p50) / 1e3;
+        each["p99_us"] = static_cast<double>(times.p99) / 1e3;
+        calls[py::str(std::string(wire::operation_name(static_cast<wire::Operation>(i))))] = each;
+    }
+    out["times"] = calls;
     return out;
 }
 

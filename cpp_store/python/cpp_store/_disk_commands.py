@@ -44,12 +44,17 @@ def check(directory: str, repair: bool) -> tuple[dict[str, object], list[str], i
     return found, lines, FOUND_SOMETHING
 
 
+def connected(servers: str, given: argparse.Namespace) -> Store:
+    """Open the store of servers as the arguments of a command say."""
+    key = "" if given.key_file is None else _core.read_key_file(os.fsencode(given.key_file))
+    return connect(servers, timeout=given.timeout, key=key, insecure=given.insecure)
+
+
 @contextlib.contextmanager
 def opened(place: str, given: argparse.Namespace, *, make: bool) -> Iterator[Store]:
     """Open the store in a data directory, or that of servers."""
     if "://" in place:
-        key = "" if given.key_file is None else _core.read_key_file(os.fsencode(given.key_file))
-        with connect(place, timeout=given.timeout, key=key) as store:
+        with connected(place, given) as store:
             yield store
         return
     if not make and not (Path(place) / "catalogue.sqlite").exists():

@@ -26,6 +26,7 @@ def connect(
     same_host: bool = True,
     encrypt: bool = False,
     replicas: int | None = None,
+    insecure: bool = False,
 ) -> Store:
     """Open the store that one or several servers hold together.
 
@@ -40,7 +41,8 @@ def connect(
     key
         Of the servers, if they want one; a server that has none is then refused. Empty: what the
         environment variable ``CPP_STORE_KEY`` says, or the key in the file that
-        ``CPP_STORE_KEY_FILE`` names, or none.
+        ``CPP_STORE_KEY_FILE`` names; for servers that only this host reaches also the user's own
+        key, which servers without another one make; or none.
     same_host
         Whether to use the memory of servers on this host directly. False: libfabric for all.
     encrypt
@@ -49,6 +51,8 @@ def connect(
         How many servers keep each model; all clients of a store need the same. With more than one,
         calls go on while a server of each model answers. None: what the environment variable
         ``MODEL_REPLICAS`` says, or 1.
+    insecure
+        Connect without a key, whatever the environment says: to servers that were started so.
 
     Raises
     ------
@@ -71,7 +75,8 @@ def connect(
     listed = servers.split() if isinstance(servers, str) else servers
     addresses = arguments.texts(listed, "servers")
     _core.add_library_prefixes([sys.prefix])
-    key = arguments.text(key, "key") or _core.key_of_environment()
+    if not _goes_without_key(key, insecure):
+        key = key or _core.default_client_key(addresses)
     if replicas is None:
         replicas = _replicas_of_environment()
     if arguments.whole(replicas, "replicas", 0, 2**31) < 1:
@@ -86,6 +91,14 @@ def connect(
             replicas,
         )
     )
+
+
+def _goes_without_key(key: str, insecure: bool) -> bool:
+    if arguments.flag(insecure, "insecure") and arguments.text(key, "key"):
+        raise InvalidArgument(
+            "insecure means without a key, and one is given: leave one of both out"
+        )
+    return insecure
 
 
 def _replicas_of_environment() -> int:
@@ -162,10 +175,11 @@ def serve(
     threads
         How many do what requests ask for; one more moves the bytes. None of them needs the GIL.
     key
-        Clients must know it. Empty: what the environment says, as for :func:`connect`; without any,
-        whoever reaches the port may connect.
+        Clients must know it. Empty: what the environment says, as for :func:`connect`; else, at an
+        address that only this host reaches, the user's own key, which is made if there is none.
     insecure
-        Allows to serve without a key where other hosts reach it.
+        Serve without a key: whoever reaches the address, every user of this host among them, may
+        read, put and retire models.
     encrypt
         Whether to encrypt all that goes over a network, whether clients ask for it or not.
     data_dir, durability
@@ -181,8 +195,8 @@ def serve(
     """
     arguments.text(address, "address")
     arguments.whole(threads, "threads", 0, 2**31)
-    key = arguments.text(key, "key") or _core.key_of_environment()
-    insecure = arguments.flag(insecure, "insecure")
+    if not _goes_without_key(key, insecure):
+        key = key or _core.default_server_key(address)
     encrypt = arguments.flag(encrypt, "encrypt")
     local = open_local(memory, data_dir, durability)
     return Server(address, local, threads, key, insecure, encrypt)

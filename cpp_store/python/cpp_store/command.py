@@ -23,7 +23,6 @@ from typing import Any
 
 from cpp_store import _core, _disk_commands, _files, command_line, ranges
 from cpp_store._core import ModelInfo, NotFound
-from cpp_store._server import connect
 from cpp_store._store import Store
 from cpp_store.command_line import OK, InputError, Parser, print_json
 
@@ -42,8 +41,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _on_servers(given: argparse.Namespace) -> int:
-    key = "" if given.key_file is None else _core.read_key_file(os.fsencode(given.key_file))
-    with connect(given.address, timeout=given.timeout, key=key) as store:
+    with _disk_commands.connected(given.address, given) as store:
         code: int = given.command(store, given)
     return code
 
@@ -127,6 +125,16 @@ def show(store: Store, given: argparse.Namespace) -> int:
                   f"{_size(stats['bytes_inherited'])} inherited"),
     ]  # fmt: skip
     _print_rows(rows)
+    if stats["times"]:
+        print()
+        _print_table(
+            ("CALL", "COUNT", "P50 US", "P99 US"),
+            [
+                (name, f"{of['count']:,}", f"{of['p50_us']:.3g}", f"{of['p99_us']:.3g}")
+                for name, of in stats["times"].items()
+            ],
+            right=(1, 2, 3),
+        )
     return OK
 
 
@@ -231,10 +239,15 @@ def _add_connection(parser: Parser) -> None:
         metavar="SECONDS",
         help="for each call, besides the time for its bytes (default: 10)",
     )
-    parser.add_argument(
+    keys = parser.add_mutually_exclusive_group()
+    keys.add_argument(
         "--key_file",
         metavar="FILE",
-        help="the servers' key (default: CPP_STORE_KEY, or the file of CPP_STORE_KEY_FILE)",
+        help="the servers' key (default: CPP_STORE_KEY, or the file of CPP_STORE_KEY_FILE, or the "
+        "user's own key of this host)",
+    )
+    keys.add_argument(
+        "--insecure", action="store_true", help="without a key, to servers that have none"
     )
 
 

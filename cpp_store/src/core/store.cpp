@@ -246,7 +246,13 @@ StoreStats Store::stats() const {
     stats.bytes_read = impl_->bytes_read.load(std::memory_order_relaxed);
     stats.memory = impl_->arena->stats();
     stats.index = impl_->index.stats();
+    std::transform(impl_->calls.begin(), impl_->calls.end(), stats.calls.begin(),
+                   [](const Histogram& times) { return times.summary(); });
     return stats;
+}
+
+void Store::note_call(std::size_t operation, std::chrono::nanoseconds time) noexcept {
+    if (operation < impl_->calls.size()) impl_->calls[operation].add(time);
 }
 
 const Arena& Store::arena() const noexcept {

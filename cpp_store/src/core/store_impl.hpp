@@ -5,6 +5,7 @@
 // they hold its StoredLayerPtr. Its memory goes with the last of both.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <list>
@@ -14,6 +15,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "core/call_times.hpp"
 #include "cpp_store/store.hpp"
 #include "durable/journal.hpp"
 #include "durable/records.hpp"
@@ -202,7 +204,8 @@ struct Store::Impl {
     Notes notes;  // that were in the data directory
     std::uint64_t next_lease;
     std::uint64_t last_sequence = 0;
-    StoreStats counts;  // but for `memory`, `index`, and the two below
+    StoreStats counts;  // but for `memory`, `index`, `calls`, and the two below
+    std::array<Histogram, StoreStats::operations> calls;  // by any thread, without the mutex
 
     std::atomic<std::uint64_t> last_serial = 0;
     std::atomic<std::uint64_t> reads = 0;

@@ -91,6 +91,11 @@ void visit_stats(Stats& stats, const Visit& visit) {
     visit(stats.peers);
     visit(stats.degraded_puts);
     visit(stats.repaired);
+    for (auto& times : stats.calls) {
+        visit(times.count);
+        visit(times.p50);
+        visit(times.p99);
+    }
 }
 
 void encode_location(Writer& out, const LayerLocation& location) {

@@ -103,6 +103,7 @@ enum class Operation : std::uint16_t {
     repair = 25,
 };
 inline constexpr std::uint16_t operation_count = 26;
+static_assert(operation_count <= StoreStats::operations);
 [[nodiscard]] std::string_view operation_name(Operation operation) noexcept;
 
 // Every message is one frame: this header and a part of a request's or response's body.

@@ -27,8 +27,8 @@ std::unique_ptr<Seals> make_seals(Cipher cipher, const Secret& out, const Secret
 
 std::string wrong_key(std::string_view address) {
     return std::string(address) +
-           ": the key is not the server's; give both the same one (CPP_STORE_KEY_FILE, "
-           "CPP_STORE_KEY or key=)";
+           ": the key is not the server's; give both the same one (--key_file, "
+           "CPP_STORE_KEY_FILE, CPP_STORE_KEY or key=)";
 }
 
 // ------------------------------------------------------------------------------------ Request
@@ -68,8 +68,8 @@ std::vector<std::byte> Request::join(std::span<const std::byte> body) {
         if (!challenge.has_key) {
             throw Error(Errc::permission,
                         options_.address +
-                            ": the server has no key, so it could be anybody's; start it with the "
-                            "key that this client was given, or give the client none");
+                            ": the server has no key, so it could be anybody's; start it with this "
+                            "client's key, or connect with --insecure or insecure=True");
         }
         const Agreement agreed(*mine_, challenge.public_key, *options_.shared, hello_, body);
         mine_.reset();
@@ -104,8 +104,9 @@ Reception::Reception(const Policy& policy, Way way, std::uint64_t session,
     hello_.client = printable(hello_.client);
     if (policy.shared && !hello_.has_key) {
         throw Error(Errc::permission, policy.address +
-                                          ": it wants a key, and the client has none; set "
-                                          "CPP_STORE_KEY_FILE or CPP_STORE_KEY, or pass key=");
+                                          ": it wants a key, and the client has none; give it the "
+                                          "server's: --key_file, CPP_STORE_KEY_FILE, "
+                                          "CPP_STORE_KEY or key=");
     }
     wire::Challenge challenge{.session = session,
                               .incarnation = policy.incarnation,

@@ -14,6 +14,7 @@
 
 #include "cpp_store/error.hpp"
 #include "cpp_store/keys.hpp"
+#include "net/address.hpp"
 #include "security/sodium.hpp"
 
 namespace cpp_store::security {
@@ -68,6 +69,56 @@ void check_length(const std::string& what, const std::string& key) {
     throw Error(Errc::invalid_argument, what + ": a key of " + std::to_string(key.size()) +
                                             " characters can be guessed, at least " +
                                             std::to_string(shortest) + " are wanted" + advice);
+}
+
+// A directory that nobody else can put files into. Returns false if there is none.
+bool is_there_and_own(const std::string& directory) {
+    const File file(::open(directory.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_DIRECTORY));
+    if (file.fd() < 0 && errno == ENOENT) return false;
+    struct stat found {};
+    const bool is_own = file.fd() >= 0 && ::fstat(file.fd(), &found) == 0 &&
+                        found.st_uid == ::geteuid() && (found.st_mode & 077) == 0;
+    if (is_own) return true;
+    throw Error(Errc::invalid_argument,
+                directory +
+                    ": the user's key would be in there, and it is no directory that is this "
+                    "user's alone (mode 0700, no link); remove it, or name a key file: --key_file "
+                    "FILE or CPP_STORE_KEY_FILE");
+}
+
+std::string directory_of_user() {
+    const char* const runtime = std::getenv("XDG_RUNTIME_DIR");
+    struct stat found {};
+    if (runtime != nullptr && *runtime == '/' && ::stat(runtime, &found) == 0 &&
+        S_ISDIR(found.st_mode) && found.st_uid == ::geteuid() && (found.st_mode & 022) == 0) {
+        return std::string(runtime) + "/cpp_store";
+    }
+    return "/tmp/cpp_store-" + std::to_string(::geteuid());
+}
+
+// Servers may start at once: each makes a key beside, and the first link() decides.
+void make_key_of_user(const std::string& directory) {
+    if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+        throw Error(Errc::invalid_argument,
+                    directory + ": " + std::strerror(errno) + "; name a key file: --key_file FILE");
+    }
+    if (!is_there_and_own(directory)) refuse(directory + "/key", std::strerror(ENOENT));
+    const std::string path = directory + "/key";
+    if (::access(path.c_str(), F_OK) == 0) return;
+    std::array<unsigned char, 8> chosen{};
+    start_sodium();
+    randombytes_buf(chosen.data(), chosen.size());
+    std::array<char, 2 * chosen.size() + 1> name{};
+    sodium_bin2hex(name.data(), name.size(), chosen.data(), chosen.size());
+    const std::string beside = path + "." + name.data();
+    make_key_file(beside);
+    const int error = ::link(beside.c_str(), path.c_str()) == 0 ? 0 : errno;
+    ::unlink(beside.c_str());
+    if (error != 0 && error != EEXIST) refuse(path, std::strerror(error));
+}
+
+bool is_of_this_host_only(const std::string& address) {
+    return net::Address::parse(address).is_of_this_host_only();
 }
 
 }  // namespace
@@ -158,6 +209,25 @@ std::string key_of_environment() {
     }
     const char* const file = std::getenv("CPP_STORE_KEY_FILE");
     return file != nullptr && *file != '\0' ? read_key_file(file) : std::string();
+}
+
+std::string default_server_key(const std::string& address) {
+    std::string key = key_of_environment();
+    if (!key.empty() || !is_of_this_host_only(address)) return key;
+    const std::string directory = directory_of_user();
+    make_key_of_user(directory);
+    return read_key_file(directory + "/key");
+}
+
+std::string default_client_key(const std::vector<std::string>& addresses) {
+    std::string key = key_of_environment();
+    if (!key.empty() || !std::all_of(addresses.begin(), addresses.end(), is_of_this_host_only)) {
+        return key;
+    }
+    const std::string directory = directory_of_user();
+    const std::string path = directory + "/key";
+    if (!is_there_and_own(directory) || ::access(path.c_str(), F_OK) != 0) return {};
+    return read_key_file(path);
 }
 
 }  // namespace cpp_store::security

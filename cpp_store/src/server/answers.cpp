@@ -39,10 +39,17 @@ void Call::reply(wire::Writer body) {
                        " bytes is larger than a message may be; ask for less"));
         return;
     }
+    note_time();
     host_.respond(shared_from_this(), 0, std::move(answer));
 }
 
+void Call::note_time() noexcept {
+    store().note_call(static_cast<std::size_t>(operation_),
+                      std::chrono::steady_clock::now() - began_);
+}
+
 void Call::fail(const std::exception& error) {
+    note_time();
     const auto* known = dynamic_cast<const Error*>(&error);
     const auto* memory = dynamic_cast<const std::bad_alloc*>(&error);
     if (!memory) {

@@ -155,6 +155,8 @@ class Call : public std::enable_shared_from_this<Call>, public Refused {
     void request_shutdown() { host_.request_shutdown(); }
 
   private:
+    void note_time() noexcept;
+
     Host& host_;
     std::shared_ptr<Session> session_;
     wire::Operation operation_;
@@ -163,6 +165,7 @@ class Call : public std::enable_shared_from_this<Call>, public Refused {
     bool has_changed_ = false;
     std::set<int> regions_;
     std::uint32_t pins_ = 0;
+    const std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
 };
 
 // An answer that takes no memory, since it was made before.

@@ -52,9 +52,13 @@ int parse(int argc, char** argv, Settings& settings) {
         ->default_str("4GiB");
     app.add_option("--key_file", settings.key_file,
                    "File with the key that clients must know (cpp-store keygen FILE makes one); "
-                   "default: CPP_STORE_KEY, or the file that CPP_STORE_KEY_FILE names");
-    app.add_flag("--insecure", settings.insecure,
-                 "Serve without a key at an address that other hosts reach");
+                   "default: CPP_STORE_KEY, or the file that CPP_STORE_KEY_FILE names, or at an "
+                   "address that only this host reaches the user's own key, which is made and "
+                   "found without a word")
+        ->excludes(app.add_flag(
+            "--insecure", settings.insecure,
+            "Serve without a key: whoever reaches the address, every user of this host among "
+            "them, may read, put and retire models and end the server"));
     app.add_flag("--encrypt", settings.encrypt,
                  "Encrypt all that goes over a network; takes a key");
     app.add_option("--max_clients", settings.limits.clients, "Connections at a time")
@@ -178,8 +182,11 @@ int serve(const Settings& settings, int signals) {
     options.address = settings.address;
     options.threads = settings.threads;
     options.log_level = settings.log_level;
-    options.key = settings.key_file.empty() ? cpp_store::security::key_of_environment()
-                                            : cpp_store::security::read_key_file(settings.key_file);
+    if (!settings.insecure) {
+        options.key = settings.key_file.empty()
+                          ? cpp_store::security::default_server_key(settings.address)
+                          : cpp_store::security::read_key_file(settings.key_file);
+    }
     options.insecure = settings.insecure;
     options.encrypt = settings.encrypt;
     options.limits = settings.limits;

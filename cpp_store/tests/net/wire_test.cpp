@@ -97,6 +97,7 @@ TEST(Wire, OtherMessagesRoundTrip) {
     StoreStats stats;
     stats.memory.limit = 1;
     stats.bytes_inherited = 2;
+    stats.calls[2] = {.count = 3, .p50 = 4, .p99 = 5};
     ForeignReferences foreign{"h", {{"o", {{1, 2}}}}};
     Hello hello{.address = data, .client = "h/1", .dialled = "d", .has_key = true, .encrypt = true};
     hello.ciphers = 6;
@@ -139,6 +140,9 @@ TEST(Wire, OtherMessagesRoundTrip) {
     const StoreStats stats2 = decode_stats(in);
     EXPECT_EQ(stats2.memory.limit, 1u);
     EXPECT_EQ(stats2.bytes_inherited, 2u);
+    EXPECT_EQ(stats2.calls[2].count, 3u);
+    EXPECT_EQ(stats2.calls[2].p50, 4u);
+    EXPECT_EQ(stats2.calls[2].p99, 5u);
     EXPECT_EQ(decode_foreign(in).by_owner, foreign.by_owner);
     const Hello hello2 = decode_hello(in);
     EXPECT_EQ(

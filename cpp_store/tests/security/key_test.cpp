@@ -9,6 +9,8 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <thread>
+#include <vector>
 
 #include "cpp_store/error.hpp"
 #include "cpp_store/keys.hpp"
@@ -113,6 +115,86 @@ TEST_F(Keys, ComeFromTheEnvironment) {
     EXPECT_EQ(key_of_environment(), std::string(20, 'b'));
     ::setenv("CPP_STORE_KEY", "short", 1);
     EXPECT_THAT(refusal([] { (void)key_of_environment(); }), HasSubstr("can be guessed"));
+}
+
+class UsersKey : public Keys {
+  protected:
+    UsersKey() {
+        ::chmod(directory_.c_str(), 0700);
+        ::setenv("XDG_RUNTIME_DIR", directory_.c_str(), 1);
+    }
+    ~UsersKey() override { ::unsetenv("XDG_RUNTIME_DIR"); }
+
+    const std::string near = "ofi+tcp://127.0.0.1:0";
+    const std::string far = "ofi+tcp://10.1.2.3:0";
+};
+
+TEST_F(UsersKey, IsMadeByAServerAndFoundByClients) {
+    EXPECT_EQ(default_client_key({near}), "") << "no server has made one";
+    const std::string made = default_server_key(near);
+    EXPECT_EQ(made.size(), 64u);
+    EXPECT_EQ(default_server_key("ofi+tcp://localhost:0"), made);
+    EXPECT_EQ(default_client_key({near, near}), made);
+    struct stat found {};
+    ASSERT_EQ(::stat(path("cpp_store/key").c_str(), &found), 0);
+    EXPECT_EQ(found.st_mode & 07777, 0600u);
+    ASSERT_EQ(::stat(path("cpp_store").c_str(), &found), 0);
+    EXPECT_EQ(found.st_mode & 07777, 0700u);
+}
+
+TEST_F(UsersKey, IsNoneForOtherHostsAndYieldsToTheEnvironment) {
+    EXPECT_EQ(default_server_key(far), "");
+    EXPECT_FALSE(fs::exists(path("cpp_store")));
+    (void)default_server_key(near);
+    EXPECT_EQ(default_client_key({near, far}), "");
+    ::setenv("CPP_STORE_KEY", key.c_str(), 1);
+    for (const std::string& address : {near, far}) {
+        EXPECT_EQ(default_server_key(address), key);
+        EXPECT_EQ(default_client_key({address}), key);
+    }
+    ::unsetenv("CPP_STORE_KEY");
+}
+
+TEST_F(UsersKey, IsOneHoweverManyServersStartAtOnce) {
+    std::vector<std::string> keys(16);
+    std::vector<std::thread> servers;
+    servers.reserve(keys.size());
+    for (std::string& each : keys) servers.emplace_back([&] { each = default_server_key(near); });
+    for (std::thread& server : servers) server.join();
+    EXPECT_THAT(keys, testing::Each(default_client_key({near})));
+    EXPECT_EQ(std::distance(fs::directory_iterator(path("cpp_store")), {}), 1) << "something left";
+}
+
+TEST_F(UsersKey, IsNotLookedForInADirectoryOfOthers) {
+    const auto is_refused = [&](const std::string& why) {
+        for (const std::string& said : {refusal([&] { (void)default_server_key(near); }),
+                                        refusal([&] { (void)default_client_key({near}); })}) {
+            EXPECT_THAT(said, HasSubstr("CPP_STORE_KEY_FILE")) << why;
+        }
+    };
+    const std::string directory = path("cpp_store");
+    fs::create_directory(path("elsewhere"));
+    ::chmod(path("elsewhere").c_str(), 0700);
+    fs::create_symlink(path("elsewhere"), directory);
+    is_refused("a link");
+    fs::remove(directory);
+    write("cpp_store", "");
+    is_refused("a file");
+    fs::remove(directory);
+    fs::create_directory(directory);
+    ::chmod(directory.c_str(), 0770);
+    is_refused("its group's, too");
+    ::chmod(directory.c_str(), 0700);
+    if (::geteuid() != 0) GTEST_SKIP() << "only an administrator can give a directory away";
+    ASSERT_EQ(::chown(directory.c_str(), 12345, 12345), 0);
+    is_refused("of another user");
+}
+
+TEST_F(UsersKey, IsBelowTmpWithoutARuntimeDirectoryOfTheUser) {
+    ::chmod(directory_.c_str(), 0777);  // whoever likes may rename what is in it
+    (void)default_server_key(near);
+    EXPECT_FALSE(fs::exists(path("cpp_store")));
+    EXPECT_TRUE(fs::exists("/tmp/cpp_store-" + std::to_string(::geteuid()) + "/key"));
 }
 
 }  // namespace
