@@ -21,6 +21,7 @@ from transfer_nas.errors import InputError, near_misses
 from transfer_nas.plugins import Registry
 from transfer_nas.ranks import Ranks
 from transfer_nas.schema import check, setting, settings_of, split
+from transfer_nas.search import addresses as store_address
 from transfer_nas.search.algorithms import ALGORITHMS
 from transfer_nas.sharing import SHARINGS
 
@@ -203,6 +204,24 @@ class Settings(Common):
         may_change=True,
         only=_STORE,
     )
+    store_memory: str | None = setting(
+        None,
+        "the most that tensors may take in the job's own store, on each node: bytes, or a number "
+        "with a unit such as 50GiB",
+        otherwise="a tenth of the node's memory",
+        metavar="SIZE",
+        may_change=True,
+        only=_STORE,
+    )
+    store_provider: str | None = setting(
+        None,
+        "how the job's own store servers are reached, of libfabric's providers: ofi+tcp, "
+        "ofi+verbs, ofi+cxi, ...",
+        otherwise="ofi+tcp",
+        metavar="PROVIDER",
+        may_change=True,
+        only=_STORE,
+    )
     policy: str = setting(
         "freeze",
         "what happens to transferred layers: freeze, finetune, freeze_then_finetune. With "
@@ -339,6 +358,7 @@ class Settings(Common):
             check(of_plugins[f"of_{which}"])
         for name in others:
             raise _misfit(name, settings)
+        store_address.check(settings.store_memory, settings.store_provider)
         if settings.resume and settings.output_dir is None:
             raise InputError("--resume needs --output_dir: which run?")
         max_evals = settings.max_evals

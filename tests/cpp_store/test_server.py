@@ -362,6 +362,35 @@ def test_a_key_keeps_others_out() -> None:
             assert store.list() == []
 
 
+@pytest.mark.parametrize("same_host", [True, False])
+def test_servers_say_how_long_calls_took(same_host: bool) -> None:
+    with (
+        servers.running(2, "--memory=64MiB") as addresses,
+        cpp_store.connect(addresses, same_host=same_host) as store,
+    ):
+        for number in range(20):
+            store.put(f"m{number}", arrays(1, 1000))
+            assert store.best_match(store.lookup(f"m{number}").table)
+        with pytest.raises(cpp_store.NotFound):
+            store.lookup("none")
+        stats = store.stats()
+        assert (stats["puts"], stats["matches"]) == (20, 20)
+        times = stats["times"]
+        assert {name: times[name]["count"] for name in ("put", "lookup", "best_matches")} == {
+            "put": 20,
+            "lookup": 21,  # what fails takes time, too
+            "best_matches": 40,  # all servers are asked
+        }
+        each = [numbers["times"]["put"] for numbers in stats["servers"].values()]
+        assert len(each) == 2 and sum(one["count"] for one in each) == 20
+        for name in ("p50_us", "p99_us"):
+            assert times["put"][name] == max(one[name] for one in each)
+        for one in times.values():
+            assert 0 < one["p50_us"] <= one["p99_us"]
+    with cpp_store.embedded(memory="1MiB") as alone:
+        assert alone.stats()["times"] == {}
+
+
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

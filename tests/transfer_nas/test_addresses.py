@@ -1,6 +1,7 @@
 """Where a job's own store servers listen, and what is refused."""
 
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 
 from transfer_nas.errors import InputError
 from transfer_nas.ranks import Ranks
@@ -103,7 +105,44 @@ def test_the_routing_table_chooses(host: Any) -> None:
 def test_several_nodes_never_get_an_address_of_one(address: str) -> None:
     two_nodes: Ranks = types.SimpleNamespace(local_rank=0, local_size=1, size=2)  # type: ignore
     with pytest.raises(InputError, match="only its own reaches a store server at"):
-        worker._serve(two_nodes, "0" * 32, address)
+        worker._serve(Settings(), two_nodes, "0" * 32, address)
+
+
+def test_a_store_takes_a_tenth_of_the_memory_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert addresses._memory_of_node(tmp_path) == physical  # no cgroup says anything
+    (tmp_path / "memory.max").write_text("max\n")
+    assert addresses._memory_of_node(tmp_path) == physical
+    (tmp_path / "memory.max").write_text("20480\n")
+    assert addresses._memory_of_node(tmp_path) == 20480
+    monkeypatch.setattr(addresses, "_memory_of_node", lambda: 20480)
+    assert addresses.memory_of(None) == 2048
+    assert addresses.memory_of("20KiB") == 20480
+    with pytest.raises(InputError, match=r"--store_memory 21KiB: node .* has .* GiB"):
+        addresses.memory_of("21KiB")
+
+
+def test_addresses_have_the_provider_that_was_asked_for() -> None:
+    assert addresses.uri("10.0.0.1") == "ofi+tcp://10.0.0.1:0"
+    assert addresses.uri("::1", "ofi+cxi") == "ofi+cxi://[::1]:0"
+
+
+@pytest.mark.parametrize("isolate", [[], ["--isolate"]])
+def test_the_jobs_own_store_is_as_it_was_asked_for(
+    tmp_path: Path, mpiexec: Any, isolate: list[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--max_evals", "2", "--epochs", "1", "--output_dir", run, *isolate]
+    own = ["--store_memory", "96MiB", "--store_provider", "ofi+tcp;ofi_rxm"]
+    digits = ["-m", "transfer_nas.evolve", "--application", "digits"]
+    done = mpiexec(1, *digits, *flags, *own, timeout=300, env={"MODEL_SERVERS": ""})
+    assert done.returncode == 0, done.stderr
+    where = "1 server" if isolate else "in this process"
+    assert f"transfer store ({where} of 0.0938 GiB)" in done.stderr
+    settings = json.loads((run / "run.json").read_text())["settings"]
+    assert (settings["store_memory"], settings["store_provider"]) == (own[1], own[3])
 
 
 def test_a_server_that_a_node_does_not_reach_is_named_with_what_to_do(

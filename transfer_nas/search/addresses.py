@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import ipaddress
+import os
+import re
 import socket
 import struct
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import cpp_store
 from transfer_nas.errors import InputError
 
 LOOPBACK = "127.0.0.1"
@@ -96,9 +100,58 @@ def choose(mine: Sequence[str], others: Sequence[Sequence[str]]) -> str:
     return max(mine, key=lambda address: votes[address])  # of equals the first
 
 
-def uri(host: str) -> str:
+def check(memory: str | None, provider: str | None) -> None:
+    """Raise InputError, which names the flag, for what no server of the job's own can have."""
+    if memory is not None:
+        try:
+            cpp_store.parse_memory(memory)
+        except cpp_store.InvalidArgument as error:
+            raise InputError(f"--store_{error}") from None
+    if provider is not None and not re.fullmatch(r"ofi\+[a-z0-9_;-]+", provider):
+        raise InputError(
+            f"--store_provider {provider}: expected ofi+ and one of libfabric's providers, such "
+            "as ofi+tcp, ofi+verbs or ofi+cxi"
+        )
+
+
+def memory_of(wanted: str | None) -> int:
+    """Return the bytes that the store may take on this node: what is wanted, or a tenth.
+
+    Raises
+    ------
+    InputError
+        The node has less.
+    """
+    there = _memory_of_node()
+    if wanted is None:
+        return there // 10
+    memory = cpp_store.parse_memory(wanted)
+    if memory > there:
+        raise InputError(
+            f"--store_memory {wanted}: node {socket.gethostname()} has {there / 2**30:.3g} GiB "
+            "that the job may use"
+        )
+    return memory
+
+
+def _memory_of_node(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of memory that the job may use here: of the host, or of its cgroup."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = next((line[3:] for line in lines if line.startswith("0::")), "/")
+        group = groups / own.lstrip("/")
+        for each in (group, *group.parents):
+            if each != groups and groups not in each.parents:
+                break
+            with contextlib.suppress(OSError, ValueError):  # "max": no limit
+                limits.append(int((each / "memory.max").read_text()))
+    return min(limits)
+
+
+def uri(host: str, provider: str | None = None) -> str:
     """Return the address to serve at, on any free port."""
-    return f"ofi+tcp://[{host}]:0" if ":" in host else f"ofi+tcp://{host}:0"
+    return f"{provider or 'ofi+tcp'}://{f'[{host}]' if ':' in host else host}:0"
 
 
 def unreachable(rank: int, addresses: Sequence[str], error: Exception) -> InputError:

@@ -237,7 +237,7 @@ class _Search:
                 self._space,
                 trainer.describe(),
                 hosts,
-                len(servers.addresses),
+                servers,
             ):
                 print(line, file=self._terminal)
         with self._patience("starting the processes that evaluate"):

@@ -13,6 +13,7 @@ from transfer_nas import trained_model
 from transfer_nas.applications import Application, as_tuple
 from transfer_nas.search.manager import Status, explain
 from transfer_nas.search.progress import Goal
+from transfer_nas.search.worker import Servers
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 
@@ -28,7 +29,7 @@ def opening(
     space: Space,
     engine: str,
     hosts: list[str],
-    servers: int,
+    servers: Servers,
 ) -> list[str]:
     """Return lines that say what is about to be searched, where and how.
 
@@ -41,7 +42,7 @@ def opening(
     hosts
         Of each rank.
     servers
-        Of the weight store; 0: it is in this process.
+        Of the weight store.
     """
     data, goal = application.data, goal_of(application)
     train, valid = (len(as_tuple(rows)[0]) for rows in (data.x_train, data.x_valid))
@@ -53,7 +54,11 @@ def opening(
     ]
     transfer = settings.transfer
     if transfer == "store":
-        transfer += f" ({_some(servers, 'server') if servers else 'in this process'})"
+        count = len(servers.addresses)
+        where = _some(count, "server") if count else "in this process"
+        if servers.memory is not None:
+            where += f" of {servers.memory / 2**30:.3g} GiB{' each' if count > 1 else ''}"
+        transfer += f" ({where})"
     where = " on those rows" if application.objective is None else ""
     return [
         f"{application.name}: {train:,} rows to train on, {valid:,} to judge by"

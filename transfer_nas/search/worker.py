@@ -51,11 +51,14 @@ class Servers:
         This process's way to it; None: the transfer method needs none.
     addresses, key
         How another process finds it; without addresses it is in this process.
+    memory
+        Bytes that it may take on this node; None: others have said so.
     """
 
     store: cpp_store.Store | None = None
     addresses: Sequence[str] = ()
     key: str = ""
+    memory: int | None = None
 
 
 def resolve(
@@ -165,25 +168,28 @@ def servers(settings: Settings, ranks: Ranks) -> Iterator[Servers]:
         yield Servers()
         return
     addresses = os.environ.get("MODEL_SERVERS", "").split()
-    if addresses and settings.store_host is not None:
-        raise Refused(
-            "--store_host says where the job's own store servers listen, and MODEL_SERVERS names "
-            "others: leave one of them out"
-        )
+    for name in ("store_host", "store_memory", "store_provider"):
+        if addresses and getattr(settings, name) is not None:
+            raise Refused(
+                f"--{name} is of the job's own store servers, and MODEL_SERVERS names others: "
+                "leave one of them out"
+            )
     with contextlib.ExitStack() as stack:
         if not addresses and ranks.size == 1 and not settings.isolated:
             _enough(settings, 0)
-            yield Servers(stack.enter_context(cpp_store.embedded()))
+            memory = store_address.memory_of(settings.store_memory)
+            yield Servers(stack.enter_context(cpp_store.embedded(memory=memory)), memory=memory)
             return
-        own, key = not addresses, ""
+        own, key, granted = not addresses, "", None
         if own:
             key = ranks.share(secrets.token_hex(16))[0]
+            granted = together(ranks, lambda: store_address.memory_of(settings.store_memory))
             addresses = _own_servers(settings, ranks, key, stack)
         together(ranks, lambda: _enough(settings, len(addresses)))
         client = together(ranks, lambda: _connect(settings, ranks, addresses, key, own=own))
         with client:
             try:
-                yield Servers(client, addresses, key)
+                yield Servers(client, addresses, key, granted)
             except Refused:
                 ranks.share(None)
                 raise
@@ -224,13 +230,13 @@ def _own_servers(
             raise Refused(f"--store_host {settings.store_host}: no node of the job has it")
         others = [theirs for rank, theirs in enumerate(everybody) if theirs and rank != ranks.rank]
         host = store_address.choose(mine, others) if mine else None
-    server = together(ranks, lambda: None if host is None else _serve(ranks, key, host))
+    server = together(ranks, lambda: None if host is None else _serve(settings, ranks, key, host))
     if server is not None:
         stack.enter_context(server)
     return [a for a in ranks.share(server and server.address) if a is not None]
 
 
-def _serve(ranks: Ranks, key: str, host: str = store_address.LOOPBACK) -> cpp_store.Server | None:
+def _serve(settings: Settings, ranks: Ranks, key: str, host: str) -> cpp_store.Server | None:
     if ranks.local_rank != 0:
         return None
     if ranks.local_size < ranks.size and store_address.only_here(host):
@@ -239,7 +245,11 @@ def _serve(ranks: Ranks, key: str, host: str = store_address.LOOPBACK) -> cpp_st
             "an interface or a network that all of them share with --store_host"
         )
     try:
-        return cpp_store.serve(store_address.uri(host), key=key)
+        return cpp_store.serve(
+            store_address.uri(host, settings.store_provider),
+            memory=store_address.memory_of(settings.store_memory),
+            key=key,
+        )
     except cpp_store.StoreError as error:
         raise InputError(f"cannot start a store server on {host}: {error}") from error
 

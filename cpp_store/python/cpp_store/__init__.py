@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cpp_store._dlpack import DLPackArray, dlpack
     from cpp_store._overlap import AsyncStore, Submitter
     from cpp_store._server import Server, connect, serve
-    from cpp_store._store import Allocation, LeasedMatch, Store, embedded
+    from cpp_store._store import Allocation, LeasedMatch, Store, embedded, parse_memory
 
 __all__ = [
     "Allocation",
@@ -61,6 +61,7 @@ __all__ = [
     "connect",
     "dlpack",
     "embedded",
+    "parse_memory",
     "serve",
 ]
 
