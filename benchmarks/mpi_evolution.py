@@ -52,7 +52,7 @@ class Sleeper:
         if self.high > 0:
             time.sleep(np.random.default_rng(job.id).uniform(self.low, self.high))
         self.busy += time.perf_counter() - begin
-        return Evaluation(job, DONE, float(sum(job.genome)))
+        return Evaluation(job, DONE, float(sum(job.architecture)))
 
     def save_model(self, path: Path) -> None:
         """Write nothing: there is no model."""

@@ -104,7 +104,9 @@ class EventFile:
 
         genes = {
             name: _value(values[code])
-            for (name, values), code in zip(self._genes.items(), evaluation.job.genome, strict=True)
+            for (name, values), code in zip(
+                self._genes.items(), evaluation.job.architecture, strict=True
+            )
         }
         measured = {
             f"hparams/{name}": float(evaluation.measures[name])

@@ -114,7 +114,9 @@ def write_run(
                 objective -= mode == "min"  # minus the error
                 _log_epochs(logs[rank].section("evaluation", job.id), objective)
                 evaluation = Evaluation(job, DONE, objective, known)
-                index.add(f"{directory.id}/{job.id}", space.graph(job.genome), score=objective)
+                index.add(
+                    f"{directory.id}/{job.id}", space.graph(job.architecture), score=objective
+                )
             directory.told(evaluation)
             for dead in algorithm.tell(evaluation):
                 index.remove(f"{directory.id}/{dead}")
@@ -133,7 +135,7 @@ def _log_epochs(log: Log, objective: float) -> None:
 def _objective(job: Job, weights: list[Any], rng: np.random.Generator) -> float:
     """Return something like an accuracy: genes that come first count for more."""
     strengths = [1 / (1 + position) for position in range(len(weights))]
-    pairs = zip(strengths, weights, job.genome, strict=True)
+    pairs = zip(strengths, weights, job.architecture, strict=True)
     total = sum(strength * values[value] for strength, values, value in pairs)
     return 1 / (1 + math.exp(-1.5 - 0.6 * total)) + float(rng.normal(0, 0.004))
 
@@ -148,7 +150,7 @@ def _measures(
     rank: int,
     transfer: bool,
 ) -> dict[str, Measure]:
-    graph = space.graph(job.genome)
+    graph = space.graph(job.architecture)
     match = index.best_match(graph) if transfer else None
     moved = match.bytes if match is not None else 0
     seconds = end - begin

@@ -24,6 +24,8 @@ from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import TransferError, TransferUnavailable
 from transfer_nas.job import DONE, Evaluation, Job, Measure, Report
 from transfer_nas.logs import Log
+from transfer_nas.models import Models
+from transfer_nas.sharing import LongestPrefix, Sharing
 from transfer_nas.spaces import Space
 from transfer_nas.training import Candidate, Engine, growth
 from transfer_nas.training.policy import POLICIES, Phase, Policy
@@ -37,7 +39,7 @@ from transfer_nas.training.program import (
     Trained,
 )
 from transfer_nas.training.resumption import SAVE_EVERY, Resumption
-from transfer_nas.transfer import Inheritance, NoTransfer, Tensors, TransferMethod
+from transfer_nas.transfer import Inheritance, Tensors, TransferMethod
 from transfer_nas.values import check_found, taken
 
 __all__ = ["POLICIES", "TransferTrainer"]
@@ -70,8 +72,10 @@ class TransferTrainer:
     epochs, batch_size
         None: the application's.
     run
-        Distinguishes the models of this search from those of others in the same place: the model
-        of job 7 is called ``run/7``; without `run`, ``7``.
+        Distinguishes the models of this search from those of others in the same place; see
+        `Models`.
+    sharing
+        Which stored model a candidate starts from; None: that of the longest prefix.
     engine
         One of `transfer_nas.training.ENGINES`, or the name of an entry point.
     checkpoint
@@ -101,6 +105,7 @@ class TransferTrainer:
         epochs: int | None = None,
         batch_size: int | None = None,
         run: str = "",
+        sharing: Sharing | None = None,
         engine: str = "auto",
         checkpoint: Checkpoint | None = None,
         save_every: float = SAVE_EVERY,
@@ -113,14 +118,15 @@ class TransferTrainer:
         self.policy = policy if isinstance(policy, Policy) else Policy(policy)
         self.epochs = application.epochs if epochs is None else epochs
         self.batch_size = application.batch_size if batch_size is None else batch_size
-        self._run = run
+        self._sharing = sharing or LongestPrefix()
         self._engine = engine
         self._checkpoint = checkpoint
         self._save_every = save_every
         self._log = log or Log()
         self._log_validation = log_validation
-        self._transfer = transfer
-        self._said: set[type[TransferError]] = set()
+        self._models = Models(transfer, run)
+        self._transfer, self._run = transfer, run
+        self._said: set[str] = set()
         self._unreported: dict[str, Measure] = {}  # what failed in `retire`: the next one says so
         self._last: Candidate | None = None
 
@@ -134,6 +140,7 @@ class TransferTrainer:
             epochs=epochs,
             batch_size=self.batch_size,
             run=self._run,
+            sharing=self._sharing,
             engine=self._engine,
         )
 
@@ -217,7 +224,7 @@ class TransferTrainer:
     def retire(self, jobs: Iterable[int]) -> None:
         """Take the models of jobs out of the candidates for ancestors."""
         try:
-            self._transfer.retire([self._model_id(job) for job in jobs])
+            self._models.retire(jobs)
         except TransferError as error:
             self._without_transfer(error, self._unreported)
 
@@ -225,13 +232,13 @@ class TransferTrainer:
         self, job: Job, measures: dict[str, Measure], report: Report | None
     ) -> tuple[Candidate, float]:
         """Return the trained candidate, stored unless it is worthless, and its objective."""
-        graph = self.space.graph(job.genome).without_dead_ends()
+        graph = self.space.graph(job.architecture).without_dead_ends()
         measures |= self._known_before(graph)
         engine = next(each for each in self._engines if each.obstacle(graph) is None)
         measures["engine"] = engine.name
         with _timed(measures, "build_seconds"):
             # Before the candidate: it has the process to itself from its making on.
-            given = self.space.start(job.genome)
+            given = self.space.start(job.architecture)
         resumption = self._resumption(job, engine)
         fetch = functools.partial(self._fetch, job, graph, resumption.task is None)
         with contextlib.ExitStack() as leases:
@@ -346,7 +353,7 @@ class TransferTrainer:
         """
         measures: dict[str, Measure] = {}
         with _timed(measures, "match_seconds"):
-            inheritance = self._best_match(graph, measures)
+            inheritance = self._ancestor(job, graph, measures)
         ancestry = _Ancestry(measures, inheritance)
         if not wanted or (inheritance is None and job.parent is None):
             return ancestry
@@ -360,9 +367,11 @@ class TransferTrainer:
             lease.pop_all()  # it is the caller's now
         return ancestry
 
-    def _best_match(self, graph: LayerGraph, measures: dict[str, Measure]) -> Inheritance | None:
+    def _ancestor(
+        self, job: Job, graph: LayerGraph, measures: dict[str, Measure]
+    ) -> Inheritance | None:
         try:
-            return self._transfer.best_match(graph)
+            return self._sharing.ancestor(job, graph, self._models)
         except TransferError as error:
             self._without_transfer(error, measures)
             return None
@@ -370,7 +379,7 @@ class TransferTrainer:
     def _read(self, inheritance: Inheritance, measures: dict[str, Measure]) -> _Weights:
         """Return the prefix's weights, none if they cannot be read."""
         try:
-            tensors = dict(inheritance.read())
+            tensors = dict(self._models.read(inheritance))
         except TransferError as error:
             self._without_transfer(error, measures)
             return {}
@@ -381,10 +390,10 @@ class TransferTrainer:
 
     def _parent(self, job: Job, measures: dict[str, Measure]) -> tuple[LayerGraph, Tensors] | None:
         """Return a candidate's parent, if the policy lets it grow from there and it is stored."""
-        if not self.policy.grow or job.parent is None:
+        if not (self.policy.grow and self._sharing.grows) or job.parent is None:
             return None
         try:
-            return self._transfer.whole(self._model_id(job.parent))
+            return self._models.whole(job.parent)
         except TransferError as error:
             self._without_transfer(error, measures)
             return None
@@ -491,12 +500,12 @@ class TransferTrainer:
             trusted = self.application.fit is None  # a user's loop may change what is frozen
             inherited = _unchanged(candidate, ancestry.loaded, phases if trusted else ())
         try:
-            measures["bytes_stored"] = self._transfer.put(
-                self._model_id(job.id),
+            measures["bytes_stored"] = self._models.put(
+                job.id,
                 graph,
                 candidate.tensors([name for name in graph.names if name not in inherited]),
                 score=objective,
-                parent="" if job.parent is None else self._model_id(job.parent),
+                parent=job.parent,
                 inheritance=inheritance if inherited else None,
                 inherited=inherited,
             )
@@ -504,18 +513,14 @@ class TransferTrainer:
             self._without_transfer(error, measures)
 
     def _without_transfer(self, error: TransferError, measures: dict[str, Measure]) -> None:
-        """Record a failure of the transfer method; if nothing answers it any more, leave it be."""
+        """Record a failure of the transfer method; if nothing answers it, say for how long."""
         measures["transfer_error"] = f"{type(error).__name__}: {error}"
-        gone = isinstance(error, TransferUnavailable)
-        if gone:
-            self._transfer = NoTransfer()
-        if type(error) not in self._said:
-            self._said.add(type(error))
-            what = "the search goes on without transfer" if gone else "the search goes on"
+        what = "the search goes on"
+        if isinstance(error, TransferUnavailable):
+            what += f" without transfer, and tries again in {self._models.pause:g} s"
+        if what not in self._said:
+            self._said.add(what)
             _log.warning("transfer failed, %s: %s", what, error)
-
-    def _model_id(self, job: int) -> str:
-        return f"{self._run}/{job}" if self._run else str(job)
 
 
 @dataclass

@@ -108,7 +108,7 @@ class Fake:
             "layers_transferred": 1 if job.parent is not None else 0,
             "ancestor": self.padding * "x",
         }
-        return Evaluation(job, DONE, float(sum(job.genome)), measures)
+        return Evaluation(job, DONE, float(sum(job.architecture)), measures)
 
     def save_model(self, path: Path) -> None:
         assert self.last is not None

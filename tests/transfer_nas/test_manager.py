@@ -81,7 +81,7 @@ class Search:
 
 def wavy(job: Job) -> Evaluation:
     """Best at job 5."""
-    whole = SPACE.graph(job.genome).nbytes
+    whole = SPACE.graph(job.architecture).nbytes
     measures = {
         "layers": 5,
         "layers_transferred": 2,
@@ -104,7 +104,7 @@ def test_keeps_the_best_model_and_counts(tmp_path: Path) -> None:
     assert status.share_transferred == 0.4
     assert status.bytes_stored == 7 * 12
     assert status.bytes_whole_copies == sum(
-        SPACE.graph(job.genome).nbytes for job in read_jobs(tmp_path)
+        SPACE.graph(job.architecture).nbytes for job in read_jobs(tmp_path)
     )
     assert search.retired == list(range(8))
 
@@ -146,6 +146,15 @@ def test_takes_up_a_search_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     assert second.reports[0].evaluations == 8 and second.reports[0].fresh == 1
     assert second.reports[-1].layers == 5 * 26
     assert (tmp_path / "halting" / "best.safetensors").read_text() == "5"
+
+
+def test_what_died_is_retired_though_a_kill_came_between(tmp_path: Path) -> None:
+    first = Search(tmp_path, 9)
+    first.run(lambda job: Evaluation.failure(job, "lost") if job.id == 2 else wavy(job))
+    assert first.retired == [2, 0, 1, 3, 4]
+    second = Search(tmp_path, 9, resume=True)  # the first may have been killed before it did so
+    with second.directory:
+        assert sorted(second.retired) == sorted(first.retired)
 
 
 def test_an_interrupted_evaluation_is_the_first_of_the_resumed_search(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class Run:
 
     @cached_property
     def parent(self) -> Integers:
-        """The job whose genome was mutated, -1 for none, shape (n,)."""
+        """The job whose architecture was mutated, -1 for none, shape (n,)."""
         parents = self.measure("parent")
         return np.where(np.isnan(parents), -1, parents).astype(np.int64)
 

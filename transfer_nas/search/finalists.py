@@ -105,7 +105,7 @@ def retrain(
     for number, before in enumerate(finalists, 1):
         found = before.job
         say(f"retraining job {found.id} for {fully.epochs} epochs ({number} of {len(finalists)})")
-        after = fully.evaluate(Job(found.id + _RETRAINED, found.genome, found.id, found.seed))
+        after = fully.evaluate(Job(found.id + _RETRAINED, found.architecture, found.id, found.seed))
         result: dict[str, Any] = {
             "job": before.job.id,
             "objective_in_search": before.objective,

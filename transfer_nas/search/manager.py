@@ -171,7 +171,9 @@ class Manager:
         self._exhausted = False
         self._sums = dict.fromkeys((*_SUMS_OF_CHILDREN, "bytes_whole_copy"), 0)
         self._begun = time.monotonic()
-        algorithm.restore(directory.jobs, directory.evaluations)
+        # Of a process that was killed: what died may not have been retired any more.
+        dead = algorithm.restore(directory.jobs, directory.evaluations)
+        dead += [e.job.id for e in directory.evaluations if e.status in STORED_PERHAPS]
         for evaluation in directory.evaluations:
             self._count(evaluation)
         self._found = self._reported = self._evaluations
@@ -179,7 +181,7 @@ class Manager:
             warn(line)
         self._adopt_candidates()
         self._drop_checkpoints()
-        self._forget_models(algorithm.unfinished)
+        self._forget_models([*dead, *algorithm.unfinished])
 
     @property
     def path(self) -> Path:
@@ -378,9 +380,10 @@ class Manager:
             candidate.unlink(missing_ok=True)  # another rank was better in the meantime
 
     def _forget_models(self, jobs: Sequence[int]) -> None:
-        """Retire models that jobs without a result may have stored.
+        """Retire models that may be stored and that nobody needs.
 
-        The jobs are to be done again, and would inherit whole models from themselves.
+        Those of jobs without a result among them: the jobs are to be done again, and would inherit
+        whole models from themselves.
         """
         if jobs:
             self._retire(jobs)

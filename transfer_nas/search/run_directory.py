@@ -20,6 +20,7 @@ checkpoint has lost is taken from its row.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import secrets
@@ -27,6 +28,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cpp_store import files
 from graph_meta.graph import FORMAT_VERSION, GraphError, check_version
@@ -44,6 +47,7 @@ FORMAT = 1
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _FILES = ("run.json", "results.csv", "checkpoint", "population.json")
+_SAMPLED = 4  # networks that tell whether a space is still the same
 _IN_FLIGHT = 1_000  # jobs that may have been under way when a row was written, generously
 
 
@@ -145,6 +149,7 @@ class RunDirectory:
             "started": time.time(),
             "settings": dict(settings),
             "space": space.describe(),
+            "networks": _networks(space),
             "values": [value.to_dict() for value in values],
             **extra,
         }
@@ -210,6 +215,11 @@ class RunDirectory:
                 f"{_difference(description['space'], space.describe())}"
             )
         _compare_values(path, description.get("values", []), values)
+        if description.get("networks", (found := _networks(space))) != found:
+            raise RunDirectoryError(
+                f"{path} was started with another space {space.name}: the same choices make other "
+                "networks now; resume with the code that it was started with, or begin a new run"
+            )
         try:
             directory = cls(path, space, description)
             try:
@@ -238,7 +248,7 @@ class RunDirectory:
         if complaint := self.complaint(evaluation):
             raise ValueError(complaint)
         measures, job = evaluation.measures, evaluation.job
-        genes = zip(self._cells.values(), job.genome, strict=True)
+        genes = zip(self._cells.values(), job.architecture, strict=True)
         cells = [gene.texts[value] for gene, value in genes]
         cells.append(repr(float(evaluation.objective)) if evaluation.done else evaluation.status)
         cells += (str(job.id), evaluation.status)
@@ -310,7 +320,7 @@ class RunDirectory:
 
     def _parse_job(self, line: str) -> Job:
         job = Job.from_dict(json.loads(line))
-        self._space.check(job.genome)
+        self._space.check(job.architecture)
         return job
 
     def _read_results(self, content: bytes) -> Found[Evaluation]:
@@ -363,6 +373,19 @@ class RunDirectory:
             raise ValueError(f"job {id} is not in the checkpoint")
         parent = row.get("m:parent")
         return Job(id, genome, results.integer(parent) if parent else None)
+
+
+def _networks(space: Space) -> list[str]:
+    """Return what tells whether a space still makes the same networks: the names of some."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(_SAMPLED):
+        digest = hashlib.blake2b(digest_size=8)
+        try:
+            digest.update("\n".join(space.graph(space.sample(rng)).names).encode())
+        except Exception as error:  # a user's function may raise anything for some choices
+            digest.update(type(error).__name__.encode())
+        found.append(digest.hexdigest())
+    return found
 
 
 def _evaluation(job: Job, row: Mapping[str, str], values: Mapping[str, Value]) -> Evaluation:

@@ -93,7 +93,7 @@ def summarize(
         "best_objective": best and best.objective,
         "best_value": best and goal.value(best.objective),
         "best_job": best and best.job.id,
-        "best_values": best and space.values(best.job.genome),
+        "best_values": best and space.values(best.job.architecture),
         "layers": status.layers,
         "layers_transferred": status.layers_transferred,
         "share_transferred": round(status.share_transferred, 4),

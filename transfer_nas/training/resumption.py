@@ -35,7 +35,7 @@ class Resumption:
         Where; None: nothing is saved, and nothing found.
     job, engine
         The job, and the name of the engine that trains it, with the program if it is not the usual
-        one. What was saved for another genome, or by another engine, is not taken.
+        one. What was saved for another architecture, or by another engine, is not taken.
     every
         Seconds between two savings.
 
@@ -51,7 +51,7 @@ class Resumption:
         self, section: Checkpoint | None, job: Job, engine: str, every: float = SAVE_EVERY
     ) -> None:
         self._section = section
-        self._job = job.to_dict() | {"genome": list(job.genome), "engine": engine}
+        self._job = job.to_dict() | {"architecture": list(job.architecture), "engine": engine}
         self._every = every
         self._saved_at = time.monotonic()
         self._begun = False

@@ -70,7 +70,7 @@ class Fake:
         self.last: Job | None = None
 
     def evaluate(self, job: Job, report: Report | None = None) -> Evaluation:
-        worth = float(sum(job.genome))
+        worth = float(sum(job.architecture))
         for epoch in range(1, self.epochs + 1):
             time.sleep(self.seconds)
             value = worth * (1 - 0.5**epoch)

@@ -184,7 +184,7 @@ def test_the_ancestor_may_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert same(second.weights(), weights)
         # With nobody to share with, all of it is its own.
         assert found.measures["bytes_stored"] == found.measures["bytes_whole_copy"]
-        match = transfer.best_match(second.trainer.space.graph(CHILD.genome))
+        match = transfer.best_match(second.trainer.space.graph(CHILD.architecture))
         assert match is not None and match.ancestor == "1"
         with match:
             assert same(match.read(), weights)
