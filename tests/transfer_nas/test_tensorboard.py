@@ -12,6 +12,7 @@ import pytest
 
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.tensorboard import EventFile
+from transfer_nas.values import Value
 
 pytest.importorskip("tensorboardX")
 
@@ -128,3 +129,14 @@ def test_tensorflow_stays_out(tmp_path: Path) -> None:
         "assert not {'tensorflow', 'torch', 'keras'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_an_application_measures_is_a_scalar_too(tmp_path: Path) -> None:
+    values = [Value("latency_ms", "ms", "min"), Value("word", kind=str)]
+    measures = {"latency_ms": 2.5, "word": "x", "timestamp_gather": 1.0}
+    with EventFile(tmp_path, 1000.0, GENES, values=values) as file:
+        file.write(Evaluation(Job(0, (0,)), DONE, 0.5, measures))
+        file.write(FAILURE)
+    found = {(tag, step): value for tag, step, value, _ in scalars(tmp_path)}
+    assert found["values/latency_ms", 1] == 2.5
+    assert not any("word" in tag for tag, _ in found) and ("values/latency_ms", 2) not in found

@@ -127,6 +127,8 @@ class Manager:
     ----------
     hopeless
         Whether it ended so.
+    wants_reports
+        Whether `report` shall be called.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Manager:
         give_up_after: int | None = None,
     ) -> None:
         self._algorithm = algorithm
+        self.wants_reports = algorithm.wants_reports
         self._directory = directory
         self._max_evals = max_evals
         self._retire = retire
@@ -225,11 +228,6 @@ class Manager:
             fresh=self._evaluations - self._found,
             first_failure=self._first_failure,
         )
-
-    @property
-    def wants_reports(self) -> bool:
-        """Whether `report` shall be called."""
-        return self._algorithm.wants_reports
 
     def report(self, id: int, step: int, values: Mapping[str, float]) -> bool:
         """Tell of an epoch of a job; return whether the job shall stop.

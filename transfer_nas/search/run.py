@@ -420,7 +420,7 @@ def _open(
     namespace = {"namespace": application.namespace}
     values = application.declared
     if settings.resume:
-        chosen = {**settings.fixed(), **namespace}
+        chosen = {**settings.fixed(), **namespace, "objective": application.objective}
         directory = RunDirectory.resume(
             settings.directory, space, chosen, provenance, values=values
         )
@@ -428,6 +428,8 @@ def _open(
         return directory
     extra = {**provenance, "objective": application.describe_objective()}
     chosen = {**settings.to_dict(), **namespace}
+    if application.objective is not None:
+        chosen["objective"] = application.objective
     return RunDirectory.create(settings.directory, space, chosen, extra, values=values)
 
 

@@ -214,12 +214,12 @@ class RunDirectory:
                 f"{path} was started with another space: "
                 f"{_difference(description['space'], space.describe())}"
             )
-        _compare_values(path, description.get("values", []), values)
         if description.get("networks", (found := _networks(space))) != found:
             raise RunDirectoryError(
                 f"{path} was started with another space {space.name}: the same choices make other "
                 "networks now; resume with the code that it was started with, or begin a new run"
             )
+        _compare_values(path, description.get("values", []), values)
         try:
             directory = cls(path, space, description)
             try:
