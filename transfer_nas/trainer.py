@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class TransferTrainer:
-    """Builds, trains, judges and stores the model of one genome after the other.
+    """Builds, trains, judges and stores the model of one candidate after the other.
 
     Small networks train in NumPy, others in Keras (`transfer_nas.training`). Keras and its backend
     are imported with the first that needs it. From then on the process belongs to evaluations:
@@ -52,7 +52,7 @@ class TransferTrainer:
     application
         Data, loss, metric, optimizer.
     space
-        Turns genomes into layer graphs.
+        Turns architectures into layer graphs.
     transfer
         Where models are put and found; it stays the caller's.
     policy
@@ -141,7 +141,7 @@ class TransferTrainer:
         return training.describe(self.application, self._engine, engines, graphs)
 
     def evaluate(self, job: Job) -> Evaluation:
-        """Train the model of a job's genome and judge it on the validation rows.
+        """Train the model of a job and judge it on the validation rows.
 
         Parameters
         ----------
@@ -391,7 +391,7 @@ class TransferTrainer:
 
     def _resumption(self, job: Job, engine: Engine) -> Resumption:
         section = self._checkpoint and self._checkpoint.section(str(job.id))
-        return Resumption(section, job, engine.name, self._save_every)
+        return Resumption(section, job.to_dict(self.space.to_json), engine.name, self._save_every)
 
     def _train(
         self,

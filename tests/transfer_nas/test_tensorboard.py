@@ -4,13 +4,15 @@ import math
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from graph_meta import LayerGraph
 from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.spaces import Gene, GeneSpace
 from transfer_nas.tensorboard import EventFile
 
 pytest.importorskip("tensorboardX")
@@ -31,7 +33,17 @@ EVALUATIONS = [
     )
     for i in (0, 2, 1)
 ]
-GENES = {"units, first": (8, "relu")}  # a job's genome is (0,): the value 8
+
+
+class One(GeneSpace):
+    name = "one"
+    genes = (Gene("units, first", (8, "relu")),)  # a job's genome is (0,): the value 8
+
+    def graph(self, genome: Sequence[int]) -> LayerGraph:
+        raise NotImplementedError
+
+
+SPACE = One([(4,)], 2)
 FAILURE = Evaluation.failure(Job(3, (0,)), "nan", {"timestamp_gather": 9.0})
 
 
@@ -55,7 +67,7 @@ def events(file: Path) -> Iterator[Any]:
 
 
 def test_scalars_go_over_evaluations(tmp_path: Path) -> None:
-    with EventFile(tmp_path, 1000.0, GENES) as file:
+    with EventFile(tmp_path, 1000.0, SPACE) as file:
         for evaluation in (*EVALUATIONS, FAILURE):
             file.write(evaluation)
     found = list(scalars(tmp_path))
@@ -71,7 +83,7 @@ def test_scalars_go_over_evaluations(tmp_path: Path) -> None:
 
 
 def test_a_later_process_goes_on_counting(tmp_path: Path) -> None:
-    with EventFile(tmp_path, 0.0, GENES, EVALUATIONS) as file:
+    with EventFile(tmp_path, 0.0, SPACE, EVALUATIONS) as file:
         file.write(FAILURE)
     assert {step for _, step, *_ in scalars(tmp_path)} == {4}
 
@@ -98,7 +110,7 @@ def sessions(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_each_evaluation_is_a_session_of_hparams(tmp_path: Path) -> None:
-    with EventFile(tmp_path, 0.0, GENES) as file:
+    with EventFile(tmp_path, 0.0, SPACE) as file:
         for evaluation in (*EVALUATIONS, FAILURE):
             file.write(evaluation)
     found = sessions(tmp_path)
@@ -114,7 +126,7 @@ def test_after_many_sessions_only_what_improves_gets_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transfer_nas.tensorboard._SESSIONS", 1)
-    with EventFile(tmp_path, 0.0, GENES) as file:
+    with EventFile(tmp_path, 0.0, SPACE) as file:
         for evaluation in (*EVALUATIONS, FAILURE):
             file.write(evaluation)
     assert sessions(tmp_path).keys() == {"job-0", "job-2"}  # 0.0, then 0.2; 0.1 is no better
@@ -124,7 +136,7 @@ def test_tensorflow_stays_out(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from transfer_nas.tensorboard import EventFile\n"
-        f"EventFile(Path({str(tmp_path)!r}), 0.0, {{}}).__exit__(None, None, None)\n"
+        f"EventFile(Path({str(tmp_path)!r}), 0.0, None).__exit__(None, None, None)\n"
         "assert not {'tensorflow', 'torch', 'keras'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

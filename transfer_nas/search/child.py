@@ -48,9 +48,8 @@ def main() -> None:
         message = messages.get()
         best = message["best"]
         try:
-            evaluation = evaluate(
-                Job.from_dict(message["job"]), -math.inf if best is None else best
-            )
+            job = Job.from_dict(message["job"], evaluator.space.from_json)
+            evaluation = evaluate(job, -math.inf if best is None else best)
         except Unwritable as error:
             answer({"unwritable": error.what})
             return

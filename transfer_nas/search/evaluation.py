@@ -14,6 +14,7 @@ from typing import Protocol
 from transfer_nas import tracing, trained_model
 from transfer_nas.errors import Unwritable, writing
 from transfer_nas.job import Evaluation, Job
+from transfer_nas.spaces import Space
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that say nothing about the candidate: of its checkpoint, of the rank's log."""
@@ -27,7 +28,15 @@ of a worker: `InProcess` does it in this process, `isolation.InChild` in another
 
 
 class Evaluator(Protocol):
-    """Who evaluates; one in each process."""
+    """Who evaluates; one in each process.
+
+    Attributes
+    ----------
+    space
+        Has the architectures of the jobs.
+    """
+
+    space: Space
 
     def evaluate(self, job: Job) -> Evaluation:
         """Evaluate a job; what it raises becomes a failure ``F_…``, unless it found no room."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +13,16 @@ from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.search.algorithm import Algorithm, Draws, draw_seed
 from transfer_nas.search.locality import gene_weights
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace, Space
 
 
 class AgingEvolution(Algorithm):
     """Aging ("regularized") evolution, asynchronous.
 
-    The first `population_size` jobs are random genomes. Each later job is a mutation, in one gene,
-    of the best of `sample_size` distinct members drawn from the population; while no member is
-    there yet, jobs stay random. Every evaluation that worked enters the population; when it is
-    full, its oldest member dies, however good it is. Failures never enter.
+    The first `population_size` jobs are random architectures. Each later job is a mutation of the
+    best of `sample_size` distinct members drawn from the population; while no member is there yet,
+    jobs stay random. Every evaluation that worked enters the population; when it is full, its
+    oldest member dies, however good it is. Failures never enter.
 
     From Real et al., *Regularized evolution for image classifier architecture search*, AAAI'19,
     algorithm 1; asynchronous as in its section 3.
@@ -33,7 +34,7 @@ class AgingEvolution(Algorithm):
     Parameters
     ----------
     space
-        Where genomes come from.
+        Where architectures come from.
     population_size
         Number of members (P).
     sample_size
@@ -44,7 +45,8 @@ class AgingEvolution(Algorithm):
         How much a mutation prefers genes that leave most of the network as it is, so that more is
         transferred to the child: gene i is chosen with a probability proportional to
         ``exp(beta * kept_i)``, where ``kept_i`` is the mean share of layers that a change of it
-        keeps (`locality.kept_shares`). 0: all genes alike; negative: the other way round.
+        keeps (`locality.kept_shares`). 0: all genes alike; negative: the other way round. Any other
+        needs a space of genes.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class AgingEvolution(Algorithm):
             )
         self.population_size = self.useful_in_flight = population_size
         self.sample_size = sample_size
-        weights = gene_weights(space, beta) if beta and space.size > 1 else None
+        weights = gene_weights(space, beta) if beta and space.size != 1 else None
         self._gene_ends = None if weights is None else np.cumsum(weights).tolist()
         self._members: deque[Evaluation] = deque()  # oldest first
         self._ranking: list[tuple[float, int, Job]] = []  # worst first
@@ -79,7 +81,7 @@ class AgingEvolution(Algorithm):
         parent = self._tournament(draws)
         try:
             return Job(id, self._mutate(parent.architecture, draws), parent.id, seed)
-        except SpaceError:  # a space of one's own has no mutation of it
+        except SpaceError:  # the space has no mutation of it
             return Job(id, self.space.sample(draws), None, seed)
 
     def _learn(self, evaluation: Evaluation) -> list[int]:
@@ -101,11 +103,12 @@ class AgingEvolution(Algorithm):
         rank = int(self._rank_ends.searchsorted(draws.uniform(), side="right"))
         return self._ranking[-1 - rank][2]
 
-    def _mutate(self, genome: tuple[int, ...], draws: Draws) -> tuple[int, ...]:
+    def _mutate(self, architecture: Any, draws: Draws) -> Any:
         if self._gene_ends is None:
-            return self.space.mutate(genome, draws)
+            return self.space.mutate(architecture, draws)
+        assert isinstance(self.space, GeneSpace)
         position = bisect_left(self._gene_ends, (1.0 - draws.uniform()) * self._gene_ends[-1])
-        return self.space.mutate(genome, draws, position)
+        return self.space.mutate(architecture, draws, position)
 
 
 def _rank_ends(count: int, sample: int) -> NDArray[np.float64]:

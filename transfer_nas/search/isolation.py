@@ -30,6 +30,7 @@ from typing import Any
 from transfer_nas.errors import InputError, Unwritable
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.ranks import environment_alone
+from transfer_nas.spaces import Space
 
 
 class InChild:
@@ -44,6 +45,8 @@ class InChild:
         Its arguments, by name, as JSON values.
     directory
         The run directory.
+    space
+        Turns the jobs' architectures into JSON; the evaluator's turns them back.
     timeout
         Seconds that an evaluation may take; None: any. The start of the child does not count.
     log
@@ -65,10 +68,12 @@ class InChild:
         arguments: Mapping[str, Any],
         directory: Path,
         *,
+        space: Space,
         timeout: float | None,
         log: Callable[[str], None],
     ) -> None:
         self._task = {"factory": factory, "arguments": arguments, "directory": str(directory)}
+        self._space = space
         self._timeout = timeout
         self._log = log
         self._child: _Child | None = None
@@ -86,7 +91,7 @@ class InChild:
         start = time.time()
         try:
             best = best_objective if math.isfinite(best_objective) else None
-            child.send({"job": job.to_dict(), "best": best})
+            child.send({"job": job.to_dict(self._space.to_json), "best": best})
             answer = child.receive(self._timeout)
         except TimeoutError:
             reason, what = "timeout", f"took more than {self._timeout:g} seconds"
@@ -97,7 +102,7 @@ class InChild:
             raise
         else:
             if "unwritable" not in answer:
-                return Evaluation.from_dict(answer)
+                return Evaluation.from_dict(answer, job)
             self._stop()
             raise Unwritable(answer["unwritable"])
         self._stop()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from mpi4py import MPI
 
 from transfer_nas.job import Evaluation, Job
+from transfer_nas.spaces import Space
 
 TO_MANAGER, TO_WORKER = 1, 2  # tags
 
@@ -89,21 +90,21 @@ class Order:
     best: float = -math.inf
     end: bool = False
 
-    def encode(self) -> bytes:
-        """Return the message."""
+    def encode(self, space: Space) -> bytes:
+        """Return the message; `space` has the jobs' architectures."""
         fields = {
-            "jobs": [job.to_dict() for job in self.jobs],
+            "jobs": [job.to_dict(space.to_json) for job in self.jobs],
             "best": self.best if math.isfinite(self.best) else None,
             "end": self.end,
         }
         return _encode(fields).encode()
 
     @classmethod
-    def decode(cls, message: bytes) -> Order:
+    def decode(cls, message: bytes, space: Space) -> Order:
         """Undo `encode`."""
         fields = json.loads(message)
         best = fields["best"]
-        jobs = [Job.from_dict(job) for job in fields["jobs"]]
+        jobs = [Job.from_dict(job, space.from_json) for job in fields["jobs"]]
         return cls(jobs, -math.inf if best is None else best, fields["end"])
 
 

@@ -11,7 +11,7 @@ from transfer_nas.spaces import Space
 
 
 class RandomSearch(Algorithm):
-    """Every job is a random genome; all genomes are equally likely.
+    """Every job is an architecture that its space draws at random.
 
     Bergstra and Bengio, *Random search for hyper-parameter optimization*, JMLR 13 (2012). The
     first jobs are those of `AgingEvolution` with the same seed.
@@ -19,7 +19,7 @@ class RandomSearch(Algorithm):
     Parameters
     ----------
     space
-        Where genomes come from.
+        Where architectures come from.
     keep
         Models of that many jobs remain to transfer from: the newest that worked.
     seed

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transfer_nas.job import Measure
+from transfer_nas.spaces import Scalar
 
 MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
     "parent": int,
@@ -43,6 +44,10 @@ MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
     "error": str,
 }
 """The ``m:*`` columns. Timestamps count seconds since the run was started for the first time."""
+
+
+ARCHITECTURE = "architecture"
+"""The column ``p:architecture`` of a space without genes: the architecture as JSON."""
 
 
 class GeneCells:
@@ -94,10 +99,10 @@ class GeneCells:
         return -1
 
 
-def columns(genes: Iterable[str]) -> list[str]:
-    """Return the header for genes of these names."""
+def columns(chosen: Iterable[str]) -> list[str]:
+    """Return the header for genes, or other columns of a space, of these names."""
     return [
-        *(f"p:{name}" for name in genes),
+        *(f"p:{name}" for name in chosen),
         "objective",
         "job_id",
         "job_status",
@@ -118,6 +123,11 @@ def measure_cell(value: Measure) -> str:
     if isinstance(value, float):
         return f"{value:.6f}"
     return " ".join(value.splitlines()) if isinstance(value, str) else str(value)
+
+
+def value_cell(value: Scalar) -> str:
+    """Return the cell of what a space without genes says; None is empty, texts become one line."""
+    return "" if value is None else " ".join(str(value).splitlines())
 
 
 def integer(cell: str) -> int:

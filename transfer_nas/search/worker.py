@@ -22,7 +22,7 @@ from transfer_nas.ranks import Ranks, Refused, together
 from transfer_nas.search import addresses as store_address
 from transfer_nas.search.evaluation import checkpoints_path
 from transfer_nas.settings import RANGES, Settings
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace, Space, with_genes
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import TransferMethod
@@ -60,7 +60,10 @@ def resolve(settings: Settings) -> tuple[Application, Space]:
     """Return what is searched, and where; raises InputError."""
     application = applications.resolve(settings.application, settings.data)
     _ = application.data  # wrong data shall be known before anything is written
-    return application, application.space(settings.space)
+    space = application.space(settings.space)
+    if settings.beta:
+        with_genes(space, "--beta")
+    return application, space
 
 
 def method(settings: Settings, application: Application, servers: Servers) -> TransferMethod:
@@ -173,11 +176,13 @@ def servers(settings: Settings, ranks: Ranks) -> Iterator[Servers]:
 
 
 def same_task(application: Application, space: Space, ranks: Ranks) -> None:
-    """Raise InputError in all ranks if their data or genes differ; collective.
+    """Raise InputError in all ranks if their data or spaces differ; collective.
 
     Genomes travel as positions of values: another order of values is another network.
     """
-    said = [(gene.name, [repr(value) for value in gene.values]) for gene in space.genes]
+    said: Any = space.describe()
+    if isinstance(space, GeneSpace):
+        said = [(gene.name, [repr(value) for value in gene.values]) for gene in space.genes]
     found = ranks.share([application.namespace, json.dumps(said)])
     for part, (what, differs) in enumerate(
         (
