@@ -33,7 +33,7 @@ from store_servers import server
 
 from cpp_store import LayerTable, PrefixIndex
 from transfer_nas.population import default_space, draw_genomes, draw_lineage
-from transfer_nas.spaces import DenseSkip, Space
+from transfer_nas.spaces import DenseSkip, GeneSpace
 
 QUESTION = figures.Question(
     compares="the store, through shared memory and over libfabric, with sorted sets in Redis",
@@ -86,7 +86,7 @@ def main() -> int:
     return 0
 
 
-def family(space: Space, members: int) -> list[LayerTable]:
+def family(space: GeneSpace, members: int) -> list[LayerTable]:
     """Return the layers of founders and their descendants, without bytes."""
     founders = draw_genomes(space, 0, 0, min(FOUNDERS, members))
     parents = np.arange(len(founders))

@@ -36,7 +36,7 @@ from cpp_store import LayerTable, PrefixIndex, Store
 from graph_meta import reference
 from transfer_nas import spaces
 from transfer_nas.population import default_space, draw_genomes, draw_lineage
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace
 
 ROOT = Path(__file__).resolve().parent.parent
 FOUNDERS = 1_000
@@ -123,21 +123,21 @@ def dense_skip(sizes: Sequence[int], queries: int, results: dict[str, float]) ->
     results[f"resident_bytes_per_model_{largest}"] = (before - resident_bytes()) / largest
 
 
-def family(space: Space, members: int) -> Genomes:
+def family(space: GeneSpace, members: int) -> Genomes:
     """Return the genomes of founders and their descendants."""
     founders = draw_genomes(space, 0, 0, FOUNDERS)
     lineage = draw_lineage(space, 0, np.arange(FOUNDERS), founders, members - FOUNDERS)
     return lineage.genome
 
 
-def children(space: Space, members: Genomes, count: int) -> list[LayerTable]:
+def children(space: GeneSpace, members: Genomes, count: int) -> list[LayerTable]:
     """Return tables of new children of any members."""
     rng = np.random.default_rng(2)
     parents = members[rng.integers(len(members), size=count)]
     return [space.graph(space.mutate(parent, rng)).table for parent in parents.tolist()]
 
 
-def blocks(space: Space, genomes: Genomes) -> Iterator[list[LayerTable]]:
+def blocks(space: GeneSpace, genomes: Genomes) -> Iterator[list[LayerTable]]:
     for first in range(0, len(genomes), BLOCK):
         yield [space.graph(genome).table for genome in genomes[first : first + BLOCK].tolist()]
 

@@ -42,6 +42,8 @@ class Sleeper:
         Seconds that an evaluation takes, at least and at most.
     """
 
+    space = SPACE
+
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
         self.busy = 0.0
@@ -86,6 +88,7 @@ def main() -> int:
 
             mpi.run(
                 ranks.comm,
+                SPACE,
                 manager,
                 evaluate,
                 interruption,

@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from cpp_store import PrefixIndex, command_line, extras, files, ranges
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace
 
 Floats = NDArray[np.float64]
 
@@ -92,7 +92,7 @@ class LayerChances:
 
 
 def layer_chances(
-    space: Space, mutation_rate: float, models: int, rng: np.random.Generator
+    space: GeneSpace, mutation_rate: float, models: int, rng: np.random.Generator
 ) -> LayerChances:
     """Find for the layers of random models which genes they depend on, by changing each gene.
 
@@ -128,7 +128,7 @@ def layer_chances(
 
 
 def simulate(
-    space: Space,
+    space: GeneSpace,
     population_size: int,
     mutation_rate: float,
     queries: int,
@@ -221,7 +221,7 @@ def _point(size: int, chances: LayerChances, random: Floats, mutated: Floats) ->
     )
 
 
-def _matched(space: Space, index: PrefixIndex, genomes: NDArray[np.int64]) -> list[int]:
+def _matched(space: GeneSpace, index: PrefixIndex, genomes: NDArray[np.int64]) -> list[int]:
     matches = [index.best_match(space.graph(genome).table) for genome in genomes.tolist()]
     return [0 if match is None else match.layers for match in matches]
 
@@ -232,7 +232,7 @@ def _sizes(largest: int) -> list[int]:
     return [*(size for size in steps if size < largest), largest]
 
 
-def _table(space: Space, rate: float, layers: float, points: Sequence[Point]) -> str:
+def _table(space: GeneSpace, rate: float, layers: float, points: Sequence[Point]) -> str:
     lines = [
         f"space {space.name}: {space.size:.3g} genomes, {layers:.1f} layers a model on average; "
         f"each gene mutates with probability {rate:.3g}",
@@ -262,7 +262,9 @@ def _load_matplotlib() -> Any:
     return pyplot
 
 
-def _plot(path: Path, space: Space, rate: float, layers: float, points: Sequence[Point]) -> None:
+def _plot(
+    path: Path, space: GeneSpace, rate: float, layers: float, points: Sequence[Point]
+) -> None:
     pyplot = _load_matplotlib()
     sizes = [point.population_size for point in points]
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
@@ -287,7 +289,7 @@ def _plot(path: Path, space: Space, rate: float, layers: float, points: Sequence
     axes.set_ylim(bottom=0)
     axes.set_xlabel("members of the population")
     axes.set_ylabel("layers that transfer from the best match")
-    axes.set_title(f"Space {space.name}, {space.size:.2g} genomes")
+    axes.set_title(f"GeneSpace {space.name}, {space.size:.2g} genomes")
     axes.legend(fontsize="small")
     try:
         with files.replacing(path) as fresh:

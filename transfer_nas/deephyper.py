@@ -35,7 +35,7 @@ from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.search.algorithms import evolution
 from transfer_nas.search.results import GeneCells
-from transfer_nas.spaces import Gene, Genome, Scalar, Space
+from transfer_nas.spaces import Gene, GeneSpace, Genome, Scalar, with_genes
 from transfer_nas.trainer import TransferTrainer
 
 __all__ = ["AgingEvolution", "TransferEvaluation", "genes_of", "problem_of"]
@@ -44,7 +44,7 @@ _CONNECT_TIMEOUT = 10.0  # seconds
 _JOB_BITS = 32  # of a model's number; those above them tell its genome
 
 
-def problem_of(space: Space) -> HpProblem:
+def problem_of(space: GeneSpace) -> HpProblem:
     """Return the problem whose configurations are the genomes of a space.
 
     Numbers become ordinal hyperparameters, everything else categorical ones, a gene without a
@@ -289,9 +289,9 @@ class TransferEvaluation:
         return applications.resolve(self._application, self._data)
 
     @functools.cached_property
-    def space(self) -> Space:
+    def space(self) -> GeneSpace:
         """The architectures."""
-        return self.application.space(self._space)
+        return with_genes(self.application.space(self._space), "DeepHyper")
 
     @property
     def problem(self) -> HpProblem:
@@ -415,7 +415,7 @@ _tensorflow_is_forked = False
 os.register_at_fork(after_in_child=_note_tensorflow)
 
 
-def genome_of(space: Space, configuration: Mapping[str, Any]) -> Genome:
+def genome_of(space: GeneSpace, configuration: Mapping[str, Any]) -> Genome:
     """Return the genome whose values a configuration holds; the opposite of `Space.values`.
 
     Raises
@@ -437,7 +437,7 @@ def genome_of(space: Space, configuration: Mapping[str, Any]) -> Genome:
     return tuple(genome)
 
 
-class _Configurations(Space):
+class _Configurations(GeneSpace):
     """Genomes that need not be architectures."""
 
     name = "configurations"

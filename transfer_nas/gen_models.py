@@ -17,7 +17,7 @@ from cpp_store.ranges import Range
 from cpp_store import command_line, ranges
 from transfer_nas.command_line import Parser, on_ranks
 from transfer_nas.ranks import MPIRanks, Ranks
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     return on_ranks("gen_models", lambda ranks: _generate(given, space, ranks))
 
 
-def _generate(given: argparse.Namespace, space: Space, ranks: Ranks) -> int:
+def _generate(given: argparse.Namespace, space: GeneSpace, ranks: Ranks) -> int:
     from graph_meta.service import PrefixService
     from transfer_nas.population import generation
 

@@ -207,7 +207,7 @@ class Search:
 
     @property
     def best(self) -> dict[str, Any]:
-        """What the best network chose: the values of its genes.
+        """What the best network chose: the values of its genes; else ``architecture``, and columns.
 
         Raises
         ------
@@ -215,7 +215,8 @@ class Search:
             No evaluation has worked yet.
         """
         run, row = self._best_row()
-        return run.values(row)
+        values = run.values(row)
+        return values if run.genes else {"architecture": run.architecture(row), **values}
 
     def best_model(self) -> keras.Model:
         """Return the best network, trained and compiled; write it to ``best.keras``, too.

@@ -43,17 +43,23 @@ class Job:
     """
 
     id: int
-    architecture: tuple[int, ...]
+    architecture: Any
     parent: int | None = None
     seed: int = 0
     epochs: int | None = None
     trained: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values; without `epochs` unless the search decides on them."""
+    def to_dict(self, to_json: Callable[[Any], Any]) -> dict[str, Any]:
+        """Return the fields as JSON values; without `epochs` unless the search decides on them.
+
+        Parameters
+        ----------
+        to_json
+            Of the space.
+        """
         fields = {
             "id": self.id,
-            "architecture": self.architecture,
+            "architecture": to_json(self.architecture),
             "parent": self.parent,
             "seed": self.seed,
         }
@@ -62,14 +68,14 @@ class Job:
         return fields
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Job:
+    def from_dict(cls, fields: Mapping[str, Any], from_json: Callable[[Any], Any]) -> Job:
         """Undo `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         parent, epochs = fields["parent"], fields.get("epochs")
         # Earlier versions called it the genome.
         architecture = fields["architecture" if "architecture" in fields else "genome"]
         return cls(
             id=int(fields["id"]),
-            architecture=tuple(map(int, architecture)),
+            architecture=from_json(architecture),
             parent=None if parent is None else int(parent),
             seed=int(fields["seed"]),
             epochs=None if epochs is None else int(epochs),
@@ -132,20 +138,19 @@ class Evaluation:
         return cls(job, f"F_{reason}", math.nan, known)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values (which know no NaN: a failure's objective is None)."""
+        """Return what became of the job as JSON values; a failure's objective, NaN, is None."""
         return {
-            "job": self.job.to_dict(),
             "status": self.status,
             "objective": None if math.isnan(self.objective) else self.objective,
             "measures": dict(self.measures),
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Evaluation:
+    def from_dict(cls, fields: Mapping[str, Any], job: Job) -> Evaluation:
         """Undo `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         objective = fields["objective"]
         return cls(
-            job=Job.from_dict(fields["job"]),
+            job=job,
             status=str(fields["status"]),
             objective=math.nan if objective is None else float(objective),
             measures=dict(fields["measures"]),

@@ -63,9 +63,7 @@ def _retrain(given: argparse.Namespace) -> int:
     from transfer_nas.transfer import NoTransfer
 
     application, space = worker.resolve(settings)
-    genome = tuple(run.genomes[row].tolist())
-    if min(genome, default=0) < 0:
-        raise InputError(f"{run.path}: job {run.job[row]} has values that its genes do not have")
+    architecture = space.from_json(run.architecture(row))
     trainer = TransferTrainer(
         application,
         space,
@@ -75,7 +73,7 @@ def _retrain(given: argparse.Namespace) -> int:
     )
     # It tells of a failure with the traceback; the line below is enough.
     logging.getLogger(TransferTrainer.__module__).addHandler(logging.NullHandler())
-    evaluation = trainer.evaluate(Job(int(run.job[row]), genome, None, given.seed))
+    evaluation = trainer.evaluate(Job(int(run.job[row]), architecture, None, given.seed))
     if not evaluation.done:
         return _failed(evaluation.measures.get("error", evaluation.status))
     try:

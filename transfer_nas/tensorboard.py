@@ -2,14 +2,14 @@
 
 Scalars over the number of evaluations, at the time when the manager had the result. The files are
 in ``tensorboard/`` of the run directory, a new one for each start. For TensorBoard's HPARAMS, each
-evaluation is a session of its own, ``tensorboard/job-N``: its genes, and what it measured. A
+evaluation is a session of its own, ``tensorboard/job-N``: its values, and what it measured. A
 session is a directory, and TensorBoard reads them all, so that after the first thousand only those
 follow that improve the best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +18,7 @@ from cpp_store import extras
 from transfer_nas.best import beats
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation
+from transfer_nas.spaces import Space
 from transfer_nas.values import Value
 
 _SESSIONS = 1_000
@@ -34,8 +35,8 @@ class EventFile:
         The run directory.
     started
         When the run began, in seconds since the epoch.
-    genes
-        The values of each gene.
+    space
+        What is searched.
     before
         Evaluations that an earlier process of the run has written.
     values
@@ -51,7 +52,7 @@ class EventFile:
         self,
         directory: Path,
         started: float,
-        genes: Mapping[str, Sequence[Any]],
+        space: Space,
         before: Sequence[Evaluation] = (),
         values: Sequence[Value] = (),
     ) -> None:
@@ -59,7 +60,7 @@ class EventFile:
         import tensorboardX
 
         self._folder = directory / "tensorboard"
-        self._genes = genes
+        self._space = space
         self._started = started
         self._step = self._failures = self._stored = self._whole = 0
         self._values = [value.name for value in values if value.kind is not str]
@@ -102,12 +103,8 @@ class EventFile:
         from tensorboardX import FileWriter
         from tensorboardX.summary import hparams, scalar
 
-        genes = {
-            name: _value(values[code])
-            for (name, values), code in zip(
-                self._genes.items(), evaluation.job.architecture, strict=True
-            )
-        }
+        values = self._space.values(evaluation.job.architecture)
+        chosen = {name: _value(value) for name, value in values.items()}
         measured = {
             f"hparams/{name}": float(evaluation.measures[name])
             for name in self._measured
@@ -119,7 +116,7 @@ class EventFile:
         writer = FileWriter(str(self._folder / f"job-{evaluation.job.id}"))
         # Every session lists all metrics: those of the first one are the columns of the table.
         names = {f"hparams/{name}": 0.0 for name in ("objective", *self._measured)}
-        for summary in hparams(genes, names):
+        for summary in hparams(chosen, names):
             writer.add_summary(summary, self._step, walltime=when)
         for name, value in measured.items():
             writer.add_summary(scalar(name, value), self._step, walltime=when)
@@ -146,7 +143,7 @@ class EventFile:
 
 
 def _value(value: Any) -> bool | float | str:
-    """Return a gene's value as HPARAMS knows them: numbers, truth values, texts."""
+    """Return a value as HPARAMS knows them: numbers, truth values, texts."""
     return value if isinstance(value, bool | int | float) else str(value)
 
 

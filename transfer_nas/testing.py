@@ -1,6 +1,7 @@
-"""Run directories without training, for tests and benchmarks of what reads them.
+"""For tests: run directories without training, and what every search space must hold to.
 
-Everything but the training is real: aging evolution, layer graphs, best matches, the files.
+Everything in the directories but the training is real: aging evolution, layer graphs, best matches,
+the files.
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import heapq
 import json
 import math
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,66 @@ from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.logs import Log
 from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.run_directory import RunDirectory
-from transfer_nas.spaces import DenseSkip, Space
+from transfer_nas.spaces import DenseSkip, GeneSpace, Space
 
 _BYTES_PER_SECOND = 1e9  # of the pretended store
+
+
+def check_space(space: Space, samples: int = 20, seed: int = 0) -> None:
+    """Check what a search relies on, with random architectures, their children and two threads.
+
+    Parameters
+    ----------
+    space
+        Which.
+    samples
+        Architectures that are drawn.
+    seed
+        Of everything random.
+
+    Raises
+    ------
+    AssertionError
+        The space breaks its contract; says how.
+    """
+    same = [space.sample(np.random.default_rng(seed)) for _ in range(2)]
+    assert same[0] == same[1], "sample: the same random numbers give two architectures"
+    rng = np.random.default_rng(seed)
+    known = [space.sample(rng) for _ in range(samples)]
+    expected = []
+    for architecture in known:
+        before = json.dumps(space.to_json(architecture), allow_nan=False)
+        read = space.from_json(json.loads(before))
+        assert read == architecture, f"from_json(to_json(a)) is {read!r}, and a is {architecture!r}"
+        values = space.values(architecture)
+        assert list(values) == [*space.columns], f"values are {values}, columns {space.columns}"
+        child = space.mutate(architecture, np.random.default_rng(seed))
+        graph = space.graph(architecture)
+        after = json.dumps(space.to_json(architecture))
+        assert after == before, f"the architecture {before} was changed to {after}"
+        assert child != architecture, f"mutate returns the parent: {child!r}"
+        assert space.graph(child) != graph, f"{child!r} is the same network as {architecture!r}"
+        expected.append((before, child, graph))
+    barrier = threading.Barrier(2)
+
+    def use() -> None:  # as rank 0's manager, which mutates, and its worker, which builds
+        barrier.wait()
+        for architecture, (text, child, graph) in zip(known, expected, strict=True):
+            wrong = f"two threads disagree about {text}"
+            assert space.mutate(architecture, np.random.default_rng(seed)) == child, wrong
+            assert space.graph(architecture) == graph, wrong
+            assert space.from_json(json.loads(text)) == architecture, wrong
+            assert json.dumps(space.to_json(architecture)) == text, wrong
+            assert list(space.values(architecture)) == [*space.columns], wrong
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            for done in [threads.submit(use) for _ in range(2)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def write_run(
@@ -41,7 +102,8 @@ def write_run(
 ) -> None:
     """Write the run directory of a search whose trainings are made up.
 
-    The objective is a smooth function of the genome with noise, a little better with transfer.
+    The objective is a smooth function of the genome with noise, a little better with transfer; of
+    the number of layers, in a space without genes.
 
     Parameters
     ----------
@@ -50,7 +112,7 @@ def write_run(
     evaluations
         Number of rows.
     space
-        Whose genomes; default: `DenseSkip.example()`.
+        What is searched; default: `DenseSkip.example()`.
     ranks
         That share the evaluations, each at its own pace.
     seed
@@ -72,7 +134,8 @@ def write_run(
     """
     space = space or DenseSkip.example()
     rng = np.random.default_rng(seed)
-    weights = [rng.normal(size=len(gene.values)) for gene in space.genes]
+    genes = space.genes if isinstance(space, GeneSpace) else ()
+    weights = [rng.normal(size=len(gene.values)) for gene in genes]
     algorithm = AgingEvolution(space, population_size, max(1, population_size // 4), seed)
     index = PrefixIndex()
     chosen = {
@@ -110,7 +173,9 @@ def write_run(
             if rng.random() < failures:
                 evaluation = Evaluation.failure(job, "nan", known)
             else:
-                objective = _objective(job, weights, rng) + 0.01 * bool(measures.get("ancestor"))
+                merit = _merit(job, weights) if genes else float(measures["layers"]) / 8 - 1
+                objective = 1 / (1 + math.exp(-1.5 - 0.6 * merit)) + float(rng.normal(0, 0.004))
+                objective += 0.01 * bool(measures.get("ancestor"))
                 objective -= mode == "min"  # minus the error
                 _log_epochs(logs[rank].section("evaluation", job.id), objective)
                 evaluation = Evaluation(job, DONE, objective, known)
@@ -132,12 +197,11 @@ def _log_epochs(log: Log, objective: float) -> None:
     log.section("epoch", 3).set(val_loss=0.6, val_accuracy=objective)
 
 
-def _objective(job: Job, weights: list[Any], rng: np.random.Generator) -> float:
-    """Return something like an accuracy: genes that come first count for more."""
+def _merit(job: Job, weights: list[Any]) -> float:
+    """Return how good a genome is: genes that come first count for more."""
     strengths = [1 / (1 + position) for position in range(len(weights))]
     pairs = zip(strengths, weights, job.architecture, strict=True)
-    total = sum(strength * values[value] for strength, values, value in pairs)
-    return 1 / (1 + math.exp(-1.5 - 0.6 * total)) + float(rng.normal(0, 0.004))
+    return float(sum(strength * values[value] for strength, values, value in pairs))
 
 
 def _measures(

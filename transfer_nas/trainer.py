@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 class TransferTrainer:
-    """Builds, trains, judges and stores the model of one genome after the other.
+    """Builds, trains, judges and stores the model of one candidate after the other.
 
     Small networks train in NumPy, others in Keras (`transfer_nas.training`). Keras and its backend
     are imported with the first that needs it. From then on the process belongs to evaluations:
@@ -64,7 +64,7 @@ class TransferTrainer:
     application
         Data, loss, metric, optimizer.
     space
-        Turns genomes into layer graphs.
+        Turns architectures into layer graphs.
     transfer
         Where models are put and found; it stays the caller's.
     policy
@@ -157,7 +157,7 @@ class TransferTrainer:
         return training.describe(self.application, self._engine, engines, graphs)
 
     def evaluate(self, job: Job, report: Report | None = None) -> Evaluation:
-        """Train the model of a job's genome and judge it on the validation rows.
+        """Train the model of a job and judge it on the validation rows.
 
         Parameters
         ----------
@@ -456,7 +456,9 @@ class TransferTrainer:
     def _resumption(self, job: Job, engine: Engine) -> Resumption:
         section = self._checkpoint and self._checkpoint.section(str(job.id))
         program = "" if self.application.fit is None else f", {self._program.name}"
-        return Resumption(section, job, engine.name + program, self._save_every)
+        return Resumption(
+            section, job.to_dict(self.space.to_json), engine.name + program, self._save_every
+        )
 
     def _objective(
         self, candidate: Candidate, outcome: Outcome, measures: dict[str, Measure]

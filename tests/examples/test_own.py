@@ -83,5 +83,21 @@ def test_a_measure_of_ones_own_is_the_objective(tmp_path: Path, mpiexec: Any, ra
     lowest = min(float(row["m:latency_ms"]) for row in found)
     assert f"lowest latency_ms {lowest:.4f}" in done.stdout
 
-    refused = mpiexec(1, *search("own_training.py", run, "--resume"), timeout=60)
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    text = (EXAMPLES / "own_measure.py").read_text()
+    for before, now, says in (
+        (
+            'objective="latency_ms"',
+            'objective="confident"',
+            "was started with objective latency_ms",
+        ),
+        ('"ms", "min"', '"s", "min"', "was started with declared other values of the names"),
+    ):
+        assert before in text
+        (tmp_path / "task.py").write_text(text.replace(before, now))
+        task = ["--application", str(tmp_path / "task.py")]
+        (run / "run.json").write_text(
+            (run / "run.json").read_text().replace(str(EXAMPLES / "own_measure.py"), task[1])
+        )
+        refused = mpiexec(1, *search("own_measure.py", run, "--resume", *task), timeout=60)
+        assert refused.returncode == 2 and says in refused.stderr
+        assert "Traceback" not in refused.stderr

@@ -65,6 +65,8 @@ class Fake:
         A ``job`` that ends ``then_seconds`` after there are ``until_rows`` rows in ``results``.
     """
 
+    space = SPACE
+
     def __init__(
         self,
         seconds: float = 0.0,
@@ -112,7 +114,7 @@ class Fake:
 
     def save_model(self, path: Path) -> None:
         assert self.last is not None
-        path.write_text(json.dumps(self.last.to_dict()))
+        path.write_text(json.dumps(self.last.to_dict(SPACE.to_json)))
 
 
 def main() -> int:
@@ -137,11 +139,11 @@ def main() -> int:
         print(error, file=sys.stderr, flush=True)
         ranks.abort(1)
 
+    space = WIDE if options.get("wide") else SPACE
     manager = None
     if ranks.rank == 0:
         resume = options.get("resume") and (path / "run.json").exists()
         begin = RunDirectory.resume if resume else RunDirectory.create
-        space = WIDE if options.get("wide") else SPACE
         directory = begin(path, space, {}, {})
         population = options.get("population", 8)
         manager = Manager(
@@ -167,7 +169,9 @@ def main() -> int:
     stack = ExitStack()
     if "evaluation_timeout" in options:
         limit = options["evaluation_timeout"]
-        child = InChild(f"{__file__}:Fake", fake, path, timeout=limit, log=sys.stderr.write)
+        child = InChild(
+            f"{__file__}:Fake", fake, path, space=SPACE, timeout=limit, log=sys.stderr.write
+        )
         evaluate = stack.enter_context(child)
     lost: frozenset[int] = frozenset()
     begun, cpu_before = time.perf_counter(), time.process_time()
@@ -180,7 +184,7 @@ def main() -> int:
                 lost_after = options.get("lost_after", mpi.LOST_AFTER)
                 comm = synchronous(ranks.comm) if options.get("synchronous") else ranks.comm
                 lost = mpi.run(
-                    comm, manager, evaluate, interruption, fail=fail, lost_after=lost_after
+                    comm, space, manager, evaluate, interruption, fail=fail, lost_after=lost_after
                 )
             else:
                 assert manager is not None

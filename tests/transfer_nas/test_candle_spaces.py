@@ -14,12 +14,12 @@ from graph_meta.graph import LayerGraph
 from transfer_nas.applications import Application, Data
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import Job
-from transfer_nas.spaces import Attn, Combo, Nt3, Scalar, Space, Uno
+from transfer_nas.spaces import Attn, Combo, GeneSpace, Nt3, Scalar, Uno
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.transfer import StoreTransfer
 
 
-def genome_of(space: Space, default: Scalar | None = None, **values: Scalar) -> tuple[int, ...]:
+def genome_of(space: GeneSpace, default: Scalar | None = None, **values: Scalar) -> tuple[int, ...]:
     """Return the genome with these values; `default` where none is given."""
     unknown = values.keys() - {gene.name for gene in space.genes}
     assert not unknown
@@ -135,7 +135,7 @@ def test_uno_takes_inputs_of_equal_shape_as_one_kind_unless_told() -> None:
     assert shared(_all_dense(Uno(shapes, 1, kinds=("a", "b", "c", "d")))) == []
 
 
-def _all_dense(space: Space) -> LayerGraph:
+def _all_dense(space: GeneSpace) -> LayerGraph:
     return space.graph((1,) * len(space.genes))
 
 
@@ -214,7 +214,7 @@ def test_attn_bypasses_the_attention_block(bypass: str, width: int, extra: list[
 
 
 def test_default_widths_follow_the_size_of_the_data() -> None:
-    def widths(space: Space, gene: str) -> set[int]:
+    def widths(space: GeneSpace, gene: str) -> set[int]:
         values = next(g.values for g in space.genes if g.name == gene)
         return {int(found[0]) for value in values if (found := re.match(r"[1-9]\d*", str(value)))}
 

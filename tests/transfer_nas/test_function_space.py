@@ -24,7 +24,7 @@ from transfer_nas.applications import Application, Data
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import Job
 from transfer_nas.search.algorithms.locality import gene_weights
-from transfer_nas.spaces import Choices, Gene, Space, from_function
+from transfer_nas.spaces import Choices, Gene, GeneSpace, from_function
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training import ENGINES, engines
 from transfer_nas.training.policy import Policy
@@ -45,11 +45,11 @@ def tower(choices: Choices) -> LayerGraph:
 
 
 @pytest.fixture
-def space() -> Space:
+def space() -> GeneSpace:
     return from_function(tower)([(4,)], 2, "softmax")
 
 
-def test_every_question_becomes_a_gene(space: Space) -> None:
+def test_every_question_becomes_a_gene(space: GeneSpace) -> None:
     assert space.name == "tower"
     assert set(space.genes) == {
         Gene("layers", (1, 2, 3)),
@@ -63,7 +63,7 @@ def test_every_question_becomes_a_gene(space: Space) -> None:
     assert again.genes == space.genes  # in the same order, in every process
 
 
-def test_a_genome_says_what_is_built(space: Space) -> None:
+def test_a_genome_says_what_is_built(space: GeneSpace) -> None:
     values = {"layers": 2, "units_0": 16, "units_1": 8, "units_2": 32, "dropout": True, "rate": 0.2}
     genome = tuple(gene.values.index(values[gene.name]) for gene in space.genes)
     graph = space.graph(genome)
@@ -73,7 +73,7 @@ def test_a_genome_says_what_is_built(space: Space) -> None:
     assert graph.parameters == 4 * 16 + 16 + 16 * 8 + 8 + 8 * 2 + 2
 
 
-def test_each_mutation_changes_the_network(space: Space) -> None:
+def test_each_mutation_changes_the_network(space: GeneSpace) -> None:
     rng = np.random.default_rng(5)
     for _ in range(200):
         parent = space.sample(rng)
@@ -82,7 +82,7 @@ def test_each_mutation_changes_the_network(space: Space) -> None:
         assert space.graph(parent).names != space.graph(child).names
 
 
-def test_a_mutation_of_a_gene_without_effect_changes_another(space: Space) -> None:
+def test_a_mutation_of_a_gene_without_effect_changes_another(space: GeneSpace) -> None:
     position = [gene.name for gene in space.genes].index("units_2")
     shallow = tuple(0 for _ in space.genes)
     child = space.mutate(shallow, np.random.default_rng(0), position)

@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,12 +17,17 @@ from transfer_nas.job import DONE, Job
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.isolation import InChild
 
+SPACE: Any = SimpleNamespace(to_json=list)
+
 PROGRAM = """
 import errno, math, os, sys, time
 from transfer_nas.errors import InputError
 from transfer_nas.job import DONE, Evaluation
+from types import SimpleNamespace
 
 class Evaluator:
+    space = SimpleNamespace(from_json=tuple)
+
     def __init__(self, broken=None):
         if broken == "input":
             raise InputError("no such data")
@@ -57,7 +64,7 @@ def start(tmp_path: Path) -> Callable[..., InChild]:
     def prepare(timeout: float | None = None, **arguments: str) -> InChild:
         said: list[str] = []
         factory = f"{tmp_path}/program.py:Evaluator"
-        child = InChild(factory, arguments, tmp_path, timeout=timeout, log=said.append)
+        child = InChild(factory, arguments, tmp_path, space=SPACE, timeout=timeout, log=said.append)
         child.said = said  # type: ignore[attr-defined]
         return child
 
@@ -148,8 +155,10 @@ def test_the_child_goes_with_the_rank_however_that_ends(tmp_path: Path) -> None:
 from pathlib import Path
 from transfer_nas.job import Job
 from transfer_nas.search.isolation import InChild
-path = Path("{tmp_path}")
-with InChild(f"{{path}}/program.py:Evaluator", {{}}, path, timeout=None, log=print) as evaluate:
+from types import SimpleNamespace
+path, space = Path("{tmp_path}"), SimpleNamespace(to_json=list)
+factory = f"{{path}}/program.py:Evaluator"
+with InChild(factory, {{}}, path, space=space, timeout=None, log=print) as evaluate:
     print(evaluate(Job(0, ()), 0.0).measures["parameters"], flush=True)
     evaluate(Job(3, ()), 0.0)
 """

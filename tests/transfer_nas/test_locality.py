@@ -11,10 +11,10 @@ from transfer_nas.errors import SpaceError
 from transfer_nas.job import DONE, Evaluation
 from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.algorithms.locality import gene_weights, kept_shares
-from transfer_nas.spaces import FeedForward, Gene, Space
+from transfer_nas.spaces import FeedForward, Gene, GeneSpace
 
 
-def transferred_share(space: Space, beta: float) -> float:
+def transferred_share(space: GeneSpace, beta: float) -> float:
     """Return the mean share of a child's layers that its parent has."""
     evolution = AgingEvolution(space, 20, 5, seed=3, beta=beta)
     jobs = {job.id: job for job in evolution.ask(20)}

@@ -110,7 +110,9 @@ def test_keeps_the_best_model_and_counts(tmp_path: Path) -> None:
 
 
 def read_jobs(path: Path) -> list[Job]:
-    return [Job.from_dict(json.loads(line)) for line in (path / "checkpoint").open()]
+    return [
+        Job.from_dict(json.loads(line), SPACE.from_json) for line in (path / "checkpoint").open()
+    ]
 
 
 def test_failures_are_rows_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -236,7 +238,7 @@ def test_a_space_of_one_genome_ends_in_order(tmp_path: Path, beta: float) -> Non
         )
         serial.run(manager, evaluate, interruption)
     assert manager.exhausted and manager.status.evaluations == 1
-    assert warnings == ["space constant holds one genome: the search ends with it"]
+    assert warnings == ["space constant holds one architecture: the search ends with it"]
     assert (tmp_path / "best.safetensors").exists()
 
 

@@ -356,7 +356,7 @@ def test_a_run_of_an_earlier_version_is_read_and_taken_up(tmp_path: Path) -> Non
     shutil.copytree(Path(__file__).parents[1] / "data" / "run_1", tmp_path / "run")
     space = from_function(odd)([(4,)], 2)
     expected = [
-        space.values(Job.from_dict(json.loads(line)).architecture)
+        space.values(Job.from_dict(json.loads(line), space.from_json).architecture)
         for line in (tmp_path / "run" / "checkpoint").open()
     ]
     before = runs.read(tmp_path / "run")

@@ -23,12 +23,13 @@ from transfer_nas.spaces import (
     Combo,
     DenseSkip,
     FeedForward,
+    GeneSpace,
     Nt3,
-    Space,
     Uno,
     _function,
     from_function,
 )
+from transfer_nas.testing import check_space
 
 
 def two_layers(choices: Choices) -> LayerGraph:
@@ -43,7 +44,7 @@ def two_layers(choices: Choices) -> LayerGraph:
 
 FUNCTION = from_function(two_layers)
 
-VARIANTS: dict[str, Space] = {
+VARIANTS: dict[str, GeneSpace] = {
     "feed_forward": FeedForward([(8, 8)], 10, "softmax"),
     "feed_forward, two inputs": FeedForward([(5,), (2, 3)], 1, max_depth=3, units=(4, 8)),
     "dense_skip": DenseSkip([(8, 8)], 10, "softmax"),
@@ -64,11 +65,11 @@ VARIANTS: dict[str, Space] = {
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda name: name.replace(", ", "-"))
-def space(request: pytest.FixtureRequest) -> Space:
+def space(request: pytest.FixtureRequest) -> GeneSpace:
     return VARIANTS[request.param]
 
 
-def genomes(space: Space, count: int, seed: int = 0) -> list[tuple[int, ...]]:
+def genomes(space: GeneSpace, count: int, seed: int = 0) -> list[tuple[int, ...]]:
     """Both extremes, and random genomes."""
     rng = np.random.default_rng(seed)
     lowest = tuple(0 for _ in space.genes)
@@ -80,14 +81,14 @@ def test_every_registered_space_is_tested() -> None:
     assert {type(space) for space in VARIANTS.values()} == {FUNCTION, *spaces.REGISTRY.values()}
 
 
-def test_genes_have_unique_names_and_distinct_values(space: Space) -> None:
+def test_genes_have_unique_names_and_distinct_values(space: GeneSpace) -> None:
     names = [gene.name for gene in space.genes]
     assert len(set(names)) == len(names)
     for gene in space.genes:
         assert len(set(gene.values)) == len(gene.values) >= 1
 
 
-def test_size_counts_the_genomes(space: Space) -> None:
+def test_size_counts_the_genomes(space: GeneSpace) -> None:
     size = 1
     for gene in space.genes:
         size *= len(gene.values)
@@ -100,7 +101,7 @@ def test_size_is_the_number_of_distinct_genomes() -> None:
     assert len({space.sample(rng) for _ in range(2000)}) == space.size == 36
 
 
-def test_samples_are_reproducible_and_cover_every_value(space: Space) -> None:
+def test_samples_are_reproducible_and_cover_every_value(space: GeneSpace) -> None:
     first = [space.sample(np.random.default_rng(5)) for _ in range(2)]
     assert first[0] == first[1]
     rng = np.random.default_rng(0)
@@ -109,7 +110,7 @@ def test_samples_are_reproducible_and_cover_every_value(space: Space) -> None:
         assert {genome[position] for genome in samples} == set(range(len(gene.values)))
 
 
-def test_a_mutation_gives_one_gene_another_value(space: Space) -> None:
+def test_a_mutation_gives_one_gene_another_value(space: GeneSpace) -> None:
     rng = np.random.default_rng(1)
     mutated = set()
     for genome in genomes(space, 30):
@@ -122,7 +123,7 @@ def test_a_mutation_gives_one_gene_another_value(space: Space) -> None:
     assert mutated == {i for i, gene in enumerate(space.genes) if len(gene.values) > 1}
 
 
-def test_a_mutation_changes_the_architecture(space: Space) -> None:
+def test_a_mutation_changes_the_architecture(space: GeneSpace) -> None:
     rng = np.random.default_rng(2)
     for genome in genomes(space, 100):
         child = space.mutate(genome, rng)
@@ -130,7 +131,7 @@ def test_a_mutation_changes_the_architecture(space: Space) -> None:
         assert before.names != after.names
 
 
-def test_each_value_of_each_gene_is_another_architecture(space: Space) -> None:
+def test_each_value_of_each_gene_is_another_architecture(space: GeneSpace) -> None:
     for genome in genomes(space, 2, seed=9):
         for position, gene in enumerate(space.genes):
             architectures = {
@@ -140,7 +141,7 @@ def test_each_value_of_each_gene_is_another_architecture(space: Space) -> None:
             assert len(architectures) == len(gene.values), gene.name
 
 
-def test_values_name_what_each_gene_chooses(space: Space) -> None:
+def test_values_name_what_each_gene_chooses(space: GeneSpace) -> None:
     for genome in genomes(space, 10):
         values = space.values(genome)
         assert list(values) == [gene.name for gene in space.genes]
@@ -148,7 +149,7 @@ def test_values_name_what_each_gene_chooses(space: Space) -> None:
             assert values[gene.name] == gene.values[choice]
 
 
-def test_refuses_genomes_that_are_not_its_own(space: Space) -> None:
+def test_refuses_genomes_that_are_not_its_own(space: GeneSpace) -> None:
     genome = genomes(space, 1)[-1]
     with pytest.raises(SpaceError, match="expected a genome of"):
         space.graph(genome[:-1])
@@ -157,12 +158,25 @@ def test_refuses_genomes_that_are_not_its_own(space: Space) -> None:
             space.graph((wrong, *genome[1:]))
 
 
-def test_a_graph_is_a_function_of_the_genome(space: Space) -> None:
+def test_a_graph_is_a_function_of_the_genome(space: GeneSpace) -> None:
     for genome in genomes(space, 10):
         assert space.graph(genome) == space.graph(genome)
 
 
-def test_several_threads_may_use_a_space(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_can_rely_on_it(space: GeneSpace) -> None:
+    check_space(space)
+
+
+def test_a_genome_comes_back_from_json_and_nothing_else_does(space: GeneSpace) -> None:
+    for genome in genomes(space, 3):
+        assert space.from_json([*genome]) == genome
+        for wrong in (genome, [*genome, 0], [True, *genome[1:]], [0.0, *genome[1:]], None, "0"):
+            with pytest.raises(SpaceError) as raised:
+                space.from_json(wrong)
+            assert "\n" not in str(raised.value)
+
+
+def test_several_threads_may_use_a_space(space: GeneSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0's manager mutates while its worker builds: nobody may notice the other."""
     monkeypatch.setattr(_function, "_BUILT", 3)  # what is remembered shall be forgotten, too
     rng = np.random.default_rng(7)
@@ -187,7 +201,7 @@ def test_several_threads_may_use_a_space(space: Space, monkeypatch: pytest.Monke
         sys.setswitchinterval(before)
 
 
-def test_graph_and_keras_model_are_the_same_network(space: Space) -> None:
+def test_graph_and_keras_model_are_the_same_network(space: GeneSpace) -> None:
     from graph_meta import keras_io
 
     for genome in genomes(space, 5, seed=3):

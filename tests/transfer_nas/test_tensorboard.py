@@ -4,14 +4,17 @@ import math
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from graph_meta import LayerGraph
 from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.spaces import Gene, GeneSpace
 from transfer_nas.tensorboard import EventFile
+from transfer_nas.values import Value
 
 pytest.importorskip("tensorboardX")
 
@@ -31,7 +34,17 @@ EVALUATIONS = [
     )
     for i in (0, 2, 1)
 ]
-GENES = {"units, first": (8, "relu")}  # a job's genome is (0,): the value 8
+
+
+class One(GeneSpace):
+    name = "one"
+    genes = (Gene("units, first", (8, "relu")),)  # a job's genome is (0,): the value 8
+
+    def graph(self, genome: Sequence[int]) -> LayerGraph:
+        raise NotImplementedError
+
+
+SPACE = One([(4,)], 2)
 FAILURE = Evaluation.failure(Job(3, (0,)), "nan", {"timestamp_gather": 9.0})
 
 
@@ -55,7 +68,7 @@ def events(file: Path) -> Iterator[Any]:
 
 
 def test_scalars_go_over_evaluations(tmp_path: Path) -> None:
-    with EventFile(tmp_path, 1000.0, GENES) as file:
+    with EventFile(tmp_path, 1000.0, SPACE) as file:
         for evaluation in (*EVALUATIONS, FAILURE):
             file.write(evaluation)
     found = list(scalars(tmp_path))
@@ -71,7 +84,7 @@ def test_scalars_go_over_evaluations(tmp_path: Path) -> None:
 
 
 def test_a_later_process_goes_on_counting(tmp_path: Path) -> None:
-    with EventFile(tmp_path, 0.0, GENES, EVALUATIONS) as file:
+    with EventFile(tmp_path, 0.0, SPACE, EVALUATIONS) as file:
         file.write(FAILURE)
     assert {step for _, step, *_ in scalars(tmp_path)} == {4}
 
@@ -98,7 +111,7 @@ def sessions(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_each_evaluation_is_a_session_of_hparams(tmp_path: Path) -> None:
-    with EventFile(tmp_path, 0.0, GENES) as file:
+    with EventFile(tmp_path, 0.0, SPACE) as file:
         for evaluation in (*EVALUATIONS, FAILURE):
             file.write(evaluation)
     found = sessions(tmp_path)
@@ -114,7 +127,7 @@ def test_after_many_sessions_only_what_improves_gets_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transfer_nas.tensorboard._SESSIONS", 1)
-    with EventFile(tmp_path, 0.0, GENES) as file:
+    with EventFile(tmp_path, 0.0, SPACE) as file:
         for evaluation in (*EVALUATIONS, FAILURE):
             file.write(evaluation)
     assert sessions(tmp_path).keys() == {"job-0", "job-2"}  # 0.0, then 0.2; 0.1 is no better
@@ -124,7 +137,18 @@ def test_tensorflow_stays_out(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from transfer_nas.tensorboard import EventFile\n"
-        f"EventFile(Path({str(tmp_path)!r}), 0.0, {{}}).__exit__(None, None, None)\n"
+        f"EventFile(Path({str(tmp_path)!r}), 0.0, None).__exit__(None, None, None)\n"
         "assert not {'tensorflow', 'torch', 'keras'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_an_application_measures_is_a_scalar_too(tmp_path: Path) -> None:
+    values = [Value("latency_ms", "ms", "min"), Value("word", kind=str)]
+    measures = {"latency_ms": 2.5, "word": "x", "timestamp_gather": 1.0}
+    with EventFile(tmp_path, 1000.0, SPACE, values=values) as file:
+        file.write(Evaluation(Job(0, (0,)), DONE, 0.5, measures))
+        file.write(FAILURE)
+    found = {(tag, step): value for tag, step, value, _ in scalars(tmp_path)}
+    assert found["values/latency_ms", 1] == 2.5
+    assert not any("word" in tag for tag, _ in found) and ("values/latency_ms", 2) not in found

@@ -28,7 +28,7 @@ from transfer_nas.applications import Application, Data
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.logs import Log
-from transfer_nas.spaces import Gene, Space
+from transfer_nas.spaces import Gene, GeneSpace
 from transfer_nas.trainer import POLICIES, TransferTrainer
 from transfer_nas.training import ENGINES
 from transfer_nas.training.keras_engine import KerasEngine
@@ -42,7 +42,7 @@ from transfer_nas.transfer import (
 )
 
 
-class Normalized(Space):
+class Normalized(GeneSpace):
     """Two dense layers; what can be shared has batch normalization and dropout in it."""
 
     name = "normalized"
@@ -616,14 +616,14 @@ def test_memory_does_not_grow_from_candidate_to_candidate(
     assert after[-1] - after[11] < 24, after
 
 
+IN_ANOTHER_PROCESS = [Job(0, (0, 0), None, 1), Job(1, (0, 1), 0, 2)]
 OTHER_PROCESS = """
 import json, sys
 import test_trainer
 from transfer_nas.transfer import HDF5Transfer
 from pathlib import Path
 trains = test_trainer.trainer(HDF5Transfer("clusters", Path(sys.argv[1])), engine=sys.argv[2])
-jobs = [test_trainer.Job(0, (0, 0), None, 1), test_trainer.Job(1, (0, 1), 0, 2)]
-evaluations = [trains.evaluate(job).to_dict() for job in jobs]
+evaluations = [trains.evaluate(job).to_dict() for job in test_trainer.IN_ANOTHER_PROCESS]
 if sys.argv[2] == "keras":
     trains.save_model(Path(sys.argv[1]) / "last.keras")
 print(json.dumps(evaluations))
@@ -641,7 +641,8 @@ def in_another_process(directory: Path, backend: str, engine: str) -> list[Evalu
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    return [Evaluation.from_dict(fields) for fields in json.loads(process.stdout)]
+    told = zip(json.loads(process.stdout), IN_ANOTHER_PROCESS, strict=True)
+    return [Evaluation.from_dict(fields, job) for fields, job in told]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -24,7 +24,7 @@ from transfer_nas.population.generation import Totals
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search.journal import claim
 from transfer_nas.settings import GenerationSettings
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace
 
 DEFAULT_SPACE = "dense_skip"
 
@@ -87,7 +87,7 @@ def run(settings: GenerationSettings, ranks: Ranks) -> int:
     return 0
 
 
-def default_space(name: str | None) -> Space:
+def default_space(name: str | None) -> GeneSpace:
     """Return a space for which no application says what goes in and comes out.
 
     Inputs and outputs are those the space is known for; see `Space.example`.
@@ -95,9 +95,9 @@ def default_space(name: str | None) -> Space:
     Raises
     ------
     SpaceError
-        If there is no such space.
+        If there is no such space, or it has no genes.
     """
-    return spaces.find(name or DEFAULT_SPACE).example()
+    return spaces.with_genes(spaces.find(name or DEFAULT_SPACE).example(), "a population")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _Outcome:
 
 def _make(
     settings: GenerationSettings,
-    space: Space,
+    space: GeneSpace,
     population: Population | None,
     service: PrefixService,
     writer: MembersWriter,
@@ -138,7 +138,7 @@ def _make(
     return _Outcome(generated, evolved, int(lineage.model[-1]) + 1)
 
 
-def _space(settings: GenerationSettings) -> Space:
+def _space(settings: GenerationSettings) -> GeneSpace:
     """Return the space that was asked for, else that of the initial population."""
     name = settings.space
     if name is None and settings.initial_population_dir is not None:
@@ -177,7 +177,7 @@ def _remove_empty(directory: Path) -> None:
 
 
 def _describe(
-    settings: GenerationSettings, space: Space, population: Population | None
+    settings: GenerationSettings, space: GeneSpace, population: Population | None
 ) -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -196,7 +196,7 @@ def _describe(
 
 
 def _summarize(
-    settings: GenerationSettings, space: Space, made: _Outcome, ranks: Ranks, seconds: float
+    settings: GenerationSettings, space: GeneSpace, made: _Outcome, ranks: Ranks, seconds: float
 ) -> dict[str, Any]:
     """Add up what all ranks made; collective."""
     parts = ranks.share([asdict(made.generated), asdict(made.evolved)])

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from transfer_nas.errors import InputError
 from transfer_nas.search.journal import write_new
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace
 
 DESCRIPTION = "population.json"
 FORMAT = 2  # 1: with the digests of version 1 of layer graphs
@@ -236,7 +236,7 @@ class Population:
         The number of the next new model.
     """
 
-    def __init__(self, directory: Path, space: Space) -> None:
+    def __init__(self, directory: Path, space: GeneSpace) -> None:
         self.directory = directory
         self.description = _read_description(directory)
         _check_space(directory / DESCRIPTION, self.description, space)
@@ -406,7 +406,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
     return description
 
 
-def _check_space(path: Path, description: Mapping[str, Any], space: Space) -> None:
+def _check_space(path: Path, description: Mapping[str, Any], space: GeneSpace) -> None:
     expected = json.loads(json.dumps(space.describe()))
     found = description["space"]
     if found == expected:
@@ -440,7 +440,7 @@ def _open(path: Path, rows: int, identity: str) -> _File:
     return file
 
 
-def _genomes(path: Path, column: pa.ChunkedArray, space: Space) -> NDArray[np.int32]:
+def _genomes(path: Path, column: pa.ChunkedArray, space: GeneSpace) -> NDArray[np.int32]:
     """Return the genomes as one array, after checking that each is one of the space."""
     genes = len(space.genes)
     array = column.combine_chunks()

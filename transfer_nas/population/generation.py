@@ -26,7 +26,7 @@ from transfer_nas.population.files import (
     PopulationError,
     Rows,
 )
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace
 
 if TYPE_CHECKING:
     from cpp_store import Match
@@ -75,7 +75,7 @@ class Totals:
     without_ancestor: int = 0
 
 
-def draw_genomes(space: Space, seed: int, begin: int, end: int) -> NDArray[np.int32]:
+def draw_genomes(space: GeneSpace, seed: int, begin: int, end: int) -> NDArray[np.int32]:
     """Draw the genomes of models `begin` to `end`; all genomes are equally likely.
 
     Returns
@@ -94,7 +94,7 @@ def draw_genomes(space: Space, seed: int, begin: int, end: int) -> NDArray[np.in
 
 
 def draw_lineage(
-    space: Space, seed: int, model: Integers, genome: NDArray[np.int32], count: int
+    space: GeneSpace, seed: int, model: Integers, genome: NDArray[np.int32], count: int
 ) -> Lineage:
     """Draw `count` descendants, one after the other, by aging evolution without scores.
 
@@ -144,7 +144,7 @@ def draw_lineage(
 
 
 def generate(
-    space: Space,
+    space: GeneSpace,
     seed: int,
     count: int,
     children: int,
@@ -187,7 +187,7 @@ def generate(
 
 
 def register_members(
-    space: Space,
+    space: GeneSpace,
     population: Population,
     children: int,
     service: PrefixService,
@@ -243,7 +243,7 @@ def register_members(
 
 
 def evolve(
-    space: Space,
+    space: GeneSpace,
     lineage: Lineage,
     service: PrefixService,
     writer: MembersWriter,
@@ -287,7 +287,7 @@ def evolve(
 class _Made:
     """The layer graphs of some genomes, named."""
 
-    def __init__(self, space: Space, genomes: NDArray[np.int32]) -> None:
+    def __init__(self, space: GeneSpace, genomes: NDArray[np.int32]) -> None:
         self.genomes = genomes
         self.tables: list[LayerTable] = []
         self.digests: list[bytes] = []
@@ -326,7 +326,7 @@ class _Made:
         )
 
 
-def _graph(space: Space, genome: list[int]) -> LayerGraph:
+def _graph(space: GeneSpace, genome: list[int]) -> LayerGraph:
     try:
         return space.graph(genome)
     except InputError as error:
@@ -347,7 +347,7 @@ def _tables(population: Population, chunk: range, rows: pa.Table) -> list[LayerT
 
 
 def _check_sample(
-    space: Space,
+    space: GeneSpace,
     population: Population,
     chunk: range,
     rows: pa.Table,

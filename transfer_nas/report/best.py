@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from graph_meta import LayerGraph, drawing, prefix
 from transfer_nas import spaces
-from transfer_nas.errors import SpaceError
+from transfer_nas.errors import RunDirectoryError, SpaceError
 from transfer_nas.report import charts
 from transfer_nas.report.charts import Table, View
 from transfer_nas.report.lineage import line_of_descent
@@ -24,7 +26,7 @@ _PICTURES = 5
 
 @dataclass(frozen=True)
 class Architectures:
-    """Turns genomes of a run into layer graphs.
+    """Turns architectures of a run into layer graphs.
 
     Attributes
     ----------
@@ -36,7 +38,7 @@ class Architectures:
 
     space: Space | None
     why_not: str = ""
-    _made: dict[tuple[int, ...], LayerGraph] = field(default_factory=dict, repr=False)
+    _made: dict[str, LayerGraph | None] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, run: Run, own_space: str | None = None) -> Architectures:
@@ -61,19 +63,31 @@ class Architectures:
             if own_space is not None:
                 raise
             return cls(None, f"The space {name} cannot be made: {error}")
-        if space.describe()["genes"] != {k: list(v) for k, v in run.genes.items()}:
+        described = space.describe()
+        if any(described.get(key) != found.get(key) for key in ("genes", "columns")):
             why = f"The run searched {name} with other options than its defaults."
             return cls(None, why)
         return cls(space)
 
     def graph(self, run: Run, row: int) -> LayerGraph | None:
-        """Return the layer graph of an evaluation; None if the space is not known."""
-        genome = tuple(run.genomes[row].tolist())
-        if self.space is None or min(genome, default=0) < 0:
+        """Return the layer graph of an evaluation; None if it or the space is not known."""
+        if self.space is None:
             return None
-        if genome not in self._made:
-            self._made[genome] = self.space.graph(genome)
-        return self._made[genome]
+        try:
+            value = run.architecture(row)
+        except RunDirectoryError:
+            return None
+        key = json.dumps(value)
+        if key not in self._made:
+            self._made[key] = _graph(self.space, value)
+        return self._made[key]
+
+
+def _graph(space: Space, value: Any) -> LayerGraph | None:
+    try:
+        return space.graph(space.from_json(value))
+    except Exception:  # a space of a user's own may raise anything: that candidate has failed
+        return None
 
 
 def view(run: Run, architectures: Architectures) -> View:

@@ -47,7 +47,7 @@ def explained(run: Run) -> Floats:
 def view(run: Run, more: Sequence[Figure] = ()) -> View:
     """Return the parallel coordinates of a run's genes and objective, and `more` figures."""
     good = np.flatnonzero(run.done)
-    if not run.genes or len(good) < 2:
+    if len(good) < 2:
         return View("genes", "Genes", missing="There are too few evaluations that worked.")
     share, scale = explained(run), Scale.of(run)
     order = np.argsort(-share, kind="stable")

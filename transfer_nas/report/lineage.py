@@ -169,9 +169,10 @@ def _taken(run: Run, row: int) -> str:
 def _changes(run: Run, above: int | None, row: int) -> list[str]:
     if above is None:
         return []
-    changes = []
-    pairs = zip(run.genomes[above].tolist(), run.genomes[row].tolist(), strict=True)
-    for (gene, values), (old, new) in zip(run.genes.items(), pairs, strict=True):
-        if old != new and old >= 0 and new >= 0:
-            changes.append(f"{gene}: {values[old]} to {values[new]}")
+    before, after = run.values(above), run.values(row)
+    changes = [
+        f"{name}: {before[name]} to {after[name]}"
+        for name in before
+        if name in after and before[name] != after[name]
+    ]
     return changes if len(changes) <= 4 else [*changes[:4], f"and {len(changes) - 4} more"]

@@ -142,7 +142,11 @@ def content(
 def _notices(everything: Sequence[Run], called: Sequence[str]) -> list[str]:
     """Return what the reader must know first."""
     notices = overview.states(everything, called)
-    if len({(str(run.settings.get("namespace")), str(run.genes)) for run in everything}) > 1:
+    searched = {
+        (str(run.settings.get("namespace")), str(run.genes or run.description["space"]))
+        for run in everything
+    }
+    if len(searched) > 1:
         notices.append("These runs are not of the same data and space.")
     if len(everything) > _DETAILED:
         notices.append(f"Details are of the first {_DETAILED} of {len(everything)} runs.")
@@ -219,13 +223,14 @@ def _views(run: Run, architectures: Architectures, packed: rows.Rows | None) -> 
         table = View("evaluations", title, missing=why)
     else:
         table = View("evaluations", title, missing="No evaluation has ended yet.")
+    more = explore.slices(run) if run.genes and packed is not None else ()
     return [
         best.view(run, architectures),
         *([optional[0]] if optional[0] is not None else []),
         table,
         *([explore.against(run)] if packed is not None else []),
         lineage.view(run),
-        genes.view(run, explore.slices(run) if packed is not None else ()),
+        *([genes.view(run, more)] if run.genes else []),
         ranks.view(run),
         *([optional[1]] if optional[1] is not None else []),
         overview.settings(run),

@@ -138,6 +138,10 @@ def rows(run: Run, architectures: Architectures) -> Rows:
     for column, (gene, values) in enumerate(run.genes.items()):
         texts = [str(value) for value in values]
         packing.add_codes(f"p:{gene}", run.genomes[:, column], texts, label=gene, kind="gene")
+    if not run.genes:
+        for name in run.table.column_names:
+            if name.startswith("p:"):
+                _add_texts(packing, name, run.texts(name), label=name.removeprefix("p:"))
     for about in packing.columns:
         if about["name"] in first:
             about["first"] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -93,8 +94,8 @@ class Run:
 
     @cached_property
     def genes(self) -> dict[str, list[Any]]:
-        """The values of each gene, in order."""
-        genes: dict[str, list[Any]] = self.description["space"]["genes"]
+        """The values of each gene, in order; empty for a space without genes."""
+        genes: dict[str, list[Any]] = self.description["space"].get("genes", {})
         return genes
 
     @cached_property
@@ -202,8 +203,33 @@ class Run:
             genomes[:, column] = np.array([*known, -1])[_codes(encoded)]
         return genomes
 
+    def architecture(self, row: int) -> Any:
+        """Return an evaluation's architecture as its space's `to_json` has it.
+
+        Raises
+        ------
+        RunDirectoryError
+            The row holds none of the space.
+        """
+        if "genes" in self.description["space"]:
+            genome: list[int] = self.genomes[row].tolist()
+            if min(genome, default=0) >= 0:
+                return genome
+        else:
+            with contextlib.suppress(ValueError, KeyError, RecursionError):
+                return json.loads(self.texts(f"p:{results.ARCHITECTURE}")[row])
+        raise RunDirectoryError(
+            f"{self.path}: job {self.job[row]} has values that are none of its space"
+        )
+
     def values(self, row: int) -> dict[str, Any]:
-        """Return what an evaluation chose, as the space declares it; without what is not known."""
+        """Return what an evaluation chose, as the space declares it; without what is not known.
+
+        Of a space without genes, the columns that it declares, as texts.
+        """
+        if not self.genes:
+            columns = self.description["space"].get("columns", ())
+            return {name: self.texts(f"p:{name}")[row] for name in columns}
         chosen = zip(self.genes.items(), self.genomes[row].tolist(), strict=True)
         return {gene: values[value] for (gene, values), value in chosen if value >= 0}
 
@@ -323,12 +349,20 @@ def described(content: bytes, file: Path) -> dict[str, Any]:
         and isinstance(space, dict)
         and isinstance(space.get("name", ""), str)
         and isinstance(space.get("output_activation"), str | None)
-        and isinstance(space.get("genes"), dict)
-        and all(isinstance(v, list) and v for v in space["genes"].values())
+        and _chosen(space)
     ):
         raise RunDirectoryError(f"{file}: not a search's run.json")
     assert isinstance(description, dict)
     return description
+
+
+def _chosen(space: Mapping[str, Any]) -> bool:
+    """Whether a space's description says what its architectures choose: genes, or columns."""
+    if "genes" not in space:
+        columns = space.get("columns")
+        return isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+    genes = space["genes"]
+    return isinstance(genes, dict) and all(isinstance(v, list) and v for v in genes.values())
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def main() -> None:
     while True:
         message = messages.get()
         best = -math.inf if message["best"] is None else message["best"]
-        job = Job.from_dict(message["job"])
+        job = Job.from_dict(message["job"], evaluator.space.from_json)
 
         def report(step: int, values: Mapping[str, float], job: Job = job) -> bool:
             # NaN and infinity as texts: no line is anything but JSON.

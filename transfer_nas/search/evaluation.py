@@ -14,6 +14,7 @@ from typing import Protocol
 from transfer_nas import tracing, trained_model
 from transfer_nas.errors import Unwritable, writing
 from transfer_nas.job import Evaluation, Job, Report
+from transfer_nas.spaces import Space
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that say nothing about the candidate: of its checkpoint, of the rank's log."""
@@ -42,7 +43,15 @@ class Evaluate(Protocol):
 
 
 class Evaluator(Protocol):
-    """Who evaluates; one in each process."""
+    """Who evaluates; one in each process.
+
+    Attributes
+    ----------
+    space
+        Has the architectures of the jobs.
+    """
+
+    space: Space
 
     def evaluate(self, job: Job, report: Report | None = None) -> Evaluation:
         """Evaluate a job; what it raises becomes a failure ``F_…``, unless it found no room.

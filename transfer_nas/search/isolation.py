@@ -32,6 +32,7 @@ from typing import Any
 from transfer_nas.errors import InputError, Unwritable
 from transfer_nas.job import Evaluation, Job, Report
 from transfer_nas.ranks import environment_alone
+from transfer_nas.spaces import Space
 
 
 class InChild:
@@ -46,6 +47,8 @@ class InChild:
         Its arguments, by name, as JSON values.
     directory
         The run directory.
+    space
+        Turns the jobs' architectures into JSON; the evaluator's turns them back.
     timeout
         Seconds that an evaluation may take; None: any. The start of the child does not count.
     log
@@ -67,10 +70,12 @@ class InChild:
         arguments: Mapping[str, Any],
         directory: Path,
         *,
+        space: Space,
         timeout: float | None,
         log: Callable[[str], None],
     ) -> None:
         self._task = {"factory": factory, "arguments": arguments, "directory": str(directory)}
+        self._space = space
         self._timeout = timeout
         self._log = log
         self._child: _Child | None = None
@@ -91,7 +96,7 @@ class InChild:
         try:
             best = best_objective if math.isfinite(best_objective) else None
             wanted = report is not None
-            child.send({"job": job.to_dict(), "best": best, "reports": wanted})
+            child.send({"job": job.to_dict(self._space.to_json), "best": best, "reports": wanted})
             end = math.inf if self._timeout is None else time.monotonic() + self._timeout
             while "epoch" in (answer := child.receive(end)):
                 values = {name: float(value) for name, value in answer["values"].items()}
@@ -106,7 +111,7 @@ class InChild:
             raise
         else:
             if "unwritable" not in answer:
-                return Evaluation.from_dict(answer)
+                return Evaluation.from_dict(answer, job)
             self._stop()
             raise Unwritable(answer["unwritable"])
         self._stop()

@@ -16,6 +16,7 @@ from transfer_nas.job import Evaluation, Job
 from transfer_nas.search.algorithms._base import Algorithm
 from transfer_nas.search.evaluation import candidate_path, checkpoints_path
 from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.spaces import Space
 
 _SUMS_OF_ALL = ("bytes_transferred", "bytes_stored")
 _SUMS_OF_CHILDREN = (*_SUMS_OF_ALL, "layers", "layers_transferred")
@@ -127,6 +128,8 @@ class Manager:
     ----------
     hopeless
         Whether it ended so.
+    wants_reports
+        Whether `report` shall be called.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class Manager:
         give_up_after: int | None = None,
     ) -> None:
         self._algorithm = algorithm
+        self.wants_reports = algorithm.wants_reports
         self._directory = directory
         self._max_evals = max_evals
         self._retire = retire
@@ -189,6 +193,11 @@ class Manager:
         return self._directory.path
 
     @property
+    def space(self) -> Space:
+        """What is searched."""
+        return self._algorithm.space
+
+    @property
     def useful_in_flight(self) -> int | None:
         """How many jobs may wait at once without harm; see `Algorithm`."""
         return self._algorithm.useful_in_flight
@@ -226,11 +235,6 @@ class Manager:
             first_failure=self._first_failure,
         )
 
-    @property
-    def wants_reports(self) -> bool:
-        """Whether `report` shall be called."""
-        return self._algorithm.wants_reports
-
     def report(self, id: int, step: int, values: Mapping[str, float]) -> bool:
         """Tell of an epoch of a job; return whether the job shall stop.
 
@@ -262,9 +266,7 @@ class Manager:
         jobs = self._algorithm.ask(wanted)
         if len(jobs) < wanted and not self._exhausted:
             self._exhausted = True
-            self._warn(
-                f"space {self._algorithm.space.name} holds one genome: the search ends with it"
-            )
+            self._warn(f"space {self.space.name} holds one architecture: the search ends with it")
         if jobs:
             submitted = self._now(), self.best_objective
             for job in jobs:

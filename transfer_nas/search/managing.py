@@ -229,7 +229,7 @@ class Managing:
         if self._local is not None and rank == 0:
             self._local.orders.put(order)
         else:
-            self._outbox.post(order.encode(), rank)
+            self._outbox.post(order.encode(self._manager.space), rank)
 
     def _part(self) -> None:
         """Let the last messages arrive, and take those of all that were not lost."""

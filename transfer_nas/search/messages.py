@@ -21,6 +21,7 @@ from typing import Any
 from mpi4py import MPI
 
 from transfer_nas.job import Evaluation, Job
+from transfer_nas.spaces import Space
 
 TO_MANAGER, TO_WORKER = 1, 2  # tags
 
@@ -110,10 +111,10 @@ class Order:
     stop: list[int] = field(default_factory=list)
     reports: bool = False
 
-    def encode(self) -> bytes:
-        """Return the message."""
+    def encode(self, space: Space) -> bytes:
+        """Return the message; `space` has the jobs' architectures."""
         fields: dict[str, Any] = {
-            "jobs": [job.to_dict() for job in self.jobs],
+            "jobs": [job.to_dict(space.to_json) for job in self.jobs],
             "best": self.best if math.isfinite(self.best) else None,
             "end": self.end,
         }
@@ -124,11 +125,11 @@ class Order:
         return _encode(fields).encode()
 
     @classmethod
-    def decode(cls, message: bytes) -> Order:
+    def decode(cls, message: bytes, space: Space) -> Order:
         """Undo `encode`."""
         fields = json.loads(message)
         best = fields["best"]
-        jobs = [Job.from_dict(job) for job in fields["jobs"]]
+        jobs = [Job.from_dict(job, space.from_json) for job in fields["jobs"]]
         best = -math.inf if best is None else best
         return cls(jobs, best, fields["end"], fields.get("stop", []), fields.get("reports", False))
 

@@ -37,6 +37,7 @@ from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager
 from transfer_nas.search.managing import Local, Managing
 from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Outbox, Report, receive
+from transfer_nas.spaces import Space
 
 LOST_AFTER = 60.0  # seconds without a sign of life
 
@@ -48,6 +49,7 @@ _SOON = 5e-3  # seconds
 
 def run(
     comm: MPI.Comm,
+    space: Space,
     manager: Manager | None,
     evaluate: Evaluate,
     interruption: Interruption,
@@ -61,6 +63,8 @@ def run(
     ----------
     comm
         All ranks of the search; a duplicate of it is used.
+    space
+        What is searched: turns architectures into JSON and back.
     manager
         The search, in rank 0; None elsewhere.
     evaluate
@@ -90,7 +94,7 @@ def run(
     if not threads:
         lost_after = math.inf
     if manager is None:
-        remote = _Remote(comm, lost_after)
+        remote = _Remote(comm, space, lost_after)
         with remote.signs_of_life():
             _Worker(remote, evaluate, interruption).run()
         remote.part()
@@ -186,8 +190,9 @@ class _Worker:
 class _Remote:
     """The manager as a worker of another rank sees it."""
 
-    def __init__(self, comm: MPI.Comm, lost_after: float) -> None:
+    def __init__(self, comm: MPI.Comm, space: Space, lost_after: float) -> None:
         self._comm = comm
+        self._space = space
         self._lost_after = lost_after
         self._outbox = Outbox(comm, TO_MANAGER)
         self._untold: list[tuple[int, int, Mapping[str, float]]] = []
@@ -215,7 +220,7 @@ class _Remote:
             with self._one_at_a_time:
                 received = receive(self._comm, 0, TO_WORKER)
             if received is not None:
-                return Order.decode(received[0])
+                return Order.decode(received[0], self._space)
             if not wait:
                 return None
             waited = self._waited(asked)

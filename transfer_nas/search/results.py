@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transfer_nas.job import Measure
+from transfer_nas.spaces import Scalar
+
+ARCHITECTURE = "architecture"
+"""The column ``p:architecture`` of a space without genes: the architecture as JSON."""
 
 
 class GeneCells:
@@ -67,10 +71,10 @@ class GeneCells:
         return -1
 
 
-def columns(genes: Iterable[str], values: Iterable[str]) -> list[str]:
-    """Return the header for genes and declared values of these names."""
+def columns(chosen: Iterable[str], values: Iterable[str]) -> list[str]:
+    """Return the header for genes, or other columns of a space, and values of these names."""
     return [
-        *(f"p:{name}" for name in genes),
+        *(f"p:{name}" for name in chosen),
         "objective",
         "job_id",
         "job_status",
@@ -94,6 +98,11 @@ def measure_cell(value: Measure, *, exact: bool = False) -> str:
     if isinstance(value, float):
         return repr(value) if exact else f"{value:.6f}"
     return " ".join(value.splitlines()) if isinstance(value, str) else str(value)
+
+
+def value_cell(value: Scalar) -> str:
+    """Return the cell of what a space without genes says; None is empty, texts become one line."""
+    return "" if value is None else " ".join(str(value).splitlines())
 
 
 def integer(cell: str) -> int:

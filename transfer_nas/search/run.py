@@ -260,6 +260,7 @@ class _Search:
                 "rank": self._ranks.rank,
             },
             settings.directory,
+            space=self._space,
             timeout=settings.evaluation_timeout,
             log=_log.warning,
         )
@@ -271,7 +272,9 @@ class _Search:
         if isinstance(ranks, MPIRanks) and ranks.size > 1:
             from transfer_nas.search import mpi  # imports MPI
 
-            return mpi.run(ranks.comm, manager, evaluate, interruption, fail=self._ending.fail)
+            return mpi.run(
+                ranks.comm, self._space, manager, evaluate, interruption, fail=self._ending.fail
+            )
         assert manager is not None
         serial.run(manager, evaluate, interruption)
         return frozenset()
@@ -368,9 +371,8 @@ def _observer(
         return finalists.observe if settings.retrain else None
     from transfer_nas.tensorboard import EventFile
 
-    genes = {gene.name: gene.values for gene in space.genes}
     values = own(directory.values)
-    file = EventFile(directory.path, directory.started, genes, directory.evaluations, values)
+    file = EventFile(directory.path, directory.started, space, directory.evaluations, values)
     write = stack.enter_context(file).write
 
     def observe(evaluation: Evaluation) -> None:
@@ -420,7 +422,7 @@ def _open(
     namespace = {"namespace": application.namespace}
     values = application.declared
     if settings.resume:
-        chosen = {**settings.fixed(), **namespace}
+        chosen = {**settings.fixed(), **namespace, "objective": application.objective}
         directory = RunDirectory.resume(
             settings.directory, space, chosen, provenance, values=values
         )
@@ -428,6 +430,8 @@ def _open(
         return directory
     extra = {**provenance, "objective": application.describe_objective()}
     chosen = {**settings.to_dict(), **namespace}
+    if application.objective is not None:
+        chosen["objective"] = application.objective
     return RunDirectory.create(settings.directory, space, chosen, extra, values=values)
 
 

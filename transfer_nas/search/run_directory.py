@@ -39,7 +39,7 @@ from transfer_nas.search import results
 from transfer_nas.search.clock import Clock, resumptions
 from transfer_nas.search.journal import Found, Journal, claim, read_lines, write_new
 from transfer_nas.search.results import GeneCells
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace, Space
 from transfer_nas.values import Value, declared_in, own
 
 FORMAT = 1
@@ -83,12 +83,12 @@ class RunDirectory:
         self.started = float(description["started"])
         self._settings = description["settings"]
         self._space = space
-        self._cells = {gene.name: GeneCells(gene.values) for gene in space.genes}
-        if len(self._cells) < len(space.genes):
-            raise SpaceError(f"space {space.name}: two genes have one name")
+        self._cells = {}
+        if isinstance(space, GeneSpace):
+            self._cells = {gene.name: GeneCells(gene.values) for gene in space.genes}
         self.values = declared_in(description)
         self._own = {value.name for value in own(self.values)}
-        self._columns = results.columns(self._cells, self.values)
+        self._columns = results.columns(_chosen_columns(space), self.values)
         self._new_jobs: list[str] = []
         self._new_rows: list[str] = []
         self._fresh = self._made = False  # the run, the directory: by this process
@@ -237,7 +237,7 @@ class RunDirectory:
     def asked(self, job: Job) -> None:
         """Write down a job at the next `flush`, which comes before it is handed out."""
         self._fresh = False
-        self._new_jobs.append(_encode(job.to_dict()) + "\n")
+        self._new_jobs.append(self._job_line(job))
 
     def told(self, evaluation: Evaluation) -> None:
         """Write down an evaluation at the next `flush`.
@@ -248,8 +248,7 @@ class RunDirectory:
         if complaint := self.complaint(evaluation):
             raise ValueError(complaint)
         measures, job = evaluation.measures, evaluation.job
-        genes = zip(self._cells.values(), job.architecture, strict=True)
-        cells = [gene.texts[value] for gene, value in genes]
+        cells = self._chosen_cells(job)
         cells.append(repr(float(evaluation.objective)) if evaluation.done else evaluation.status)
         cells += (str(job.id), evaluation.status)
         cells += [
@@ -319,9 +318,31 @@ class RunDirectory:
         return read_lines(content, str(self.path / "checkpoint"), self._parse_job)
 
     def _parse_job(self, line: str) -> Job:
-        job = Job.from_dict(json.loads(line))
-        self._space.check(job.architecture)
-        return job
+        return Job.from_dict(json.loads(line), self._space.from_json)
+
+    def _job_line(self, job: Job) -> str:
+        try:
+            return _encode(job.to_dict(self._space.to_json)) + "\n"
+        except (TypeError, ValueError) as cause:
+            raise SpaceError(
+                f"space {self._space.name}: expected to_json to return a JSON value: {cause}"
+            ) from cause
+
+    def _chosen_cells(self, job: Job) -> list[str]:
+        """Return what a row says of the job's architecture."""
+        if isinstance(self._space, GeneSpace):
+            genes = zip(self._cells.values(), job.architecture, strict=True)
+            return [gene.texts[value] for gene, value in genes]
+        values = self._space.values(job.architecture)
+        if values.keys() != {*self._space.columns}:
+            raise SpaceError(
+                f"space {self._space.name}: expected values of {list(self._space.columns)}, found "
+                f"{list(values)}"
+            )
+        return [
+            _encode(self._space.to_json(job.architecture)),
+            *(results.value_cell(values[name]) for name in self._space.columns),
+        ]
 
     def _read_results(self, content: bytes) -> Found[Evaluation]:
         file = self.path / "results.csv"
@@ -343,12 +364,12 @@ class RunDirectory:
                     raise ValueError(f"job {id} is there twice")
                 job = self._known.get(id) or self._rebuilt(id, row, bound)
                 found.entries.append(_evaluation(job, row, self.values))
-            except (ValueError, OverflowError) as cause:
+            except (ValueError, OverflowError, RecursionError) as cause:
                 damage.append((line, str(cause)))
                 continue
             if id not in self._known:
                 self._known[id] = job
-                self._new_jobs.append(_encode(job.to_dict()) + "\n")
+                self._new_jobs.append(self._job_line(job))
             told.add(id)
             kept.append(text + b"\n" if current else self._in_our_columns(row))
         found.kept = b"".join(kept)
@@ -367,12 +388,34 @@ class RunDirectory:
         ValueError
             The row does not tell, or its number is none that a job can have.
         """
-        genome = tuple(cells.position(row[f"p:{name}"]) for name, cells in self._cells.items())
         halving = self._settings.get("search") == "halving"  # its jobs have epochs of their own
-        if min(genome, default=0) < 0 or halving or not 0 <= id < bound:
+        if halving or not 0 <= id < bound:
             raise ValueError(f"job {id} is not in the checkpoint")
+        if isinstance(self._space, GeneSpace):
+            genes = self._cells.items()
+            value: Any = [cells.position(row[f"p:{name}"]) for name, cells in genes]
+        else:
+            value = json.loads(row[f"p:{results.ARCHITECTURE}"])
+        try:
+            architecture = self._space.from_json(value)
+        except SpaceError:
+            raise ValueError(f"job {id} is not in the checkpoint") from None
         parent = row.get("m:parent")
-        return Job(id, genome, results.integer(parent) if parent else None)
+        return Job(id, architecture, results.integer(parent) if parent else None)
+
+
+def _chosen_columns(space: Space) -> tuple[str, ...]:
+    """Return the ``p:`` columns, without the ``p:``; raises SpaceError if two are one."""
+    names = space.columns
+    if not isinstance(space, GeneSpace):
+        names = (results.ARCHITECTURE, *names)
+        for name in names:
+            if not isinstance(name, str) or not name.isprintable():
+                raise SpaceError(f"space {space.name}: expected texts as columns, found {name!a}")
+    if len(set(names)) < len(names):
+        what = "genes" if isinstance(space, GeneSpace) else "columns"
+        raise SpaceError(f"space {space.name}: two {what} have one name")
+    return names
 
 
 def _networks(space: Space) -> list[str]:

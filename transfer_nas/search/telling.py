@@ -15,7 +15,7 @@ from transfer_nas.search.manager import Status, explain
 from transfer_nas.search.progress import Goal
 from transfer_nas.search.worker import Servers
 from transfer_nas.settings import Settings
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace, Space
 
 
 def goal_of(application: Application) -> Goal:
@@ -52,6 +52,7 @@ def opening(
         f"at most {settings.max_evals:,} evaluations" if settings.max_evals is not None else "",
         f"at most {settings.timeout:g} s" if settings.timeout is not None else "",
     ]
+    genes = f" of {_some(len(space.genes), 'gene')}" if isinstance(space, GeneSpace) else ""
     transfer = settings.transfer
     if transfer == "store":
         count = len(servers.addresses)
@@ -63,7 +64,7 @@ def opening(
     return [
         f"{application.name}: {train:,} rows to train on, {valid:,} to judge by"
         f"{'; the data is generated, not measured' if application.synthetic else ''}",
-        f"{ranks}; space {space.name} of {_some(len(space.genes), 'gene')}; "
+        f"{ranks}; space {space.name}{genes}; "
         f"search {settings.search}, {', '.join(filter(None, limits))}; transfer {transfer}",
         f"the objective is {goal.metric}{where}: {goal.direction}"
         f"{', so its negative is maximised' if goal.minimized else ''}",
@@ -99,6 +100,7 @@ def summarize(
         "best_value": best and goal.value(best.objective),
         "best_job": best and best.job.id,
         "best_values": best and space.values(best.job.architecture),
+        "best_architecture": best and space.to_json(best.job.architecture),
         "layers": status.layers,
         "layers_transferred": status.layers_transferred,
         "share_transferred": round(status.share_transferred, 4),

@@ -21,10 +21,11 @@ from transfer_nas.logs import Log
 from transfer_nas.ranks import Ranks, Refused, together
 from transfer_nas.schema import settings_of
 from transfer_nas.search import addresses as store_address
+from transfer_nas.search.algorithms import ALGORITHMS
 from transfer_nas.search.evaluation import checkpoints_path
 from transfer_nas.settings import Settings
 from transfer_nas.sharing import SHARINGS
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace, Space
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import TransferMethod
@@ -80,7 +81,10 @@ def resolve(
     elif settings.data is not None:
         application = application.with_data(settings.data)
     _ = application.data  # wrong data shall be known before anything is written
-    return application, application.space(settings.space if space is None else space)
+    found = application.space(settings.space if space is None else space)
+    # What an algorithm needs of a space shall be known then, too.
+    ALGORITHMS.find(settings.search).create(found, 0, settings.of_search, 1)
+    return application, found
 
 
 def method(settings: Settings, application: Application, servers: Servers) -> TransferMethod:
@@ -197,11 +201,13 @@ def servers(settings: Settings, ranks: Ranks) -> Iterator[Servers]:
 
 
 def same_task(application: Application, space: Space, ranks: Ranks) -> None:
-    """Raise InputError in all ranks if their data or genes differ; collective.
+    """Raise InputError in all ranks if their data or spaces differ; collective.
 
     Genomes travel as positions of values: another order of values is another network.
     """
-    said = [(gene.name, [repr(value) for value in gene.values]) for gene in space.genes]
+    said: Any = space.describe()
+    if isinstance(space, GeneSpace):
+        said = [(gene.name, [repr(value) for value in gene.values]) for gene in space.genes]
     found = ranks.share([application.namespace, json.dumps(said)])
     for part, (what, differs) in enumerate(
         (

@@ -1,4 +1,4 @@
-"""Search spaces: from a genome, a short integer vector, to an architecture.
+"""Search spaces: what an architecture is, and the layer graph that it stands for.
 
 `_base.py` states the contract; `tests/transfer_nas/test_spaces.py` holds every registered space
 to it. Nothing here imports Keras until a model is built.
@@ -13,7 +13,16 @@ from typing import Any
 from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute
-from transfer_nas.spaces._base import Gene, Genome, Scalar, Space, shapes_of
+from transfer_nas.spaces._base import (
+    Gene,
+    GeneSpace,
+    Genome,
+    Randomness,
+    Scalar,
+    Space,
+    shapes_of,
+    with_genes,
+)
 from transfer_nas.spaces._function import Choices, from_function
 from transfer_nas.spaces.attn import Attn
 from transfer_nas.spaces.cell_cnn import CellCnn
@@ -23,7 +32,7 @@ from transfer_nas.spaces.feed_forward import FeedForward
 from transfer_nas.spaces.nt3 import Nt3
 from transfer_nas.spaces.uno import Uno
 
-REGISTRY: Mapping[str, type[Space]] = {
+REGISTRY: Mapping[str, type[GeneSpace]] = {
     space.name: space for space in (Attn, CellCnn, Combo, DenseSkip, FeedForward, Nt3, Uno)
 }
 
@@ -36,8 +45,10 @@ __all__ = [
     "DenseSkip",
     "FeedForward",
     "Gene",
+    "GeneSpace",
     "Genome",
     "Nt3",
+    "Randomness",
     "Scalar",
     "Space",
     "Uno",
@@ -46,6 +57,7 @@ __all__ = [
     "get",
     "graph_of_genome",
     "shapes_of",
+    "with_genes",
 ]
 
 
@@ -102,6 +114,6 @@ def graph_of_genome(name: str, genome: Sequence[int]) -> LayerGraph:
     Raises
     ------
     SpaceError
-        There is no such space, or it has no such genome.
+        There is no such space, it has no genes, or it has no such genome.
     """
-    return find(name).example().graph(tuple(genome))
+    return with_genes(find(name).example(), "space:genome").graph(tuple(genome))

@@ -7,17 +7,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, SupportsIndex
 
 import numpy as np
 
 from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from transfer_nas.errors import SpaceError
+from transfer_nas.job import one_line
 
 if TYPE_CHECKING:
     import keras
     from numpy.typing import NDArray
+    from typing_extensions import TypeVar
+
+    A = TypeVar("A", default=Any)
+else:
+    from typing import TypeVar
+
+    A = TypeVar("A")
 
 Scalar = int | float | str | bool | None
 Genome = tuple[int, ...]
@@ -104,16 +112,20 @@ class Randomness(Protocol):
     def integers(self, high: int, /) -> Any:
         """Return an integer in [0, `high`)."""
 
+    def uniform(self) -> float:
+        """Return a number in [0, 1)."""
 
-class Space(ABC):
-    """The architectures among which a search chooses, each encoded as a genome.
 
-    A genome holds one integer for each gene: the position of the chosen value in `Gene.values`.
-    A subclass sets `name` and `genes` and implements `graph`. Genes should be such that each
-    change of one gene changes the architecture: a mutation that changes nothing costs a training.
+class Space(ABC, Generic[A]):
+    """The architectures among which a search chooses.
 
-    Spaces are immutable; every method may be called from several threads. No method but `build`
-    imports Keras.
+    An architecture is any JSON value, or what `to_json` turns into one: a list of layers, numbers
+    of any kind, choices that only some architectures have. A subclass sets `name` and implements
+    `sample`, `mutate` and `graph`. Where an architecture is one choice each of a fixed set of
+    decisions, subclass `GeneSpace`: it has `sample` and `mutate`, and tools look into its genes.
+
+    Spaces are immutable, and so are architectures: no method changes the one that it is given.
+    Every method may be called from several threads. No method but `build` imports Keras.
 
     Parameters
     ----------
@@ -124,10 +136,29 @@ class Space(ABC):
         Width of the last layer.
     output_activation
         Keras name of its activation; None: linear.
+
+    Attributes
+    ----------
+    columns
+        What `values` returns of each architecture: the ``p:*`` columns of the results. Without
+        genes, the results have the architecture itself in another one, ``p:architecture``.
+
+    Raises
+    ------
+    SpaceError
+        The inputs or outputs make no sense, or the subclass lacks a method.
     """
 
     name: ClassVar[str]
-    genes: tuple[Gene, ...]
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        """Refuse a subclass that lacks a method."""
+        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+            raise SpaceError(
+                f"space {cls.__name__}: expected the methods {', '.join(missing)}; a space that "
+                "sets `genes` is to subclass GeneSpace, and needs only graph"
+            )
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -147,43 +178,153 @@ class Space(ABC):
             )
 
     @classmethod
-    def example(cls) -> Space:
+    def example(cls) -> Space[A]:
         """Make this space for the data it is known from; for uses without an application.
 
         The default is that of the ``digits`` application: 8 x 8 images in ten classes.
         """
-        return cls([(8, 8)], 10, "softmax")
+        found: Space[A] = cls([(8, 8)], 10, "softmax")
+        return found
 
     @abstractmethod
-    def graph(self, genome: Sequence[int]) -> LayerGraph:
-        """Return the layer graph of a genome, in microseconds.
+    def sample(self, rng: Randomness) -> A:
+        """Draw an architecture; everything random in it comes from `rng`."""
+
+    @abstractmethod
+    def mutate(self, architecture: A, rng: Randomness) -> A:
+        """Return another architecture, a small change away.
 
         Raises
         ------
         SpaceError
-            `genome` is not one of this space.
+            There is none. A search then draws one anew.
         """
 
-    def build(self, genome: Sequence[int]) -> keras.Model:
-        """Build the Keras model of a genome; its layers carry their stable names."""
+    @abstractmethod
+    def graph(self, architecture: A) -> LayerGraph:
+        """Return the layer graph of an architecture, in microseconds.
+
+        Raises
+        ------
+        SpaceError
+            `architecture` is not one of this space.
+        """
+
+    @property
+    def size(self) -> int | None:
+        """Number of architectures, exactly; None: unknown, or without end."""
+        return None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of what `values` returns."""
+        return ()
+
+    def values(self, architecture: A) -> dict[str, Scalar]:
+        """Return what there is to say of an architecture in a table, by the names in `columns`."""
+        del architecture
+        return {}
+
+    def to_json(self, architecture: A) -> Any:
+        """Return an architecture as a JSON value; lists, not tuples, are one."""
+        return architecture
+
+    def from_json(self, value: Any) -> A:
+        """Undo `to_json`.
+
+        Raises
+        ------
+        SpaceError
+            It is no value that `check` takes.
+        """
+        try:
+            self.check(value)
+        except SpaceError:
+            raise
+        except Exception as error:  # such as KeyError: it may be any JSON value
+            raise SpaceError(
+                f"space {self.name}: expected an architecture of it, found {one_line(str(value))} "
+                f"({one_line(error)})"
+            ) from error
+        found: A = value
+        return found
+
+    def check(self, architecture: A) -> None:
+        """Raise SpaceError, or any other exception, unless `architecture` is one of this space.
+
+        Looks at values from files. The default takes all; one that cannot be built fails when it
+        is evaluated.
+        """
+
+    def build(self, architecture: A) -> keras.Model:
+        """Build the Keras model of an architecture; its layers carry their stable names."""
         from graph_meta import keras_io  # imports Keras: only those who train pay for it
 
-        model = keras_io.to_keras(self.graph(genome))
-        for name, given in self.start(genome).items():
+        model = keras_io.to_keras(self.graph(architecture))
+        for name, given in self.start(architecture).items():
             layer = model.get_layer(name)
             arrays = keras_io.layer_weights(layer)
             whole = [old if new is None else new for old, new in zip(arrays, given, strict=True)]
             keras_io.set_layer_weights(layer, whole)
         return model
 
-    def start(self, genome: Sequence[int]) -> Mapping[str, Sequence[NDArray[Any] | None]]:
+    def start(self, architecture: A) -> Mapping[str, Sequence[NDArray[Any] | None]]:
         """Return the weights that layers start from instead of their initializers'.
 
         By stable name: an array or None for each weight. The layers' specs say which
         (`LayerSpec.given`), so that layers of other starts have other names.
         """
-        del genome
+        del architecture
         return {}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what makes this space this space, as JSON values; kept with the results."""
+        return {
+            "name": self.name,
+            "input_shapes": [list(shape) for shape in self.input_shapes],
+            "output_units": self.output_units,
+            "output_activation": self.output_activation,
+            "columns": list(self.columns),
+        }
+
+    def _misfit(self, expected: str) -> SpaceError:
+        """Return the error for inputs that this space cannot take."""
+        found = ", ".join(map(str, self.input_shapes))
+        return SpaceError(f"space {self.name}: expected {expected}, found {found}")
+
+    def _features(self, builder: GraphBuilder) -> Edge:
+        """Add the inputs; return one vector that holds them all."""
+        edges = []
+        for shape in self.input_shapes:
+            edge = builder.input(shape)
+            edges.append(edge if len(shape) == 1 else builder.add(layers.flatten(), edge))
+        return edges[0] if len(edges) == 1 else builder.add(layers.concatenate(), *edges)
+
+    def _head(self, builder: GraphBuilder, edge: Edge) -> LayerGraph:
+        """Add the output layer and return the finished graph."""
+        head = layers.dense(self.output_units, activation=self.output_activation or "linear")
+        return builder.build(builder.add(head, edge))
+
+
+class GeneSpace(Space[Genome]):
+    """A space whose architectures are genomes: one choice each of a fixed set of decisions.
+
+    A genome holds one integer for each gene: the position of the chosen value in `Gene.values`.
+    A subclass sets `name` and `genes` and implements `graph`. Genes should be such that each
+    change of one gene changes the architecture: a mutation that changes nothing costs a training.
+    """
+
+    genes: tuple[Gene, ...]
+
+    @classmethod
+    def example(cls) -> GeneSpace:
+        """Make this space for the data it is known from; see `Space.example`."""
+        found: GeneSpace = cls([(8, 8)], 10, "softmax")
+        return found
+
+    @abstractmethod
+    def graph(self, genome: Sequence[int]) -> LayerGraph:
+        """Return the layer graph of a genome; see `Space.graph`."""
 
     @property
     def size(self) -> int:
@@ -219,12 +360,32 @@ class Space(ABC):
         """Positions of the genes that have a choice."""
         return tuple(i for i, gene in enumerate(self.genes) if len(gene.values) > 1)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the genes."""
+        return tuple(gene.name for gene in self.genes)
+
     def values(self, genome: Sequence[int]) -> dict[str, Scalar]:
-        """Return what each gene chooses: the ``p:*`` columns of the results."""
+        """Return what each gene chooses."""
         self.check(genome)
         return {
             gene.name: gene.values[value] for gene, value in zip(self.genes, genome, strict=True)
         }
+
+    def to_json(self, genome: Sequence[int]) -> list[int]:
+        """Return the genome as a list."""
+        return [*genome]
+
+    def from_json(self, value: Any) -> Genome:
+        """Return a genome of JSON; see `Space.from_json`."""
+        if not isinstance(value, list) or not set(map(type, value)) <= {int}:
+            raise SpaceError(
+                f"space {self.name}: expected a list of integers as genome, found "
+                f"{one_line(str(value))}"
+            )
+        genome = tuple(value)
+        self.check(genome)
+        return genome
 
     def check(self, genome: Sequence[int]) -> None:
         """Raise SpaceError unless `genome` is one of this space."""
@@ -241,32 +402,17 @@ class Space(ABC):
                 )
 
     def describe(self) -> dict[str, Any]:
-        """Return what makes this space this space, as JSON values; kept with the results."""
-        return {
-            "name": self.name,
-            "input_shapes": [list(shape) for shape in self.input_shapes],
-            "output_units": self.output_units,
-            "output_activation": self.output_activation,
-            "genes": {gene.name: list(gene.values) for gene in self.genes},
-        }
+        """Return what makes this space this space; see `Space.describe`."""
+        description = super().describe()
+        del description["columns"]  # the names of the genes
+        return description | {"genes": {gene.name: list(gene.values) for gene in self.genes}}
 
-    def _misfit(self, expected: str) -> SpaceError:
-        """Return the error for inputs that this space cannot take."""
-        found = ", ".join(map(str, self.input_shapes))
-        return SpaceError(f"space {self.name}: expected {expected}, found {found}")
 
-    def _features(self, builder: GraphBuilder) -> Edge:
-        """Add the inputs; return one vector that holds them all."""
-        edges = []
-        for shape in self.input_shapes:
-            edge = builder.input(shape)
-            edges.append(edge if len(shape) == 1 else builder.add(layers.flatten(), edge))
-        return edges[0] if len(edges) == 1 else builder.add(layers.concatenate(), *edges)
-
-    def _head(self, builder: GraphBuilder, edge: Edge) -> LayerGraph:
-        """Add the output layer and return the finished graph."""
-        head = layers.dense(self.output_units, activation=self.output_activation or "linear")
-        return builder.build(builder.add(head, edge))
+def with_genes(space: Space, what: str) -> GeneSpace:
+    """Return a space for `what` needs its genes; raises SpaceError if it has none."""
+    if isinstance(space, GeneSpace):
+        return space
+    raise SpaceError(f"{what} needs a space of genes, and {space.name} has none")
 
 
 def shapes_of(given: Any) -> tuple[tuple[int, ...], ...]:

@@ -11,7 +11,15 @@ from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import one_line
 from transfer_nas.spaces import _start
-from transfer_nas.spaces._base import Gene, Genome, Randomness, Scalar, Space, check_ordered
+from transfer_nas.spaces._base import (
+    Gene,
+    GeneSpace,
+    Genome,
+    Randomness,
+    Scalar,
+    Space,
+    check_ordered,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -80,7 +88,7 @@ class Choices:
 Build = Callable[[Choices], "LayerGraph | keras.Model"]
 
 
-class FunctionSpace(Space):
+class FunctionSpace(GeneSpace):
     """The networks that a function builds; see `from_function`.
 
     The function is run with one choice after the other changed, so genes that only some answers

@@ -9,7 +9,7 @@ from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, Space
+from transfer_nas.spaces._base import Gene, GeneSpace
 from transfer_nas.spaces._dense import add_projected, node_choices, scaled
 
 _NORMALIZATIONS: dict[str, LayerTemplate | None] = {
@@ -19,7 +19,7 @@ _NORMALIZATIONS: dict[str, LayerTemplate | None] = {
 }
 
 
-class Attn(Space):
+class Attn(GeneSpace):
     """A stem, an attention block over its features, and a trunk of dense layers.
 
     The attention block computes values and a gate from the output of the stem, both by a dense

@@ -12,7 +12,7 @@ from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate
 from transfer_nas.errors import SpaceError, near_misses
-from transfer_nas.spaces._base import Gene, Space
+from transfer_nas.spaces._base import Gene, GeneSpace
 
 if TYPE_CHECKING:
     import keras
@@ -279,7 +279,7 @@ _POOLINGS: dict[str, LayerTemplate] = {
 _SHAPES: tuple[Shape, ...] = ("rectangle", "trapezoid", "grow", "exponential")
 
 
-class CellCnn(Space):
+class CellCnn(GeneSpace):
     """A stem, stacks of equal cells with downsampling between them, pooling and dense layers.
 
     Eight genes say what the network is as a whole, not layer by layer: ``cell``, the type of all
@@ -467,4 +467,4 @@ class CellCnn(Space):
     def build(self, genome: Sequence[int]) -> keras.Model:
         """Build the Keras model of a genome and log its plan; see `Space.build`."""
         logger.info("%s", self.plan(genome))
-        return super().build(genome)
+        return super().build(tuple(genome))

@@ -9,12 +9,12 @@ from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, Space
+from transfer_nas.spaces._base import Gene, GeneSpace
 from transfer_nas.spaces._dense import node_choices, scaled
 from transfer_nas.spaces._towers import FeatureTowers
 
 
-class Combo(Space):
+class Combo(GeneSpace):
     """Two feature towers, one shared by all drugs, and a chain of cells that may look back.
 
     Node j of a tower has the gene ``tower_cell_j`` or ``tower_drug_j``; node j of cell i of the

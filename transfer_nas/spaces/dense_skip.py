@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph, Shape
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, Space
+from transfer_nas.spaces._base import Gene, GeneSpace
 
 
-class DenseSkip(Space):
+class DenseSkip(GeneSpace):
     """A chain of nodes; each may add the outputs of up to three earlier places to its own.
 
     Node i has a gene ``node_i``: ``identity``, or a width with an activation. A skip gene

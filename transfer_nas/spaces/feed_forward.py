@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from graph_meta import layers
 from graph_meta.graph import GraphBuilder, LayerGraph
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, Space
+from transfer_nas.spaces._base import Gene, GeneSpace
 
 
-class FeedForward(Space):
+class FeedForward(GeneSpace):
     """Up to `max_depth` dense layers one after the other, each perhaps followed by dropout.
 
     Block i has two genes: ``layer_i``, which is ``none`` or a width with an activation, and

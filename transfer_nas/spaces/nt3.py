@@ -10,14 +10,14 @@ from graph_meta import layers
 from graph_meta.graph import GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate, Padding
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, Scalar, Space
+from transfer_nas.spaces._base import Gene, GeneSpace, Scalar
 from transfer_nas.spaces._dense import scaled
 
 #: What a gene chooses from, by its value; None: no layer.
 _Choices = dict[Scalar, LayerTemplate | None]
 
 
-class Nt3(Space):
+class Nt3(GeneSpace):
     """Blocks of convolution, activation and pooling, then blocks of dense, activation and dropout.
 
     Convolution block i has the genes ``conv_i`` (``none``, or filters x kernel size),

@@ -10,12 +10,12 @@ from graph_meta import layers
 from graph_meta.graph import GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, Space
+from transfer_nas.spaces._base import Gene, GeneSpace
 from transfer_nas.spaces._dense import add_projected, node_choices, scaled
 from transfer_nas.spaces._towers import FeatureTowers
 
 
-class Uno(Space):
+class Uno(GeneSpace):
     """Feature towers whose outputs are joined and go through a trunk with residual connections.
 
     Node j of the tower of kind k has the gene ``tower_k_j``: ``none``, a width with an activation,

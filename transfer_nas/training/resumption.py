@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transfer_nas.checkpoint import Checkpoint
-from transfer_nas.job import Job, Measure
+from transfer_nas.job import Measure
 from transfer_nas.training._base import Training
 from transfer_nas.training.policy import Phase
 from transfer_nas.transfer import Tensors
@@ -34,8 +34,9 @@ class Resumption:
     section
         Where; None: nothing is saved, and nothing found.
     job, engine
-        The job, and the name of the engine that trains it, with the program if it is not the usual
-        one. What was saved for another architecture, or by another engine, is not taken.
+        The job as JSON values, and the name of the engine that trains it, with the program if it
+        is not the usual one. What was saved for another architecture, or by another engine, is not
+        taken.
     every
         Seconds between two savings.
 
@@ -48,10 +49,14 @@ class Resumption:
     """
 
     def __init__(
-        self, section: Checkpoint | None, job: Job, engine: str, every: float = SAVE_EVERY
+        self,
+        section: Checkpoint | None,
+        job: Mapping[str, Any],
+        engine: str,
+        every: float = SAVE_EVERY,
     ) -> None:
         self._section = section
-        self._job = job.to_dict() | {"architecture": list(job.architecture), "engine": engine}
+        self._job = {**job, "engine": engine}
         self._every = every
         self._saved_at = time.monotonic()
         self._begun = False

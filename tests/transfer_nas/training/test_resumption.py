@@ -14,7 +14,7 @@ from graph_meta.graph import GraphBuilder, LayerGraph
 from transfer_nas.applications import Application, Data
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.spaces import Gene, Space
+from transfer_nas.spaces import Gene, GeneSpace
 from transfer_nas.trainer import POLICIES, TransferTrainer
 from transfer_nas.training.policy import Policy
 from transfer_nas.training.program import Epochs, Outcome
@@ -24,7 +24,7 @@ EPOCHS = 6
 PARENT, CHILD = Job(0, (0, 0), None, seed=1), Job(1, (0, 1), 0, seed=2)
 
 
-class Small(Space):
+class Small(GeneSpace):
     """Two dense layers with statistics and something random between them."""
 
     name = "small"

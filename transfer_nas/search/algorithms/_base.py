@@ -24,7 +24,8 @@ class Draws:
 
     SplitMix64 (Steele, Lea and Flood, *Fast splittable pseudorandom number generators*,
     OOPSLA'14), because it costs nothing to begin: a NumPy generator takes 20 microseconds to seed,
-    for half a dozen numbers. It answers to `integers` as `numpy.random.Generator` does.
+    for half a dozen numbers. It answers to `integers` and `uniform` as `numpy.random.Generator`
+    does.
     """
 
     __slots__ = ("_state",)
@@ -63,7 +64,7 @@ class Algorithm(ABC):
     Parameters
     ----------
     space
-        Where genomes come from.
+        Where architectures come from.
     seed
         Seed of the whole search.
 
@@ -145,7 +146,7 @@ class Algorithm(ABC):
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing is left to ask: the space holds one genome, and it was asked."""
+        """Whether nothing is left to ask: the space holds one architecture, and it was asked."""
         return self.space.size == 1 and self._next_id > 0 and not self._again
 
     def ask(self, count: int = 1) -> list[Job]:

@@ -6,7 +6,7 @@ import itertools
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cpp_store.ranges import COUNT, Range
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class AgingEvolution(Algorithm):
     """Aging ("regularized") evolution, asynchronous.
 
-    The first `population_size` jobs are random genomes. Each later job is a mutation, in one gene,
-    of the best of `sample_size` distinct members drawn from the population; while no member is
-    there yet, jobs stay random. Every evaluation that worked enters the population; when it is
-    full, its oldest member dies, however good it is. Failures never enter.
+    The first `population_size` jobs are random architectures. Each later job is a mutation of the
+    best of `sample_size` distinct members drawn from the population; while no member is there yet,
+    jobs stay random. Every evaluation that worked enters the population; when it is full, its
+    oldest member dies, however good it is. Failures never enter.
 
     From Real et al., *Regularized evolution for image classifier architecture search*, AAAI'19,
     algorithm 1; asynchronous as in its section 3.
@@ -37,7 +37,7 @@ class AgingEvolution(Algorithm):
     Parameters
     ----------
     space
-        Where genomes come from.
+        Where architectures come from.
     population_size
         Number of members (P).
     sample_size
@@ -48,7 +48,8 @@ class AgingEvolution(Algorithm):
         How much a mutation prefers genes that leave most of the network as it is, so that more is
         transferred to the child: gene i is chosen with a probability proportional to
         ``exp(beta * kept_i)``, where ``kept_i`` is the mean share of layers that a change of it
-        keeps (`locality.kept_shares`). 0: all genes alike; negative: the other way round.
+        keeps (`locality.kept_shares`). 0: all genes alike; negative: the other way round. Any other
+        needs a space of genes.
     """
 
     name = "evolution"
@@ -97,7 +98,7 @@ class AgingEvolution(Algorithm):
         self.population_size = self.useful_in_flight = population_size
         self.sample_size = sample_size
         self._gene_ends: list[float] | None = None
-        if beta and space.size > 1:
+        if beta and space.size != 1:
             from transfer_nas.search.algorithms.locality import gene_weights
 
             self._gene_ends = gene_weights(space, beta).cumsum().tolist()
@@ -118,7 +119,7 @@ class AgingEvolution(Algorithm):
         parent = self._tournament(draws)
         try:
             return Job(id, self._mutate(parent.architecture, draws), parent.id, seed)
-        except SpaceError:  # a space of one's own has no mutation of it
+        except SpaceError:  # the space has no mutation of it
             return Job(id, self.space.sample(draws), None, seed)
 
     def _learn(self, evaluation: Evaluation) -> list[int]:
@@ -140,11 +141,12 @@ class AgingEvolution(Algorithm):
         rank = bisect_right(self._rank_ends, draws.uniform())
         return self._ranking[-1 - rank][2]
 
-    def _mutate(self, genome: tuple[int, ...], draws: Draws) -> tuple[int, ...]:
+    def _mutate(self, architecture: Any, draws: Draws) -> Any:
         if self._gene_ends is None:
-            return self.space.mutate(genome, draws)
+            return self.space.mutate(architecture, draws)
         position = bisect_left(self._gene_ends, (1.0 - draws.uniform()) * self._gene_ends[-1])
-        return self.space.mutate(genome, draws, position)
+        space: Any = self.space  # of genes, or it would have no weights
+        return space.mutate(architecture, draws, position)
 
 
 def _rank_ends(count: int, sample: int) -> list[float]:

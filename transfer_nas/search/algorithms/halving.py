@@ -19,22 +19,22 @@ REDUCTION = 3
 class SuccessiveHalving(Algorithm):
     """Asynchronous successive halving of epochs (ASHA).
 
-    Random genomes train for few epochs. Whenever one is among the best third of those that have
-    trained as long as it did, it is promoted: it goes on to three times the epochs. If nothing can
-    be promoted, a new random genome begins; nobody ever waits.
+    Random architectures train for few epochs. Whenever one is among the best third of those that
+    have trained as long as it did, it is promoted: it goes on to three times the epochs. If nothing
+    can be promoted, a new random one begins; nobody ever waits.
 
     Li et al., *A system for massively parallel hyperparameter tuning*, MLSys 2020, algorithm 2,
     with reduction factor `REDUCTION` and without an early-stopping offset.
 
-    A promoted candidate is a job of its own: the parent is the job it continues, the genome the
-    same, `Job.epochs` what it will have trained in all and `Job.trained` what the parent has. If
-    its weights can be transferred it goes on from them (the optimizer begins anew), otherwise it
+    A promoted candidate is a job of its own: the parent is the job it continues, the architecture
+    the same, `Job.epochs` what it will have trained in all and `Job.trained` what the parent has.
+    If its weights can be transferred it goes on from them (the optimizer begins anew), otherwise it
     trains all epochs. When it has worked, its parent's model is no longer needed.
 
     Parameters
     ----------
     space
-        Where genomes come from.
+        Where architectures come from.
     epochs
         Epochs of the longest training; the shorter ones have a third of it (rounded down), a ninth
         and so on, at least one.
@@ -66,7 +66,7 @@ class SuccessiveHalving(Algorithm):
 
     @property
     def exhausted(self) -> bool:
-        """Never: a genome that was asked goes on to more epochs."""
+        """Never: an architecture that was asked goes on to more epochs."""
         return False
 
     def _new_job(self, id: int, draws: Draws) -> Job:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graph_meta import LayerGraph
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces import Space
+from transfer_nas.spaces import GeneSpace, Space, with_genes
 
 _SAMPLES = 32  # mutations of each gene
 
@@ -31,8 +31,9 @@ def gene_weights(space: Space, beta: float) -> NDArray[np.float64]:
     Raises
     ------
     SpaceError
-        The space holds one genome: there is nothing to mutate.
+        The space has no genes, or holds one genome: there is nothing to mutate.
     """
+    space = with_genes(space, "beta")
     choice = np.array([len(gene.values) > 1 for gene in space.genes])
     if not choice.any():
         raise SpaceError(f"space {space.name} holds one genome: there is nothing to mutate")
@@ -42,7 +43,7 @@ def gene_weights(space: Space, beta: float) -> NDArray[np.float64]:
 
 
 @functools.lru_cache(maxsize=16)
-def kept_shares(space: Space) -> tuple[float, ...]:
+def kept_shares(space: GeneSpace) -> tuple[float, ...]:
     """Return, for each gene, the mean share of a child's layers that its parent has, in [0, 1].
 
     Estimated on random genomes, each with this one gene changed, from the layer graphs alone:

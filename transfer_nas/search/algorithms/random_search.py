@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RandomSearch(Algorithm):
-    """Every job is a random genome; all genomes are equally likely.
+    """Every job is an architecture that its space draws at random.
 
     Bergstra and Bengio, *Random search for hyper-parameter optimization*, JMLR 13 (2012). The
     first jobs are those of `AgingEvolution` with the same seed.
@@ -26,7 +26,7 @@ class RandomSearch(Algorithm):
     Parameters
     ----------
     space
-        Where genomes come from.
+            Where architectures come from.
     population_size
         Models of that many jobs remain to transfer from: the newest that worked.
     seed
