@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-
 from transfer_nas.errors import InputError
 from transfer_nas.ranks import Ranks
 from transfer_nas.search import addresses, worker

@@ -56,10 +56,10 @@ def opening(
     transfer = settings.transfer
     if transfer == "store":
         count = len(servers.addresses)
-        where = _some(count, "server") if count else "in this process"
+        kept = _some(count, "server") if count else "in this process"
         if servers.memory is not None:
-            where += f" of {servers.memory / 2**30:.3g} GiB{' each' if count > 1 else ''}"
-        transfer += f" ({where})"
+            kept += f" of {servers.memory / 2**30:.3g} GiB{' each' if count > 1 else ''}"
+        transfer += f" ({kept})"
     where = " on those rows" if application.objective is None else ""
     return [
         f"{application.name}: {train:,} rows to train on, {valid:,} to judge by"
