@@ -140,6 +140,7 @@ GOOD: dict[str, Any] = {
     "weight": "layers",
     "min_layers": 1,
     "exclude": (),
+    "only": "",
     "lease": None,
     "count": 1,
     "sequence": 0,

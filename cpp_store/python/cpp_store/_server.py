@@ -94,7 +94,8 @@ def connect(
 
 
 def _goes_without_key(key: str, insecure: bool) -> bool:
-    if arguments.flag(insecure, "insecure") and arguments.text(key, "key"):
+    given = arguments.text(key, "key")
+    if arguments.flag(insecure, "insecure") and given:
         raise InvalidArgument(
             "insecure means without a key, and one is given: leave one of both out"
         )
