@@ -37,7 +37,7 @@ from simulation import Costs, Outcome, simulate
 
 import cpp_store
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.manager import Manager
 from transfer_nas.search.run_directory import RunDirectory
 
@@ -96,7 +96,7 @@ def asking(quick: bool, results: Results) -> None:
     jobs = ours.ask(LARGE_POPULATION)
     begin = time.process_time()
     for job in jobs:
-        ours.tell(Evaluation(job, DONE, float(sum(job.genome))))
+        ours.tell(Evaluation(job, DONE, float(sum(job.architecture))))
     results["tells_per_s"] = LARGE_POPULATION / (time.process_time() - begin)
     asked: dict[str, tuple[Callable[[int], Any], int]] = {"asks_per_s": (ours.ask, 20_000)}
     with tempfile.TemporaryDirectory() as directory:
@@ -126,7 +126,7 @@ def _theirs(jobs: Sequence[Job], directory: str) -> Any:
         population_size=LARGE_POPULATION,
         sample_size=SAMPLE,
     )
-    theirs.tell([(SPACE.values(job.genome), float(sum(job.genome))) for job in jobs])
+    theirs.tell([(SPACE.values(job.architecture), float(sum(job.architecture))) for job in jobs])
     return theirs
 
 

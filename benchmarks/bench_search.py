@@ -52,7 +52,7 @@ from scipy import stats
 import cpp_store
 from transfer_nas import applications, spaces
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import NoTransfer, StoreTransfer
@@ -222,7 +222,7 @@ def retrain(name: str, job: Job, method: StoreTransfer | NoTransfer | None) -> f
         epochs=RETRAIN * application.epochs,
     )
     parent = None if method is None else job.id
-    return trainer.evaluate(Job(10**9, job.genome, parent, job.seed + 1)).objective
+    return trainer.evaluate(Job(10**9, job.architecture, parent, job.seed + 1)).objective
 
 
 def compared(application: str, condition: str, found: Found) -> dict[str, float]:
@@ -302,7 +302,7 @@ def stored_bytes(evaluations: int, beta: float, seed: int) -> tuple[int, int, in
         method = StoreTransfer("nt3", store)
         for _ in range(evaluations):
             (job,) = algorithm.ask(1)
-            graph = space.graph(job.genome)
+            graph = space.graph(job.architecture)
             inheritance = method.best_match(graph)
             inherited = set() if inheritance is None else set(inheritance.read())
             own = {

@@ -172,7 +172,7 @@ def opened(places: Places, namespace: str) -> Iterator[dict[str, TransferMethod]
         embedded = stack.enter_context(cpp_store.embedded(memory="1GiB"))
         served = stack.enter_context(cpp_store.connect(places.store))
         methods = {"embedded": transfer.get("store", namespace, store=embedded)}
-        for name in transfer.REGISTRY:
+        for name in transfer.TRANSFERS:
             try:
                 methods[name] = transfer.get(
                     name, namespace, directory=places.directory / namespace, store=served

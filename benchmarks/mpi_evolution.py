@@ -22,8 +22,8 @@ from transfer_nas.ending import Ending
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.ranks import MPIRanks, join
 from transfer_nas.search import serial
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.evaluation import InProcess
-from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.manager import Manager
 from transfer_nas.search.run_directory import RunDirectory
@@ -52,7 +52,7 @@ class Sleeper:
         if self.high > 0:
             time.sleep(np.random.default_rng(job.id).uniform(self.low, self.high))
         self.busy += time.perf_counter() - begin
-        return Evaluation(job, DONE, float(sum(job.genome)))
+        return Evaluation(job, DONE, float(sum(job.architecture)))
 
     def save_model(self, path: Path) -> None:
         """Write nothing: there is no model."""

@@ -22,12 +22,14 @@ def main() -> None:
         transfer = StoreTransfer(application.namespace, store)
         trainer = TransferTrainer(application, space, transfer, epochs=3)
 
-        parent = Job(id=0, genome=space.sample(rng), seed=0)
+        parent = Job(id=0, architecture=space.sample(rng), seed=0)
         evaluation = trainer.evaluate(parent)
         print(f"parent: accuracy {evaluation.objective:.3f}")
 
         for id in range(1, 4):
-            child = Job(id=id, genome=space.mutate(parent.genome, rng), parent=0, seed=id)
+            child = Job(
+                id=id, architecture=space.mutate(parent.architecture, rng), parent=0, seed=id
+            )
             evaluation = trainer.evaluate(child)
             measures = evaluation.measures
             print(

@@ -102,6 +102,12 @@ class Checkpoint:
             self._warn(f"{path}: there is none before it; what it was about begins anew")
         return None
 
+    def directory(self, name: str) -> Path:
+        """Make a directory in the section, for files of others; return it."""
+        path = self._path / _checked(name)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def clear(self) -> None:
         """Remove the section with everything in it."""
         shutil.rmtree(self._path, ignore_errors=True)

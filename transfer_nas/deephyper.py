@@ -33,7 +33,7 @@ from transfer_nas import applications, transfer
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import DONE, Evaluation, Job, Measure
-from transfer_nas.search import evolution
+from transfer_nas.search.algorithms import evolution
 from transfer_nas.search.results import GeneCells
 from transfer_nas.spaces import Gene, Genome, Scalar, Space
 from transfer_nas.trainer import TransferTrainer
@@ -179,8 +179,8 @@ class AgingEvolution(Search):  # type: ignore[misc]
     def _ask(self, n: int = 1) -> list[dict[str, Scalar]]:
         jobs = self._evolution.ask(n)
         for job in jobs:
-            self._waiting.setdefault(job.genome, deque()).append(job)
-        return [self._space.values(job.genome) for job in jobs]
+            self._waiting.setdefault(job.architecture, deque()).append(job)
+        return [self._space.values(job.architecture) for job in jobs]
 
     def _tell(self, results: Sequence[tuple[Mapping[str, Any], Any]]) -> None:
         dead: list[Genome] = []
@@ -192,7 +192,7 @@ class AgingEvolution(Search):  # type: ignore[misc]
                 evaluation = Evaluation(job, objective, math.nan)
             else:
                 evaluation = Evaluation(job, DONE, float(objective))
-                self._members[job.id] = job.genome
+                self._members[job.id] = job.architecture
             dead += [self._members.pop(id) for id in self._evolution.tell(evaluation)]
         evaluator = getattr(self, "_evaluator", None)  # none while a user asks and tells
         if dead and evaluator is not None:
@@ -206,7 +206,7 @@ class AgingEvolution(Search):  # type: ignore[misc]
         waiting = self._waiting.get(genome)
         if not waiting:
             (job,) = self._evolution.ask()
-            return replace(job, genome=genome)
+            return replace(job, architecture=genome)
         job = waiting.popleft()
         if not waiting:
             del self._waiting[genome]

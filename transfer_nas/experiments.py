@@ -30,6 +30,9 @@ _FIGURES = (
 )
 
 
+_VALUE = "value:"  # begins the column of what an application measured of the best model
+
+
 def find(paths: Iterable[Path]) -> list[Path]:
     """Return the run directories and packed runs at and below some paths, in order.
 
@@ -52,7 +55,10 @@ def find(paths: Iterable[Path]) -> list[Path]:
 
 
 def tabulate(some: Sequence[Run]) -> pa.Table:
-    """Return a row a run: path, id, state, settings, and its figures."""
+    """Return a row a run: path, id, state, settings, its figures, and what an application measured.
+
+    The latter of the best evaluation, as ``value:NAME``.
+    """
     names = dict.fromkeys(
         name for run in some for name in run.settings if name not in _NOT_KEYS | {"space"}
     )
@@ -67,6 +73,12 @@ def tabulate(some: Sequence[Run]) -> pa.Table:
     rows = [run.figures for run in some]
     for name in _FIGURES:
         table[name] = pa.array([row[name] for row in rows], pa.float64(), from_pandas=True)
+    values = dict.fromkeys(v.name for run in some for v in run.own_values if v.kind is not str)
+    for name in values:
+        of_best = [
+            None if run.best is None else float(run.numbers(f"m:{name}")[run.best]) for run in some
+        ]
+        table[_VALUE + name] = pa.array(of_best, pa.float64(), from_pandas=True)
     return pa.table(table)
 
 
@@ -84,7 +96,8 @@ def aggregate(table: pa.Table, keys: Sequence[str]) -> pa.Table:
     -------
     pyarrow.Table
         The keys, ``runs``, and of each figure ``FIGURE_mean``, ``FIGURE_std`` (of a sample; null
-        for one run), and of the best objective also ``_min``, ``_median``, ``_max``.
+        for one run), likewise of each ``value:NAME``, and of the best objective also ``_min``,
+        ``_median``, ``_max``.
 
     Raises
     ------
@@ -96,7 +109,7 @@ def aggregate(table: pa.Table, keys: Sequence[str]) -> pa.Table:
             raise InputError(f"--by {key}: {near_misses(key, table.column_names)}")
     sample = pa.compute.VarianceOptions(ddof=1)
     wanted: list[tuple[str, str, object]] = []
-    for name in _FIGURES:
+    for name in (*_FIGURES, *(n for n in table.column_names if n.startswith(_VALUE))):
         wanted += [(name, "mean", None), (name, "stddev", sample)]
     wanted += [("best_objective", kind, None) for kind in ("min", "approximate_median", "max")]
     renamed = {"stddev": "std", "approximate_median": "median"}

@@ -1,72 +1,129 @@
-"""`Search`: a search in this process, for notebooks and scripts."""
+"""`search` and `Search`: the ways in from a program and from a notebook."""
 
 from __future__ import annotations
 
+import dataclasses
 import html
-import importlib.metadata
-import logging
 import os
-import platform
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cpp_store
-from transfer_nas import applications, runs, trained_model, transfer
+from transfer_nas import applications, runs, trained_model
+from transfer_nas import settings as settings_of
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError
+from transfer_nas.plugins import named
+from transfer_nas.ranks import Alone, Ranks, join
 from transfer_nas.runs import Run
-from transfer_nas.search import serial
-from transfer_nas.search.evaluation import InProcess
-from transfer_nas.search.evolution import AgingEvolution
-from transfer_nas.search.interruption import Interruption
-from transfer_nas.search.manager import GIVE_UP_AFTER, Manager, Status
-from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress
-from transfer_nas.search.run_directory import RunDirectory
-from transfer_nas.search.telling import goal_of
-from transfer_nas.trainer import TransferTrainer
+from transfer_nas.search.algorithms import ALGORITHMS, Algorithm
+from transfer_nas.search.run import Given
+from transfer_nas.search.run import run as run_search
+from transfer_nas.settings import Settings
+from transfer_nas.sharing import SHARINGS, Sharing
+from transfer_nas.transfer import TRANSFERS, TransferMethod
 
 if TYPE_CHECKING:
     import keras
     import pandas as pd
     from matplotlib.axes import Axes
 
-_log = logging.getLogger(__name__)
+
+def search(
+    task: str | Application,
+    *,
+    space: SpaceChoice | None = None,
+    algorithm: str | type[Algorithm] = "evolution",
+    sharing: str | type[Sharing] = "prefix",
+    transfer: str | type[TransferMethod] = "store",
+    progress: bool = True,
+    **settings: Any,
+) -> Run:
+    """Search for a network, as ``python -m transfer_nas.evolve`` does.
+
+    Collective, where a launcher started this program on several ranks (``mpiexec``); else in this
+    process.
+
+    Parameters
+    ----------
+    task
+        What `transfer_nas.applications.resolve` takes, or an `Application`.
+    space
+        The name of a space, a subclass of `Space`, a function that builds a network with `Choices`
+        (see `transfer_nas.spaces.from_function`), or None: the application's.
+    algorithm, sharing, transfer
+        A name as on the command line, or a class that a module defines.
+    progress
+        Whether to show it.
+    **settings
+        Any of the command line's by its name (``max_evals=200``, ``population_size=32``,
+        ``output_dir=…``, ``resume=True``), those of the algorithm and of the sharing too.
+
+    Returns
+    -------
+    Run
+        What the run directory holds in the end: evaluations, the best of them, settings.
+
+    Raises
+    ------
+    InputError
+        A setting or an object does not make sense.
+    KeyboardInterrupt
+        A signal ended the search; ``resume=True`` goes on with it.
+    """
+    application = None if isinstance(task, str) else _application(task, None)
+    chosen = Settings.of(
+        {
+            "application": task if application is None else application.name,
+            "space": space if isinstance(space, str) else None,
+            "search": named(algorithm, ALGORITHMS),
+            "sharing": named(sharing, SHARINGS),
+            "transfer": named(transfer, TRANSFERS),
+            **settings,
+        }
+    )
+    ranks = join()
+    chosen = settings_of.with_drawn(chosen, ranks)
+    given = Given(application, None if isinstance(space, str) else space)
+    with ExitStack() as stack:
+        if not progress:
+            stream = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            given = Given(given.application, given.space, stream=stream, brief=True)
+        _search(chosen, ranks, given)
+    return runs.read(chosen.directory)
+
+
+def _search(chosen: Settings, ranks: Ranks, given: Given) -> None:
+    """Search; raises KeyboardInterrupt where a signal ended it."""
+    if run_search(chosen, ranks, given) > 128:
+        raise KeyboardInterrupt
 
 
 class Search:
     """Searches for a network, each candidate starting from the weights of the best match.
 
-    Runs in this process; `python -m transfer_nas.evolve` runs on many. The models stay in memory
-    until `close`, so `run` can be called again to go on. A run directory holds everything else.
+    Runs in this process; `search` and ``python -m transfer_nas.evolve`` also run on many. The
+    models stay in memory until `close`, so `run` can be called again to go on. A run directory
+    holds everything else.
 
     Parameters
     ----------
     space
-        The name of a space, a subclass of `Space`, a function that builds a network with `Choices`
-        (see `transfer_nas.spaces.from_function`), or None: the application's.
+        As for `search`.
     application
         What `transfer_nas.applications.resolve` takes, or an `Application`.
     data
         See `Application.with_data`.
-    population_size, sample_size
-        Members of the population, and how many of them compete to be a parent (None: a quarter).
-    beta
-        See `AgingEvolution`.
-    epochs, batch_size, policy
-        See `TransferTrainer`.
     transfer
         ``store``, or ``noop`` to train from scratch.
-    seed
-        Of everything random; None: drawn.
-    output_dir
-        A directory without a run; None: ``runs/APPLICATION-TIME``.
     memory
         The most that stored models may take, as for `cpp_store.embedded`.
     progress
         Whether to show it.
+    **settings
+        As for `search`, but for those that `run` has, and for what needs other processes.
 
     Attributes
     ----------
@@ -80,47 +137,31 @@ class Search:
         application: str | Application,
         *,
         data: str | None = None,
-        population_size: int = 32,
-        sample_size: int | None = None,
-        beta: float = 0.0,
-        epochs: int | None = None,
-        batch_size: int | None = None,
-        policy: str = "freeze",
         transfer: str = "store",
-        seed: int | None = None,
-        output_dir: str | Path | None = None,
         memory: int | str = "4GiB",
         progress: bool = True,
+        **settings: Any,
     ) -> None:
         self.application = _application(application, data)
         self.space = self.application.space(space)
         if transfer not in ("store", "noop"):
             raise InputError(f"transfer must be store or noop, not {transfer!r}")
-        seed = int.from_bytes(os.urandom(4), "little") if seed is None else seed
-        self._evolution = {
-            "population_size": population_size,
-            "sample_size": sample_size or max(1, population_size // 4),
-            "seed": seed,
-            "beta": beta,
-        }
-        self._settings = {
-            "application": self.application.name,
-            "namespace": self.application.namespace,
-            "transfer": transfer,
-            "policy": policy,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            **self._evolution,
-        }
-        self._algorithm()  # what is wrong shall be known at once
-        name = self.application.name
-        self.output_dir = Path(output_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-        self._shows_progress = progress
+        for name in settings.keys() & {"max_evals", "timeout", "max_wait", "resume", "isolate"}:
+            raise InputError(f"Search has no setting {name!r}: run() has what ends it")
+        chosen = Settings.of(
+            {"application": self.application.name, "transfer": transfer, **settings}
+        )
+        self._settings = settings_of.with_drawn(chosen, Alone())
+        self.output_dir = self._settings.directory
         self._resources = ExitStack()
-        self._store = self._resources.enter_context(cpp_store.embedded(memory=memory))
-        self._training = {"policy": policy, "epochs": epochs, "batch_size": batch_size}
-        self._transfer = transfer
-        self._trainer: TransferTrainer | None = None
+        self._given = Given(
+            self.application,
+            space,
+            store=self._resources.enter_context(cpp_store.embedded(memory=memory)),
+            brief=True,
+        )
+        self._shows_progress = progress
+        self._begun = False
 
     def run(self, max_evals: int | None = 100, timeout: float | None = None) -> pd.DataFrame:
         """Search, or search on; return `results`.
@@ -136,22 +177,19 @@ class Search:
         """
         if max_evals is None and timeout is None:
             raise InputError("run() needs max_evals or timeout: when shall it end?")
-        with self._directory() as directory:
-            trainer = self._trainer or self._make_trainer(directory.id)
-            before = len(directory.evaluations)
-            with self._progress(timeout) as progress, Interruption(timeout) as interruption:
-                manager = Manager(
-                    self._algorithm(),
-                    directory,
-                    max_evals=None if max_evals is None else before + max_evals,
-                    retire=trainer.retire,
-                    report=progress.update,
-                    warn=progress.warn,
-                    give_up_after=GIVE_UP_AFTER,
-                )
-                self._trainer = trainer  # from here on there is a run to go on with
-                evaluate = InProcess(trainer, self.output_dir, _log.warning)
-                serial.run(manager, evaluate, interruption)
+        before = len(self._read()) if self._begun else 0
+        chosen = dataclasses.replace(
+            self._settings,
+            max_evals=None if max_evals is None else before + max_evals,
+            timeout=timeout,
+            resume=self._begun,
+        )
+        with ExitStack() as stack:
+            stream = sys.stdout
+            if not self._shows_progress:
+                stream = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            run_search(chosen, Alone(), dataclasses.replace(self._given, stream=stream))
+        self._begun = True
         return self.results
 
     @property
@@ -223,7 +261,7 @@ class Search:
         axes.step(count, sign * run.running_best, where="post", label="best so far")
         axes.set_xlabel("evaluations that ended")
         better = "" if sign > 0 else " (lower is better)"
-        axes.set_ylabel(f"{self.application.metric}{better}")
+        axes.set_ylabel(f"{self.application.objective_name}{better}")
         axes.legend()
         return axes
 
@@ -244,10 +282,10 @@ class Search:
         facts = {
             "application": self.application.name,
             "space": self.space.name,
-            "transfer": self._transfer,
+            "transfer": self._settings.transfer,
             "directory": str(self.output_dir),
         }
-        if self._trainer is None:
+        if not self._begun:
             return {**facts, "evaluations": "none yet"}
         run = self._read()
         failed = int((~run.done).sum())
@@ -256,7 +294,7 @@ class Search:
             better = "" if self.application.direction == "max" else ", lower is better"
             best = self.application.natural(run.objective[run.best])
             facts["best"] = (
-                f"{self.application.metric} {best:.4f} (job {run.job[run.best]}){better}"
+                f"{self.application.objective_name} {best:.4f} (job {run.job[run.best]}){better}"
             )
         return facts
 
@@ -271,7 +309,7 @@ class Search:
         self.close()
 
     def _read(self) -> Run:
-        if self._trainer is None:
+        if not self._begun:
             raise InputError("no evaluation has worked yet: run() first")
         return runs.read(self.output_dir)
 
@@ -281,50 +319,6 @@ class Search:
             raise InputError("no evaluation has worked yet: run() first")
         return run, run.best
 
-    def _algorithm(self) -> AgingEvolution:
-        options: dict[str, Any] = self._evolution
-        return AgingEvolution(self.space, **options)
-
-    def _directory(self) -> RunDirectory:
-        if self._trainer is not None:
-            return RunDirectory.resume(self.output_dir, self.space, self._settings, {})
-        versions = {"python": platform.python_version()}
-        for package in ("transfer-nas", "keras"):
-            versions[package] = _version(package)
-        return RunDirectory.create(
-            self.output_dir,
-            self.space,
-            self._settings,
-            {"versions": versions, "objective": self.application.objective()},
-        )
-
-    def _make_trainer(self, run: str) -> TransferTrainer:
-        method = transfer.get(self._transfer, self.application.namespace, store=self._store)
-        self._resources.callback(method.close)
-        options: dict[str, Any] = self._training
-        return TransferTrainer(self.application, self.space, method, run=run, **options)
-
-    def _progress(self, timeout: float | None) -> Progress:
-        if not self._shows_progress:
-            return _Silence()
-        goal = goal_of(self.application)
-        if sys.stdout.isatty():
-            return TerminalProgress(sys.stdout, timeout, goal)
-        return PlainProgress(sys.stdout, timeout, goal)
-
-
-class _Silence(Progress):
-    """Shows nothing but warnings, which go to the log."""
-
-    def update(self, status: Status) -> None:
-        del status
-
-    def warn(self, text: str) -> None:
-        _log.warning(text)
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
 
 def _application(application: str | Application, data: str | None) -> Application:
     if isinstance(application, str):
@@ -332,10 +326,3 @@ def _application(application: str | Application, data: str | None) -> Applicatio
     if not isinstance(application, Application):
         raise InputError(f"expected an application or its name, found {application!r}")
     return application if data is None else application.with_data(data)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

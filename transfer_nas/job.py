@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Measure = float | int | str
 """A value of one of the ``m:*`` columns."""
+
+Report = Callable[[int, Mapping[str, float]], bool]
+"""Takes an epoch of a job, from 1, and its values by name; returns whether the job shall stop.
+
+Never waits: the answer may be that to an earlier epoch."""
 
 DONE = "DONE"
 
@@ -23,21 +28,22 @@ class Job:
     ----------
     id
         Number of the job in its search, from 0 in the order of asking.
-    genome
-        Position of each gene's value among the gene's values.
+    architecture
+        What to build and train, as the space of the search has it. For a space of genes, the
+        position of each gene's value among the gene's values.
     parent
-        Id of the job whose genome was mutated; None for a random genome.
+        Id of the job whose architecture was mutated; None for a random one.
     seed
         Seed of everything random in the evaluation; a function of the search's seed and of `id`.
     epochs
         Epochs that the candidate shall have trained in all; None: as many as the evaluator likes.
     trained
-        How many of them the parent's model has trained already: the genome is the same, and with
-        the parent's weights the remaining epochs are enough.
+        How many of them the parent's model has trained already: the architecture is the same, and
+        with the parent's weights the remaining epochs are enough.
     """
 
     id: int
-    genome: tuple[int, ...]
+    architecture: tuple[int, ...]
     parent: int | None = None
     seed: int = 0
     epochs: int | None = None
@@ -47,7 +53,7 @@ class Job:
         """Return the fields as JSON values; without `epochs` unless the search decides on them."""
         fields = {
             "id": self.id,
-            "genome": self.genome,
+            "architecture": self.architecture,
             "parent": self.parent,
             "seed": self.seed,
         }
@@ -59,9 +65,11 @@ class Job:
     def from_dict(cls, fields: Mapping[str, Any]) -> Job:
         """Undo `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         parent, epochs = fields["parent"], fields.get("epochs")
+        # Earlier versions called it the genome.
+        architecture = fields["architecture" if "architecture" in fields else "genome"]
         return cls(
             id=int(fields["id"]),
-            genome=tuple(map(int, fields["genome"])),
+            architecture=tuple(map(int, architecture)),
             parent=None if parent is None else int(parent),
             seed=int(fields["seed"]),
             epochs=None if epochs is None else int(epochs),

@@ -3,15 +3,118 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from transfer_nas.errors import InputError, near_misses
 
 T = TypeVar("T")
+
+
+class Registry(Generic[T], Mapping[str, type[T]]):
+    """Classes of one kind that users name: our own, and what installed packages bring along.
+
+    A package brings a class with an entry point of the registry's group. Users also name one as
+    ``package.module:Class`` or ``path/to/file.py:Class``; such are found, and are not in here.
+
+    Parameters
+    ----------
+    what
+        What to call one in complaints.
+    kind
+        What they derive from.
+    group
+        Of the entry points.
+    own
+        Ours; each has its name as `name`.
+    error
+        What `find` raises.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        kind: type[T],
+        group: str,
+        own: tuple[type[T], ...],
+        error: type[InputError] = InputError,
+    ) -> None:
+        self._what = what
+        self._kind = kind
+        self._group = group
+        self._own: dict[str, type[T]] = {str(vars(each)["name"]): each for each in own}
+        self._error = error
+        self.own = own
+
+    def find(self, name: str) -> type[T]:
+        """Return a class.
+
+        Raises
+        ------
+        InputError
+            There is none of that name (the message has near misses), or it is something else.
+        """
+        if name in self._own:
+            return self._own[name]
+        if is_plugin(name):
+            kind = self._kind.__name__
+            return self._checked(name, load_attribute(name, self._error, kind, self._is_own))
+        entry = self._entry_points().get(name)
+        if entry is None:
+            known = near_misses(name, self)
+            raise self._error(f"unknown {self._what} {name!r}; {known}")
+        try:
+            return self._checked(name, entry.load())
+        except InputError:
+            raise
+        except Exception as cause:  # an installed package may raise anything
+            raise self._error(f"cannot import {entry.value}: {_one_line(cause)}") from cause
+
+    def __getitem__(self, name: str) -> type[T]:
+        if name not in self._own and name not in self._entry_points():
+            raise KeyError(name)
+        return self.find(name)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from dict.fromkeys([*self._own, *self._entry_points()])
+
+    def __len__(self) -> int:
+        return len(set(self))
+
+    def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return {each.name: each for each in importlib.metadata.entry_points(group=self._group)}
+
+    def _checked(self, name: str, found: Any) -> type[T]:
+        if isinstance(found, type) and issubclass(found, self._kind):
+            return found
+        expected = f"{self._kind.__module__.partition('._')[0]}.{self._kind.__name__}"
+        raise self._error(f"{name}: expected a subclass of {expected}, found {found!r}")
+
+    def _is_own(self, value: Any, module: str) -> bool:
+        """Whether a value is one that a module defines, not imports."""
+        own = isinstance(value, type) and issubclass(value, self._kind)
+        return own and value.__module__ == module
+
+
+def named(chosen: str | type[T], registry: Registry[T]) -> str:
+    """Return the name by which a registry finds a class; of a name the name.
+
+    Raises
+    ------
+    InputError
+        No process could find the class, as it is not at the top of a module.
+    """
+    if isinstance(chosen, str):
+        return chosen
+    if any(each is chosen for each in registry.own):
+        return str(vars(chosen)["name"])
+    if not isinstance(chosen, type) or "<" in chosen.__qualname__:
+        raise InputError(f"expected a name or a class at the top of a module, found {chosen!r}")
+    return f"{chosen.__module__}:{chosen.__qualname__}"
 
 
 def is_plugin(spec: str) -> bool:

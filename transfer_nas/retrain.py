@@ -8,7 +8,6 @@ from fresh weights: what the architecture is worth by itself. What ``evolve --re
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import os
 import sys
@@ -26,6 +25,7 @@ from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
 from transfer_nas.job import Job, Measure, one_line
 from transfer_nas.runs import Run
+from transfer_nas.schema import settings_of
 from transfer_nas.settings import Settings
 
 FAILED = 1
@@ -94,7 +94,7 @@ def _retrain(given: argparse.Namespace) -> int:
         command_line.print_json(result)
     else:
         print(
-            f"job {result['job']}: {application.metric} "
+            f"job {result['job']}: {application.objective_name} "
             f"{application.natural(evaluation.objective):.4f} after {trainer.epochs} epochs alone, "
             f"{application.natural(result['objective_in_search']):.4f} in the search; {output}"
         )
@@ -125,7 +125,8 @@ def _fully(run: Run, row: int, epochs: int) -> int:
 
 
 def _settings(run: Run) -> Settings:
-    known = {field.name for field in dataclasses.fields(Settings)}
+    """Return what of a run's settings says what is trained."""
+    known = settings_of(Settings)
     return Settings(**{name: value for name, value in run.settings.items() if name in known})
 
 

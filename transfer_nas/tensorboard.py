@@ -9,15 +9,16 @@ follow that improve the best.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cpp_store import extras
+from transfer_nas.best import beats
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation
+from transfer_nas.values import Value
 
 _SESSIONS = 1_000
 _MEASURED = ("parameters", "layers", "layers_transferred", "train_seconds")
@@ -37,6 +38,8 @@ class EventFile:
         The values of each gene.
     before
         Evaluations that an earlier process of the run has written.
+    values
+        What the application declares.
 
     Raises
     ------
@@ -50,6 +53,7 @@ class EventFile:
         started: float,
         genes: Mapping[str, Sequence[Any]],
         before: Sequence[Evaluation] = (),
+        values: Sequence[Value] = (),
     ) -> None:
         check()
         import tensorboardX
@@ -58,7 +62,9 @@ class EventFile:
         self._genes = genes
         self._started = started
         self._step = self._failures = self._stored = self._whole = 0
-        self._best = -math.inf
+        self._values = [value.name for value in values if value.kind is not str]
+        self._measured = (*_MEASURED, *self._values)
+        self._best: Evaluation | None = None
         for evaluation in before:
             self._count(evaluation)
         # Waits a minute at most until what is written can be seen, or until 10 evaluations.
@@ -72,7 +78,7 @@ class EventFile:
         scalars = {"search/failures": float(self._failures)}
         if evaluation.done:
             scalars["objective/evaluation"] = evaluation.objective
-            scalars["objective/best"] = self._best
+            scalars["objective/best"] = (self._best or evaluation).objective
         if self._whole:
             scalars["storage/stored_bytes"] = float(self._stored)
             scalars["storage/whole_copies_bytes"] = float(self._whole)
@@ -82,10 +88,13 @@ class EventFile:
         for name in _SECONDS:
             if f"{name}_seconds" in measures:
                 scalars[f"seconds/{name}"] = float(measures[f"{name}_seconds"])
+        for name in self._values:
+            if name in measures:
+                scalars[f"values/{name}"] = float(measures[name])
         when = self._started + float(measures.get("timestamp_gather", 0.0))
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, self._step, walltime=when)
-        if self._step <= _SESSIONS or self._best > before:
+        if self._step <= _SESSIONS or self._best is not before:
             self._write_session(evaluation, when)
 
     def _write_session(self, evaluation: Evaluation, when: float) -> None:
@@ -95,11 +104,13 @@ class EventFile:
 
         genes = {
             name: _value(values[code])
-            for (name, values), code in zip(self._genes.items(), evaluation.job.genome, strict=True)
+            for (name, values), code in zip(
+                self._genes.items(), evaluation.job.architecture, strict=True
+            )
         }
         measured = {
             f"hparams/{name}": float(evaluation.measures[name])
-            for name in _MEASURED
+            for name in self._measured
             if name in evaluation.measures
         }
         if evaluation.done:
@@ -107,7 +118,7 @@ class EventFile:
         # Of a resumed run, the process before may have written it too: the same again.
         writer = FileWriter(str(self._folder / f"job-{evaluation.job.id}"))
         # Every session lists all metrics: those of the first one are the columns of the table.
-        names = {f"hparams/{name}": 0.0 for name in ("objective", *_MEASURED)}
+        names = {f"hparams/{name}": 0.0 for name in ("objective", *self._measured)}
         for summary in hparams(genes, names):
             writer.add_summary(summary, self._step, walltime=when)
         for name, value in measured.items():
@@ -130,7 +141,7 @@ class EventFile:
         self._failures += not evaluation.done
         self._stored += int(evaluation.measures.get("bytes_stored", 0))
         if evaluation.done:
-            self._best = max(self._best, evaluation.objective)
+            self._best = evaluation if beats(evaluation, self._best) else self._best
             self._whole += int(evaluation.measures.get("bytes_whole_copy", 0))
 
 

@@ -17,8 +17,7 @@ import numpy as np
 from graph_meta.index import PrefixIndex
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.logs import Log
-from transfer_nas.search.evolution import AgingEvolution
-from transfer_nas.search.results import MEASURES
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import DenseSkip, Space
 
@@ -107,7 +106,7 @@ def write_run(
                 heapq.heappush(running, (now + seconds, rank, now, job))
             end, rank, begin, job = heapq.heappop(running)
             measures = _measures(job, space, index, directory.id, begin, end, rank, transfer)
-            known = {name: value for name, value in measures.items() if name in MEASURES}
+            known = {name: value for name, value in measures.items() if name in directory.values}
             if rng.random() < failures:
                 evaluation = Evaluation.failure(job, "nan", known)
             else:
@@ -115,7 +114,9 @@ def write_run(
                 objective -= mode == "min"  # minus the error
                 _log_epochs(logs[rank].section("evaluation", job.id), objective)
                 evaluation = Evaluation(job, DONE, objective, known)
-                index.add(f"{directory.id}/{job.id}", space.graph(job.genome), score=objective)
+                index.add(
+                    f"{directory.id}/{job.id}", space.graph(job.architecture), score=objective
+                )
             directory.told(evaluation)
             for dead in algorithm.tell(evaluation):
                 index.remove(f"{directory.id}/{dead}")
@@ -134,7 +135,7 @@ def _log_epochs(log: Log, objective: float) -> None:
 def _objective(job: Job, weights: list[Any], rng: np.random.Generator) -> float:
     """Return something like an accuracy: genes that come first count for more."""
     strengths = [1 / (1 + position) for position in range(len(weights))]
-    pairs = zip(strengths, weights, job.genome, strict=True)
+    pairs = zip(strengths, weights, job.architecture, strict=True)
     total = sum(strength * values[value] for strength, values, value in pairs)
     return 1 / (1 + math.exp(-1.5 - 0.6 * total)) + float(rng.normal(0, 0.004))
 
@@ -149,7 +150,7 @@ def _measures(
     rank: int,
     transfer: bool,
 ) -> dict[str, Measure]:
-    graph = space.graph(job.genome)
+    graph = space.graph(job.architecture)
     match = index.best_match(graph) if transfer else None
     moved = match.bytes if match is not None else 0
     seconds = end - begin

@@ -19,16 +19,28 @@ import numpy.typing as npt
 from graph_meta import LayerGraph
 from graph_meta.graph import Layer
 from transfer_nas import tracing, trained_model, training
-from transfer_nas.applications import Application, as_tuple
+from transfer_nas.applications import Application
 from transfer_nas.checkpoint import Checkpoint
-from transfer_nas.errors import InputError, TransferError, TransferUnavailable, near_misses
-from transfer_nas.job import DONE, Evaluation, Job, Measure
+from transfer_nas.errors import TransferError, TransferUnavailable
+from transfer_nas.job import DONE, Evaluation, Job, Measure, Report
 from transfer_nas.logs import Log
+from transfer_nas.models import Models
+from transfer_nas.sharing import LongestPrefix, Sharing
 from transfer_nas.spaces import Space
-from transfer_nas.training import ENGINES, Candidate, Engine, growth
+from transfer_nas.training import Candidate, Engine, growth
 from transfer_nas.training.policy import POLICIES, Phase, Policy
+from transfer_nas.training.program import (
+    LOSS,
+    Context,
+    Epochs,
+    Fit,
+    Outcome,
+    Program,
+    Trained,
+)
 from transfer_nas.training.resumption import SAVE_EVERY, Resumption
-from transfer_nas.transfer import Inheritance, NoTransfer, Tensors, TransferMethod
+from transfer_nas.transfer import Inheritance, Tensors, TransferMethod
+from transfer_nas.values import check_found, taken
 
 __all__ = ["POLICIES", "TransferTrainer"]
 
@@ -60,10 +72,12 @@ class TransferTrainer:
     epochs, batch_size
         None: the application's.
     run
-        Distinguishes the models of this search from those of others in the same place: the model
-        of job 7 is called ``run/7``; without `run`, ``7``.
+        Distinguishes the models of this search from those of others in the same place; see
+        `Models`.
+    sharing
+        Which stored model a candidate starts from; None: that of the longest prefix.
     engine
-        One of `transfer_nas.training.ENGINES`.
+        One of `transfer_nas.training.ENGINES`, or the name of an entry point.
     checkpoint
         Where trainings save how far they are, each in the section of its job's id, to go on from
         there when the job is evaluated again. Who knows that a job is finished removes its
@@ -91,27 +105,28 @@ class TransferTrainer:
         epochs: int | None = None,
         batch_size: int | None = None,
         run: str = "",
+        sharing: Sharing | None = None,
         engine: str = "auto",
         checkpoint: Checkpoint | None = None,
         save_every: float = SAVE_EVERY,
         log: Log | None = None,
         log_validation: bool = False,
     ) -> None:
-        if engine not in ENGINES:
-            raise InputError(f"unknown engine {engine!r}; {near_misses(engine, ENGINES)}")
+        training.check_engine(engine)
         self.application = application
         self.space = space
         self.policy = policy if isinstance(policy, Policy) else Policy(policy)
         self.epochs = application.epochs if epochs is None else epochs
         self.batch_size = application.batch_size if batch_size is None else batch_size
-        self._run = run
+        self._sharing = sharing or LongestPrefix()
         self._engine = engine
         self._checkpoint = checkpoint
         self._save_every = save_every
         self._log = log or Log()
         self._log_validation = log_validation
-        self._transfer = transfer
-        self._said: set[type[TransferError]] = set()
+        self._models = Models(transfer, run)
+        self._transfer, self._run = transfer, run
+        self._said: set[str] = set()
         self._unreported: dict[str, Measure] = {}  # what failed in `retire`: the next one says so
         self._last: Candidate | None = None
 
@@ -125,6 +140,7 @@ class TransferTrainer:
             epochs=epochs,
             batch_size=self.batch_size,
             run=self._run,
+            sharing=self._sharing,
             engine=self._engine,
         )
 
@@ -140,7 +156,7 @@ class TransferTrainer:
                 graphs.append(self.space.graph(self.space.sample(rng)))
         return training.describe(self.application, self._engine, engines, graphs)
 
-    def evaluate(self, job: Job) -> Evaluation:
+    def evaluate(self, job: Job, report: Report | None = None) -> Evaluation:
         """Train the model of a job's genome and judge it on the validation rows.
 
         Parameters
@@ -148,6 +164,9 @@ class TransferTrainer:
         job
             Its seed decides on initial weights, order of rows and dropout: equal jobs that find
             equal ancestors have equal objectives.
+        report
+            Takes each epoch, with ``objective`` among its values where that is known, and says
+            whether the training shall end with it; None: nobody wants to know.
 
         Returns
         -------
@@ -157,22 +176,23 @@ class TransferTrainer:
             model takes without sharing), ``match_seconds``, ``build_seconds``, ``load_seconds``
             (reading and setting weights), ``train_seconds`` (with judging), ``store_seconds``,
             ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and ``transfer_error``
-            where the transfer method failed (the candidate then goes without it). ``F_nan`` if
+            where the transfer method failed (the candidate then goes without it), and what the
+            application declares. ``F_nan`` if
             objective or loss is not a finite number; ``F_`` and the exception's name for whatever
             building or training raised. A failure's measure ``error`` says why, in one line.
             Nothing but what is no `Exception` is raised.
         """
-        evaluation = self._try(job)
+        evaluation = self._try(job, report)
         self._log.section("evaluation", job.id).set(
             status=evaluation.status, objective=evaluation.objective, **evaluation.measures
         )
         return evaluation
 
-    def _try(self, job: Job) -> Evaluation:
+    def _try(self, job: Job, report: Report | None) -> Evaluation:
         self._last = None  # its memory is needed now
         measures: dict[str, Measure] = {}
         try:
-            candidate, objective = self._evaluate(job, measures)
+            candidate, objective = self._evaluate(job, measures, report)
         except Exception as error:  # a user's application may raise anything
             _log.exception("job %d failed", job.id)
             return Evaluation.failure(job, type(error).__name__, measures, error=error)
@@ -204,28 +224,21 @@ class TransferTrainer:
     def retire(self, jobs: Iterable[int]) -> None:
         """Take the models of jobs out of the candidates for ancestors."""
         try:
-            self._transfer.retire([self._model_id(job) for job in jobs])
+            self._models.retire(jobs)
         except TransferError as error:
             self._without_transfer(error, self._unreported)
 
-    def _evaluate(self, job: Job, measures: dict[str, Measure]) -> tuple[Candidate, float]:
+    def _evaluate(
+        self, job: Job, measures: dict[str, Measure], report: Report | None
+    ) -> tuple[Candidate, float]:
         """Return the trained candidate, stored unless it is worthless, and its objective."""
-        graph = self.space.graph(job.genome).without_dead_ends()
-        measures |= {
-            "layers": len(graph),
-            "layers_transferred": 0,
-            "parameters": graph.parameters,
-            "bytes_transferred": 0,
-            "bytes_stored": 0,
-            "bytes_whole_copy": graph.nbytes,
-        }
-        if self._unreported:
-            measures["transfer_error"] = self._unreported.popitem()[1]
+        graph = self.space.graph(job.architecture).without_dead_ends()
+        measures |= self._known_before(graph)
         engine = next(each for each in self._engines if each.obstacle(graph) is None)
         measures["engine"] = engine.name
         with _timed(measures, "build_seconds"):
             # Before the candidate: it has the process to itself from its making on.
-            given = self.space.start(job.genome)
+            given = self.space.start(job.architecture)
         resumption = self._resumption(job, engine)
         fetch = functools.partial(self._fetch, job, graph, resumption.task is None)
         with contextlib.ExitStack() as leases:
@@ -235,34 +248,83 @@ class TransferTrainer:
                 candidate.load(_completed(given, candidate))
             ancestry = fetched.result()
             measures |= ancestry.measures
-            inheritance, loaded = ancestry.inheritance, ancestry.loaded
-            if resumption.task is not None:
-                phases, inherited, earlier = resumption.task
-                loaded = dict(inherited)
-                candidate.load(loaded)
-                measures |= earlier
-                if inheritance is not None and inheritance.ancestor != earlier.get("ancestor"):
-                    inheritance = None  # there is nothing to share with this one
-            elif inheritance is None and job.parent is None:
-                phases = self._phases(job, graph, (), ())
-            else:
-                with _timed(measures, "load_seconds"):
-                    grown = self._grown(job, graph, ancestry.parent, measures)
-                    phases = self._phases(job, graph, loaded, grown)
-                    candidate.load(self._starts(candidate, loaded, grown, phases[0].frozen))
-            measures["epochs"] = sum(phase.epochs for phase in phases)
-            resumption.begin(phases, loaded, measures)
-            log = self._log.section("evaluation", job.id, anew=resumption.task is None)
+            phases = self._prepare(job, candidate, ancestry, resumption, measures)
             with _timed(measures, "train_seconds"):
-                self._train(candidate, phases, np.random.default_rng(job.seed), resumption, log)
-                judged = dict(candidate.validate())
-                _log_validated(log.section("epoch", sum(p.epochs for p in phases)), judged)
-                objective = self._objective(judged)
+                context = self._context(job, resumption, report)
+                outcome = self._program.run(candidate, phases, context)
+            measures["epochs"] = outcome.epochs
+            objective = self._objective(candidate, outcome, measures)
             if math.isfinite(objective):
                 with _timed(measures, "store_seconds"):
-                    unchanged = _unchanged(candidate, loaded, phases) if inheritance else set()
-                    self._put(job, candidate, objective, inheritance, unchanged, measures)
+                    self._put(job, candidate, objective, ancestry, phases, measures)
         return candidate, objective
+
+    def _known_before(self, graph: LayerGraph) -> dict[str, Measure]:
+        """Return what is known of a candidate before anything happens to it."""
+        measures: dict[str, Measure] = {
+            "layers": len(graph),
+            "layers_transferred": 0,
+            "parameters": graph.parameters,
+            "bytes_transferred": 0,
+            "bytes_stored": 0,
+            "bytes_whole_copy": graph.nbytes,
+        }
+        if self._unreported:
+            measures["transfer_error"] = self._unreported.popitem()[1]
+        return measures
+
+    def _prepare(
+        self,
+        job: Job,
+        candidate: Candidate,
+        ancestry: _Ancestry,
+        resumption: Resumption,
+        measures: dict[str, Measure],
+    ) -> list[Phase]:
+        """Set the weights that a candidate starts from; return the phases of its training."""
+        graph = candidate.graph
+        if resumption.task is not None:
+            phases, inherited, earlier = resumption.task
+            ancestry.loaded = dict(inherited)
+            candidate.load(inherited)
+            measures |= earlier
+            inheritance = ancestry.inheritance
+            if inheritance is not None and inheritance.ancestor != earlier.get("ancestor"):
+                ancestry.is_shared = False
+        elif ancestry.inheritance is None and job.parent is None:
+            phases = self._phases(job, graph, (), ())
+        else:
+            with _timed(measures, "load_seconds"):
+                loaded = ancestry.loaded
+                grown = self._grown(job, graph, ancestry.parent, measures)
+                phases = self._phases(job, graph, loaded, grown)
+                candidate.load(self._starts(candidate, loaded, grown, phases[0].frozen))
+        resumption.begin(phases, ancestry.loaded, measures)
+        return phases
+
+    def _context(self, job: Job, resumption: Resumption, report: Report | None) -> Context:
+        return Context(
+            application=self.application,
+            policy=self.policy,
+            seed=job.seed,
+            batch_size=self.batch_size,
+            resumption=resumption,
+            log=self._log.section("evaluation", job.id, anew=resumption.task is None),
+            log_validation=self._log_validation,
+            report=report and functools.partial(self._tell, report),
+        )
+
+    def _tell(self, report: Report, epoch: int, values: Mapping[str, float]) -> bool:
+        """Report an epoch, with what the search maximises if that is known."""
+        application = self.application
+        known = values.get(application.objective or application.metric_name)
+        if known is not None:
+            values = {**values, "objective": application.natural(known)}
+        return report(epoch, values)
+
+    @functools.cached_property
+    def _program(self) -> Program:
+        return Epochs() if self.application.fit is None else Fit(self.application.fit)
 
     @functools.cached_property
     def _engines(self) -> Sequence[Engine]:
@@ -291,7 +353,7 @@ class TransferTrainer:
         """
         measures: dict[str, Measure] = {}
         with _timed(measures, "match_seconds"):
-            inheritance = self._best_match(graph, measures)
+            inheritance = self._ancestor(job, graph, measures)
         ancestry = _Ancestry(measures, inheritance)
         if not wanted or (inheritance is None and job.parent is None):
             return ancestry
@@ -305,9 +367,11 @@ class TransferTrainer:
             lease.pop_all()  # it is the caller's now
         return ancestry
 
-    def _best_match(self, graph: LayerGraph, measures: dict[str, Measure]) -> Inheritance | None:
+    def _ancestor(
+        self, job: Job, graph: LayerGraph, measures: dict[str, Measure]
+    ) -> Inheritance | None:
         try:
-            return self._transfer.best_match(graph)
+            return self._sharing.ancestor(job, graph, self._models)
         except TransferError as error:
             self._without_transfer(error, measures)
             return None
@@ -315,7 +379,7 @@ class TransferTrainer:
     def _read(self, inheritance: Inheritance, measures: dict[str, Measure]) -> _Weights:
         """Return the prefix's weights, none if they cannot be read."""
         try:
-            tensors = dict(inheritance.read())
+            tensors = dict(self._models.read(inheritance))
         except TransferError as error:
             self._without_transfer(error, measures)
             return {}
@@ -326,10 +390,10 @@ class TransferTrainer:
 
     def _parent(self, job: Job, measures: dict[str, Measure]) -> tuple[LayerGraph, Tensors] | None:
         """Return a candidate's parent, if the policy lets it grow from there and it is stored."""
-        if not self.policy.grow or job.parent is None:
+        if not (self.policy.grow and self._sharing.grows) or job.parent is None:
             return None
         try:
-            return self._transfer.whole(self._model_id(job.parent))
+            return self._models.whole(job.parent)
         except TransferError as error:
             self._without_transfer(error, measures)
             return None
@@ -391,60 +455,57 @@ class TransferTrainer:
 
     def _resumption(self, job: Job, engine: Engine) -> Resumption:
         section = self._checkpoint and self._checkpoint.section(str(job.id))
-        return Resumption(section, job, engine.name, self._save_every)
+        program = "" if self.application.fit is None else f", {self._program.name}"
+        return Resumption(section, job, engine.name + program, self._save_every)
 
-    def _train(
-        self,
-        candidate: Candidate,
-        phases: Sequence[Phase],
-        rng: np.random.Generator,
-        resumption: Resumption,
-        log: Log,
-    ) -> None:
-        """Train; end early when a loss is not a finite number, as nothing good comes after it."""
-        rows = len(as_tuple(self.application.data.x_train)[0])
-        for number, (frozen, epochs) in enumerate(phases):
-            if resumption.is_over(number):
-                continue
-            running = candidate.training(frozen, epochs=epochs)
-            if running is None:
-                continue
-            for epoch in range(resumption.first_epoch(number, running, rng), epochs):
-                rate = self.policy.learning_rate(self.application.learning_rate, epoch, epochs)
-                loss = running.epoch(rng.permutation(rows), rate)
-                before = sum(phase.epochs for phase in phases[:number])
-                section = log.section("epoch", before + epoch + 1)
-                section.set(loss=loss, learning_rate=rate)
-                if not math.isfinite(loss):
-                    return
-                if self._log_validation:
-                    _log_validated(section, candidate.validate())
-                resumption.after(number, epoch + 1, running, rng)
+    def _objective(
+        self, candidate: Candidate, outcome: Outcome, measures: dict[str, Measure]
+    ) -> float:
+        """Return what is maximised; NaN if loss or metric is not a finite number.
 
-    def _objective(self, logs: dict[str, float]) -> float:
-        """Return what is maximised; NaN if the loss is not a finite number."""
-        if not math.isfinite(logs.pop("loss")):
+        Measures what the application has declared, once.
+
+        Raises
+        ------
+        ValuesError
+            What it measures is not what it declares.
+        """
+        application, metrics = self.application, outcome.metrics
+        metric = metrics[application.metric_name]
+        if not (math.isfinite(metric) and math.isfinite(metrics.get(LOSS, 0.0))):
             return math.nan
-        (value,) = logs.values()
-        return self.application.natural(value)
+        found: dict[str, Any] = dict(metrics)
+        if application.measure is not None:
+            with tracing.span("measure"):
+                returned = application.measure(Trained(candidate, application, outcome.epochs))
+            found |= check_found("measure()", application.values, returned)
+        own = taken(application.declared, found)
+        measures |= own
+        goal = application.objective
+        return application.natural(metric if goal is None else float(own[goal]))
 
     def _put(
         self,
         job: Job,
         candidate: Candidate,
         objective: float,
-        inheritance: Inheritance | None,
-        inherited: Collection[str],
+        ancestry: _Ancestry,
+        phases: Sequence[Phase],
         measures: dict[str, Measure],
     ) -> None:
         graph = candidate.graph
+        inheritance = ancestry.inheritance if ancestry.is_shared else None
+        inherited = set[str]()
+        if inheritance is not None:
+            trusted = self.application.fit is None  # a user's loop may change what is frozen
+            inherited = _unchanged(candidate, ancestry.loaded, phases if trusted else ())
         try:
-            measures["bytes_stored"] = self._transfer.put(
-                self._model_id(job.id),
+            measures["bytes_stored"] = self._models.put(
+                job.id,
                 graph,
                 candidate.tensors([name for name in graph.names if name not in inherited]),
                 score=objective,
-                parent="" if job.parent is None else self._model_id(job.parent),
+                parent=job.parent,
                 inheritance=inheritance if inherited else None,
                 inherited=inherited,
             )
@@ -452,18 +513,14 @@ class TransferTrainer:
             self._without_transfer(error, measures)
 
     def _without_transfer(self, error: TransferError, measures: dict[str, Measure]) -> None:
-        """Record a failure of the transfer method; if nothing answers it any more, leave it be."""
+        """Record a failure of the transfer method; if nothing answers it, say for how long."""
         measures["transfer_error"] = f"{type(error).__name__}: {error}"
-        gone = isinstance(error, TransferUnavailable)
-        if gone:
-            self._transfer = NoTransfer()
-        if type(error) not in self._said:
-            self._said.add(type(error))
-            what = "the search goes on without transfer" if gone else "the search goes on"
+        what = "the search goes on"
+        if isinstance(error, TransferUnavailable):
+            what += f" without transfer, and tries again in {self._models.pause:g} s"
+        if what not in self._said:
+            self._said.add(what)
             _log.warning("transfer failed, %s: %s", what, error)
-
-    def _model_id(self, job: int) -> str:
-        return f"{self._run}/{job}" if self._run else str(job)
 
 
 @dataclass
@@ -480,12 +537,15 @@ class _Ancestry:
         The weights of its prefix; empty if they were not wanted or cannot be read.
     parent
         The parent's graph and weights, if the candidate grows from them.
+    is_shared
+        Whether the candidate may share layers with the best match: it starts from that one.
     """
 
     measures: dict[str, Measure]
     inheritance: Inheritance | None
     loaded: _Weights = field(default_factory=dict)
     parent: tuple[LayerGraph, Tensors] | None = None
+    is_shared: bool = True
 
 
 def _named(graph: LayerGraph) -> Iterable[tuple[str, Layer]]:
@@ -515,23 +575,18 @@ def _end_lease(fetched: Future[_Ancestry]) -> None:
 def _unchanged(candidate: Candidate, loaded: Tensors, phases: Sequence[Phase]) -> set[str]:
     """Return the names of inherited layers whose tensors are still what they were, bit by bit.
 
-    What was frozen can have changed only where a layer keeps statistics of its own accord.
+    What was frozen in all `phases` can have changed only where a layer keeps statistics of its own
+    accord; without any, all are compared.
     """
     specs = dict(zip(candidate.graph.names, candidate.graph.layers, strict=True))
     unchanged = set()
     for name, tensors in loaded.items():
-        frozen = all(name in phase.frozen for phase in phases)
+        frozen = bool(phases) and all(name in phase.frozen for phase in phases)
         if (frozen and all(weight.trainable for weight in specs[name].spec.weights)) or _same_bits(
             tensors, candidate.tensors([name])[name]
         ):
             unchanged.add(name)
     return unchanged
-
-
-def _log_validated(section: Log, judged: Mapping[str, float]) -> None:
-    # As Keras' history has it for the metric "accuracy", which stands for several.
-    short = {name: "accuracy" if name.endswith("_accuracy") else name for name in judged}
-    section.set(**{f"val_{short[name]}": value for name, value in judged.items()})
 
 
 def _same_bits(

@@ -335,6 +335,26 @@ def test_matches_come_best_first(store: Store) -> None:
     assert store.stats()["leases"] == 0
 
 
+def test_what_is_shared_with_one_model_is_leased_as_a_best_match_is(store: Store) -> None:
+    expected = weights("a", "b")
+    store.put("m", expected, table=chain("a", "b"))
+    store.put("better", weights("a", "b", "x"), table=chain("a", "b", "x"), score=9)
+    match = store.best_match(chain("a", "x"), only="m")
+    assert match.model == "m" and match.positions == [0] and match.owners == {"a": "m"}
+    with store.best_match(chain("a", "b", "x"), only="m") as match:
+        assert match.model == "m" and match.layers == 2
+        store.retire("m")
+        assert not store.best_match(chain("a", "b"), only="m")
+        store.put("n", weights("x"), table=chain("a", "b", "x"), match=match, inherited=["a", "b"])
+    assert_equal(store.read("n", ["a", "b"]), expected)
+    assert not store.best_match(chain("a", "b"), only="n", namespace="other")
+    assert not store.best_match(chain("a", "b"), only="n", min_layers=3)
+    assert not store.best_match(chain("y"), only="n")
+    assert not store.best_match(chain("a"), only="never there")
+    with pytest.raises(InvalidArgument, match="only"):
+        store.best_match(chain("a"), only=3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

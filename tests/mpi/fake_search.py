@@ -23,8 +23,8 @@ from transfer_nas.errors import Unwritable
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.ranks import MPIRanks, join
 from transfer_nas.search import serial
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.evaluation import Evaluate, InProcess
-from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.interruption import Interruption
 from transfer_nas.search.isolation import InChild
 from transfer_nas.search.manager import Manager, Status
@@ -108,7 +108,7 @@ class Fake:
             "layers_transferred": 1 if job.parent is not None else 0,
             "ancestor": self.padding * "x",
         }
-        return Evaluation(job, DONE, float(sum(job.genome)), measures)
+        return Evaluation(job, DONE, float(sum(job.architecture)), measures)
 
     def save_model(self, path: Path) -> None:
         assert self.last is not None

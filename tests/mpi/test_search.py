@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from transfer_nas.search.results import MEASURES
+from transfer_nas.values import CORE
 
 FAKE = Path(__file__).with_name("fake_search.py")
 RANKS = [1, 2, 4]
@@ -197,7 +197,7 @@ def test_messages_of_any_length_pass_each_other(
     result = outcome(mpiexec(ranks, FAKE, tmp_path, json.dumps(options)))
     assert result["lost"] == [] and result["failures"] == 0
     assert result["evaluations"] == options.get("max_evals", result["evaluations"]) > 0
-    jobs = [line.split(",")[-len(MEASURES) - 2] for line in (tmp_path / "results.csv").open()]
+    jobs = [line.split(",")[-len(CORE) - 2] for line in (tmp_path / "results.csv").open()]
     assert len(set(jobs[1:])) == result["evaluations"]
 
 

@@ -8,10 +8,10 @@ import pytest
 from transfer_nas.errors import InputError
 from transfer_nas.evolve import parse
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.algorithm import Algorithm, Draws
-from transfer_nas.search.evolution import AgingEvolution
-from transfer_nas.search.halving import SuccessiveHalving
-from transfer_nas.search.random_search import RandomSearch
+from transfer_nas.search.algorithms._base import Algorithm, Draws
+from transfer_nas.search.algorithms.evolution import AgingEvolution
+from transfer_nas.search.algorithms.halving import SuccessiveHalving
+from transfer_nas.search.algorithms.random_search import RandomSearch
 from transfer_nas.search.run import _algorithm
 from transfer_nas.spaces import FeedForward
 
@@ -33,7 +33,7 @@ def evaluate(job: Job) -> Evaluation:
     """A deterministic landscape: wide layers are good, and some jobs fail."""
     if job.id % 5 == 3:
         return Evaluation.failure(job, "unlucky")
-    return Evaluation(job, DONE, sum(job.genome) + job.id % 7 / 10)
+    return Evaluation(job, DONE, sum(job.architecture) + job.id % 7 / 10)
 
 
 def run(algorithm: Algorithm, count: int) -> list[Job]:
@@ -48,7 +48,7 @@ def test_jobs_are_numbered_and_of_the_space(make: Callable[[int], Algorithm]) ->
     jobs = run(make(7), 60)
     assert [job.id for job in jobs] == list(range(60))
     for job in jobs:
-        SPACE.check(job.genome)
+        SPACE.check(job.architecture)
         assert 0 <= job.seed < 2**31
         assert job.parent is None or job.parent < job.id
     assert len({job.seed for job in jobs}) == 60
@@ -56,7 +56,9 @@ def test_jobs_are_numbered_and_of_the_space(make: Callable[[int], Algorithm]) ->
 
 def test_same_seed_same_jobs_other_seed_other_jobs(make: Callable[[int], Algorithm]) -> None:
     assert run(make(3), 40) == run(make(3), 40)
-    assert [job.genome for job in run(make(3), 40)] != [job.genome for job in run(make(4), 40)]
+    assert [job.architecture for job in run(make(3), 40)] != [
+        job.architecture for job in run(make(4), 40)
+    ]
 
 
 def test_asking_for_many_is_asking_often(make: Callable[[int], Algorithm]) -> None:
@@ -108,7 +110,7 @@ def test_a_job_that_is_not_known_any_more_is_replaced(make: Callable[[int], Algo
     assert [job.id for job in again] == [2, 17, 20, 28, 30]
     assert again[2] == jobs[20]
     for job in again:
-        SPACE.check(job.genome)
+        SPACE.check(job.architecture)
         resumed.tell(evaluate(job))
     assert resumed.unfinished == ()
 
@@ -120,7 +122,7 @@ def test_refuses_results_that_nobody_waits_for(make: Callable[[int], Algorithm])
     with pytest.raises(ValueError, match="job 0 is not waiting"):
         algorithm.tell(evaluate(job))
     with pytest.raises(ValueError, match="job 9 is not waiting"):
-        algorithm.tell(Evaluation(Job(9, job.genome), DONE, 1.0))
+        algorithm.tell(Evaluation(Job(9, job.architecture), DONE, 1.0))
     with pytest.raises(ValueError, match="not begun"):
         algorithm.restore([], [])
 
@@ -175,7 +177,7 @@ def test_halving_promotes_the_best_third_and_continues_it() -> None:
             assert (job.parent, job.epochs, job.trained) == (None, 2, 0)
         else:
             promoted.add(expected.id)
-            assert (job.parent, job.genome) == (expected.id, expected.genome)
+            assert (job.parent, job.architecture) == (expected.id, expected.architecture)
             at = search.rungs.index(expected.epochs or 0)
             assert (job.trained, job.epochs) == search.rungs[at : at + 2]
         evaluation = evaluate(job)

@@ -31,7 +31,7 @@ from transfer_nas.deephyper import (
 )
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import DONE, Evaluation
-from transfer_nas.search import evolution
+from transfer_nas.search.algorithms import evolution
 from transfer_nas.search.manager import Manager
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward, Gene
@@ -84,7 +84,7 @@ def test_results_of_our_own_engine_open_in_its_analysis(tmp_path: Path) -> None:
             warn=print,
         )
         for job in manager.next_jobs(20):
-            objective = math.nan if job.id == 3 else float(sum(job.genome))
+            objective = math.nan if job.id == 3 else float(sum(job.architecture))
             status = "F_nan" if job.id == 3 else DONE
             manager.finished(Evaluation(job, status, objective, {"layers": 4}), rank=0)
         manager.commit()
@@ -260,8 +260,8 @@ def test_a_restarted_search_knows_what_was_chosen(tmp_path: Path) -> None:
     first.search(evaluator(), max_evals=30)
     again = search(checkpoint_restart=True)
     again.search(evaluator(), max_evals=1)
-    before = [(member.job.genome, member.objective) for member in first._evolution.population]
-    after = [(member.job.genome, member.objective) for member in again._evolution.population]
+    before = [(member.job.architecture, member.objective) for member in first._evolution.population]
+    after = [(member.job.architecture, member.objective) for member in again._evolution.population]
     assert len(before) < 30 and after[: len(before)] == before
 
 

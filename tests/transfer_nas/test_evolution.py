@@ -8,7 +8,7 @@ import pytest
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.evolution import AgingEvolution, _rank_ends
+from transfer_nas.search.algorithms.evolution import AgingEvolution, _rank_ends
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=3)
@@ -16,7 +16,7 @@ SPACE = FeedForward([(4,)], 2, max_depth=3)
 
 def objective(job: Job) -> float:
     """A deterministic landscape: wide layers are good."""
-    return sum(job.genome) + job.id % 7 / 10
+    return sum(job.architecture) + job.id % 7 / 10
 
 
 def evaluate(job: Job) -> Evaluation:
@@ -54,14 +54,14 @@ def test_jobs_are_random_first_and_then_mutations_of_a_good_member() -> None:
         population = evolution.population
         (job,) = evolution.ask()
         assert job.id == number
-        SPACE.check(job.genome)
+        SPACE.check(job.architecture)
         if number < 8:
             assert job.parent is None
         else:
             # All members compete, so the parent is the best one.
             best = max(population, key=lambda e: (e.objective, e.job.id))
             assert job.parent == best.job.id
-            assert differences(job.genome, best.job.genome) == 1
+            assert differences(job.architecture, best.job.architecture) == 1
         evolution.tell(evaluate(job))
 
 

@@ -23,7 +23,7 @@ from transfer_nas import spaces
 from transfer_nas.applications import Application, Data
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import Job
-from transfer_nas.search.locality import gene_weights
+from transfer_nas.search.algorithms.locality import gene_weights
 from transfer_nas.spaces import Choices, Gene, Space, from_function
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training import ENGINES, engines

@@ -18,6 +18,8 @@ from graph_meta import LayerGraph, layers
 from graph_meta.graph import GraphBuilder
 from transfer_nas.applications import resolve
 from transfer_nas.errors import InputError
+from transfer_nas.interactive import search
+from transfer_nas.search.algorithms import RandomSearch
 from transfer_nas.spaces import Choices
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +82,7 @@ def test_values_are_read_back_as_what_they_were(tmp_path: Path) -> None:
         search.run(max_evals=6)
         results = search.run(max_evals=6)
         jobs = map(json.loads, (tmp_path / "run" / "checkpoint").read_text().splitlines())
-        chosen = [search.space.values(job["genome"]) for job in jobs]
+        chosen = [search.space.values(job["architecture"]) for job in jobs]
         assert len(results) == len(chosen) == 12
         assert not list((tmp_path / "run").glob("*.damaged"))
         for name, values in ODD.items():
@@ -139,7 +141,7 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
         transfer_nas.Search(3, "digits")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="transfer must be store or noop, not 'files'"):
         transfer_nas.Search(None, "digits", transfer="files")
-    with pytest.raises(InputError, match="sample size"):
+    with pytest.raises(InputError, match="--sample_size 3 is above --population_size 2"):
         transfer_nas.Search(None, "digits", population_size=2, sample_size=3)
     (tmp_path / "results.csv").touch()
     with pytest.raises(InputError, match="holds another run"):
@@ -154,3 +156,52 @@ def test_the_package_alone_imports_nothing() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     with pytest.raises(AttributeError, match="no attribute 'search_'"):
         _ = transfer_nas.search_
+
+
+class Sweep(RandomSearch):
+    """An algorithm of one's own, as `search` takes it: the class."""
+
+    name = "sweep"
+
+
+def test_search_takes_objects_or_names_and_returns_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"epochs": 1, "seed": 3, "population_size": 4}
+    path = tmp_path / "run"
+    task = dataclasses.replace(resolve("digits"), name="mine")
+    run = search(task, space=odd, algorithm=Sweep, max_evals=5, output_dir=path, **options)
+    out, err = capfd.readouterr()
+    assert "5 evaluations" in out and "the objective is" in err
+    assert len(run) == 5 and run.settings["search"].endswith(":Sweep")
+    assert (path / "best.keras").exists() and run.best is not None
+    more = search(
+        task,
+        space=odd,
+        algorithm=Sweep,
+        max_evals=8,
+        output_dir=path,
+        resume=True,
+        progress=False,
+        **options,
+    )
+    assert len(more) == 8 and capfd.readouterr() == ("", "")
+    named = search("digits", output_dir=tmp_path / "named", max_evals=2, progress=False, seed=1)
+    assert named.settings["search"] == "evolution" and len(named) == 2
+
+
+def test_search_says_what_is_wrong(tmp_path: Path) -> None:
+    class Local(RandomSearch):
+        name = "local"
+
+    for options, message in (
+        ({"algorithm": Local}, "expected a name or a class at the top of a module"),
+        ({"algorithm": RandomSearch, "beta": 1.0}, "--beta goes only with --search evolution"),
+        ({"max_eval": 3}, "no setting 'max_eval'; did you mean 'max_evals'"),
+        ({"max_evals": "3"}, "--max_evals must be a whole number, not '3'"),
+        ({"isolate": True, "space": odd}, "need application and space by name"),
+    ):
+        given: dict[str, Any] = {"output_dir": tmp_path / "run", **options}
+        with pytest.raises(InputError, match=message):
+            search("digits", **given)
+        assert not (tmp_path / "run").exists()

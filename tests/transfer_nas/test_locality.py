@@ -9,8 +9,8 @@ from graph_meta import prefix
 from transfer_nas import spaces
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import DONE, Evaluation
-from transfer_nas.search.evolution import AgingEvolution
-from transfer_nas.search.locality import gene_weights, kept_shares
+from transfer_nas.search.algorithms.evolution import AgingEvolution
+from transfer_nas.search.algorithms.locality import gene_weights, kept_shares
 from transfer_nas.spaces import FeedForward, Gene, Space
 
 
@@ -23,8 +23,8 @@ def transferred_share(space: Space, beta: float) -> float:
     shares = []
     for child in evolution.ask(400):
         assert child.parent is not None
-        graph = space.graph(child.genome)
-        shares.append(len(prefix(space.graph(jobs[child.parent].genome), graph)) / len(graph))
+        graph = space.graph(child.architecture)
+        shares.append(len(prefix(space.graph(jobs[child.parent].architecture), graph)) / len(graph))
     return float(np.mean(shares))
 
 
@@ -68,7 +68,7 @@ def test_a_gene_without_a_choice_is_never_mutated() -> None:
     evolution = AgingEvolution(space, 2, 1, seed=1, beta=-5.0)
     for job in evolution.ask(2):
         evolution.tell(Evaluation(job, DONE, 1.0))
-    assert {job.genome[0] for job in evolution.ask(200)} == {0}
+    assert {job.architecture[0] for job in evolution.ask(200)} == {0}
 
     space.genes = tuple(Gene(gene.name, gene.values[:1]) for gene in space.genes)
     with pytest.raises(SpaceError, match="nothing to mutate"):

@@ -4,8 +4,9 @@ import io
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,14 +15,14 @@ from graph_meta.graph import GraphBuilder
 from transfer_nas import runs
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search import serial
+from transfer_nas.search.algorithms.evolution import AgingEvolution
+from transfer_nas.search.algorithms.halving import SuccessiveHalving
+from transfer_nas.search.algorithms.random_search import RandomSearch
 from transfer_nas.search.evaluation import InProcess, checkpoints_path
-from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.finalists import Finalists
-from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.manager import Manager, Status
 from transfer_nas.search.progress import Goal, PlainProgress, describe, patience, seconds_left
-from transfer_nas.search.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import Choices, FeedForward, from_function
 
@@ -80,7 +81,7 @@ class Search:
 
 def wavy(job: Job) -> Evaluation:
     """Best at job 5."""
-    whole = SPACE.graph(job.genome).nbytes
+    whole = SPACE.graph(job.architecture).nbytes
     measures = {
         "layers": 5,
         "layers_transferred": 2,
@@ -103,7 +104,7 @@ def test_keeps_the_best_model_and_counts(tmp_path: Path) -> None:
     assert status.share_transferred == 0.4
     assert status.bytes_stored == 7 * 12
     assert status.bytes_whole_copies == sum(
-        SPACE.graph(job.genome).nbytes for job in read_jobs(tmp_path)
+        SPACE.graph(job.architecture).nbytes for job in read_jobs(tmp_path)
     )
     assert search.retired == list(range(8))
 
@@ -145,6 +146,15 @@ def test_takes_up_a_search_as_if_it_had_never_stopped(tmp_path: Path) -> None:
     assert second.reports[0].evaluations == 8 and second.reports[0].fresh == 1
     assert second.reports[-1].layers == 5 * 26
     assert (tmp_path / "halting" / "best.safetensors").read_text() == "5"
+
+
+def test_what_died_is_retired_though_a_kill_came_between(tmp_path: Path) -> None:
+    first = Search(tmp_path, 9)
+    first.run(lambda job: Evaluation.failure(job, "lost") if job.id == 2 else wavy(job))
+    assert first.retired == [2, 0, 1, 3, 4]
+    second = Search(tmp_path, 9, resume=True)  # the first may have been killed before it did so
+    with second.directory:
+        assert sorted(second.retired) == sorted(first.retired)
 
 
 def test_an_interrupted_evaluation_is_the_first_of_the_resumed_search(tmp_path: Path) -> None:
@@ -373,3 +383,30 @@ def test_progress_comes_before_the_first_evaluation_ends() -> None:
     with patience(quick, "loading", silent=3600):
         pass
     assert quick.getvalue() == ""
+
+
+def test_what_was_not_declared_fails_and_its_model_goes(tmp_path: Path) -> None:
+    search = Search(tmp_path, 4)
+    search.run(
+        lambda job: Evaluation(job, DONE, 1.0, {"layers": 3, "mine": 2} if job.id == 1 else {})
+    )
+    failed = search.manager.status.first_failure
+    assert failed is not None and failed.status == "F_undeclared" and failed.job.id == 1
+    assert failed.measures[
+        "error"
+    ] == "measured and not declared: mine; an application declares " + ("its `values`")
+    assert failed.measures["layers"] == 3 and search.retired[0] == 1
+
+
+def test_a_decision_that_is_none_is_said(tmp_path: Path) -> None:
+    class Undecided(AgingEvolution):
+        def report(self, job: Job, step: int, values: Mapping[str, float]) -> Any:
+            return "maybe"
+
+    directory = RunDirectory.create(tmp_path, SPACE, {}, {})
+    algorithm = Undecided(SPACE, 4, 2, seed=1)
+    manager = Manager(algorithm, directory, max_evals=2, retire=print, report=print, warn=print)
+    (job,) = manager.next_jobs(1)
+    assert not manager.report(99, 1, {})  # of a job that nobody waits for
+    with pytest.raises(ValueError, match=r"Undecided.report: expected continue or stop, found 'ma"):
+        manager.report(job.id, 1, {})

@@ -17,7 +17,7 @@ from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.population import Population, PopulationError, files, generation
 from transfer_nas.ranks import Alone
 from transfer_nas.search.journal import claim
-from transfer_nas.settings import Settings
+from transfer_nas.settings import GenerationSettings
 from transfer_nas.spaces import Gene
 from transfer_nas.spaces.feed_forward import FeedForward
 
@@ -28,7 +28,7 @@ MEMBERS = "members-00000-of-00001.parquet"
 
 
 def run(output: Path, **settings: object) -> pa.Table:
-    chosen = Settings(**{"seed": 1, **settings, "output_dir": str(output)})
+    chosen = GenerationSettings(**{"seed": 1, **settings, "output_dir": str(output)})
     assert population.run(chosen, Alone()) == 0
     return population.read_members(output)
 

@@ -20,7 +20,7 @@ from transfer_nas.report.__main__ import main
 from transfer_nas.report.best import Architectures
 from transfer_nas.report.progress import Group
 from transfer_nas.runs import Run
-from transfer_nas.search.evolution import AgingEvolution
+from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 from transfer_nas.testing import write_run
@@ -135,11 +135,11 @@ def test_what_is_kept_is_what_a_store_holds(tmp_path: Path) -> None:
         for number in range(63):
             for job in algorithm.ask(1):
                 directory.asked(job)
-                waiting.append((job, method.best_match(space.graph(job.genome))))
+                waiting.append((job, method.best_match(space.graph(job.architecture))))
             if number < 3:
                 continue  # so many are always under way: ancestors die meanwhile
             job, inheritance = waiting.popleft()
-            graph = space.graph(job.genome)
+            graph = space.graph(job.architecture)
             inherited = inheritance.layers if inheritance is not None else ()
             measures: dict[str, Any] = {"bytes_whole_copy": graph.nbytes}
             if inheritance is not None:

@@ -28,9 +28,9 @@ from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.search import results
 from transfer_nas.search.clock import Clock
 from transfer_nas.search.journal import claim
-from transfer_nas.search.results import MEASURES
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.spaces import Choices, FeedForward, Scalar, Space, from_function
+from transfer_nas.values import CORE
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)
 SETTINGS = {"population_size": 4, "epochs": 3}
@@ -67,7 +67,7 @@ def test_results_have_the_columns_of_deephyper(tmp_path: Path) -> None:
     assert list(rows[0]) == [
         *("p:layer_0", "p:dropout_0", "p:layer_1", "p:dropout_1"),
         *("objective", "job_id", "job_status"),
-        *(f"m:{name}" for name in MEASURES),
+        *(f"m:{value.name}" for value in CORE),
     ]
     assert rows[0]["p:layer_0"] == "none" and rows[0]["p:dropout_0"] == "0.1"
     assert float(rows[0]["objective"]) == 0.1 + 0.2
@@ -191,24 +191,24 @@ def test_a_run_killed_before_its_first_line_can_be_taken_up(tmp_path: Path) -> N
         ("checkpoint", b"\xff", r"checkpoint, line 2: .*decode"),
         (
             "checkpoint",
-            b'{"id":1,"genome":[0,0,0,99],"parent":null,"seed":1}',
+            b'{"id":1,"architecture":[0,0,0,99],"parent":null,"seed":1}',
             r"checkpoint, line 2: .*dropout_1 has values 0 to 2, found 99",
         ),
         ("results.csv", b"a,b", r"results.csv, line 3: expected \d+ columns, found 2"),
         ("results.csv", b"", r"results.csv, line 3: expected \d+ columns, found 0"),
         (
             "results.csv",
-            b"none,0.0,none,0.0,0.5,77777,DONE" + b"," * len(MEASURES),
+            b"none,0.0,none,0.0,0.5,77777,DONE" + b"," * len(CORE),
             r"results.csv, line 3: job 77777 is not in the checkpoint",
         ),
         (
             "results.csv",
-            b"none,0.0,none,0.0,0.5,0,DONE" + b"," * len(MEASURES),
+            b"none,0.0,none,0.0,0.5,0,DONE" + b"," * len(CORE),
             r"results.csv, line 3: job 0 is there twice",
         ),
         (
             "results.csv",
-            b"none,0.0,none,0.0,0.5,1,DUNE" + b"," * len(MEASURES),
+            b"none,0.0,none,0.0,0.5,1,DUNE" + b"," * len(CORE),
             r"results.csv, line 3: expected DONE or F_. as status, found 'DUNE'",
         ),
     ],
@@ -247,7 +247,10 @@ def test_finished_evaluations_outlive_the_checkpoint(tmp_path: Path) -> None:
     begin(tmp_path).close()
     (tmp_path / "checkpoint").unlink()
     with resume(tmp_path) as directory:
-        assert [e.job.genome for e in directory.evaluations] == [JOBS[0].genome, JOBS[1].genome]
+        assert [e.job.architecture for e in directory.evaluations] == [
+            JOBS[0].architecture,
+            JOBS[1].architecture,
+        ]
         assert [e.job.parent for e in directory.evaluations] == [None, 0]
         assert directory.damage == [
             f"{tmp_path}/checkpoint lacks 2 jobs that are finished; they are taken from results.csv"
@@ -269,7 +272,7 @@ def test_what_pandas_and_excel_make_of_the_results_is_read(tmp_path: Path, lost:
     if lost:
         (path / "checkpoint").unlink()
     directory = resume(path)
-    assert directory.evaluations[0].job.genome == JOBS[0].genome
+    assert directory.evaluations[0].job.architecture == JOBS[0].architecture
     assert directory.evaluations[1].measures["parent"] == 0
     assert [evaluation.job.id for evaluation in directory.evaluations] == [0, 1]
     assert directory.evaluations[1].job.parent == 0
@@ -353,7 +356,7 @@ def test_a_run_of_an_earlier_version_is_read_and_taken_up(tmp_path: Path) -> Non
     shutil.copytree(Path(__file__).parents[1] / "data" / "run_1", tmp_path / "run")
     space = from_function(odd)([(4,)], 2)
     expected = [
-        space.values(Job.from_dict(json.loads(line)).genome)
+        space.values(Job.from_dict(json.loads(line)).architecture)
         for line in (tmp_path / "run" / "checkpoint").open()
     ]
     before = runs.read(tmp_path / "run")
@@ -473,3 +476,22 @@ def test_two_genes_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="two genes have one name"):
         RunDirectory.create(tmp_path / "run", space, {}, {})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_space_that_makes_other_networks_under_the_same_choices_is_refused(
+    tmp_path: Path,
+) -> None:
+    def space(width: int) -> Space:
+        def build(choices: Choices) -> LayerGraph:
+            builder = GraphBuilder()
+            edge = builder.input((4,))
+            for _ in range(choices.integer("depth", 1, 3)):
+                edge = builder.add(layers.dense(width), edge)
+            return builder.build(edge)
+
+        return from_function(build)([(4,)], 2)
+
+    RunDirectory.create(tmp_path, space(8), SETTINGS, {}).close()
+    RunDirectory.resume(tmp_path, space(8), SETTINGS, {}).close()
+    with pytest.raises(RunDirectoryError, match="the same choices make other networks now"):
+        RunDirectory.resume(tmp_path, space(9), SETTINGS, {})

@@ -66,7 +66,7 @@ def test_a_model_of_another_run_is_no_job_of_this_one(run: Path) -> None:
 
 def test_genomes_are_those_of_the_journal(run: Path) -> None:
     jobs = {
-        job["id"]: job["genome"]
+        job["id"]: job["architecture"]
         for job in map(json.loads, (run / "checkpoint").read_text().splitlines())
     }
     found = runs.read(run)

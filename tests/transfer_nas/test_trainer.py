@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -491,7 +492,7 @@ class Failing(NoTransfer):
         if call == self._call:
             raise self._error
 
-    def best_match(self, graph: LayerGraph) -> Inheritance | None:
+    def best_match(self, graph: LayerGraph, only: str = "") -> Inheritance | None:
         self._called("best_match")
         return _Unreadable(self) if self._call == "read" else None
 
@@ -554,9 +555,9 @@ def test_weights_are_fetched_while_a_keras_model_is_built(
         building.set()
         return build(self, graph, seed)
 
-    def matched(graph: LayerGraph) -> object:
+    def matched(graph: LayerGraph, only: str = "") -> object:
         overlapped.append(building.wait(60))
-        return match(graph)
+        return match(graph, only)
 
     monkeypatch.setattr(KerasEngine, "candidate", building_now)
     monkeypatch.setattr(transfer, "best_match", matched)
@@ -573,7 +574,7 @@ def test_a_lease_ends_though_the_model_cannot_be_built(monkeypatch: pytest.Monke
     monkeypatch.setattr(KerasEngine, "candidate", refused)
     failed = trainer(method, engine="keras").evaluate(Job(1, CHILD, parent=0, seed=2))
     assert failed.status == "F_MemoryError"
-    assert method.calls == ["best_match", "read", "close"]
+    assert Counter(method.calls) == {"best_match": 2, "read": 1, "close": 2}
 
 
 @pytest.mark.parametrize(

@@ -599,3 +599,34 @@ class TestStore:
                     with pytest.raises(TransferUnavailable, match="does not answer"):
                         attempt()
                 match.close()
+
+
+def test_many_are_retired_of_which_few_are_there(method: TransferMethod) -> None:
+    graph = chain(3)
+    for number in (5, 70):
+        method.put(f"m{number}", graph, tensors_of(graph, 1.0), score=number)
+    method.retire(f"m{number}" for number in range(200) if number != 70)
+    assert ancestor_of(method, chain(3, 4)) == "m70"
+    assert method.whole("m5") is None
+
+
+def test_what_is_shared_with_one_model(method: TransferMethod) -> None:
+    parent, better = chain(3, 4), chain(3, 4, 5)
+    for model, graph in (("m", parent), ("better", better)):
+        method.put(model, graph, tensors_of(graph, 1.0), score=1.0)
+    child = chain(3, 4, 6)
+    match = method.best_match(child, only="m")
+    assert match is not None
+    with match:
+        assert match.ancestor == "m" and len(match.layers) == len(parent)
+        assert_equal(match.read(), tensors_of(parent, 1.0))
+        inherited = set(match.read())
+        own = [name for name in tensors_of(child, 0) if name not in inherited]
+        tensors = tensors_of(child, 2.0, own)
+        method.put("c", child, tensors, score=2.0, inheritance=match, inherited=inherited)
+    whole = method.whole("c")
+    assert whole is not None and len(whole[1]) == 3
+    assert method.best_match(chain(9), only="m") is None
+    assert method.best_match(child, only="never there") is None
+    method.retire(["m"])
+    assert method.best_match(child, only="m") is None

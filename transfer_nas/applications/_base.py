@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,12 @@ import numpy.typing as npt
 from graph_meta import LayerGraph
 from transfer_nas.applications import _network, _rows, _terms
 from transfer_nas.applications._terms import Terms
-from transfer_nas.errors import ApplicationError, SpaceError
+from transfer_nas.errors import ApplicationError, InputError, SpaceError, near_misses
 from transfer_nas.spaces import Choices, Space, find, from_function, shapes_of
+from transfer_nas.values import Value, check_declared
+
+if TYPE_CHECKING:
+    from transfer_nas.training.program import FitContext, Trained
 
 Arrays = npt.NDArray[np.generic] | tuple[npt.NDArray[np.generic], ...]
 """One array, or one for each input of the model; the first axis counts the rows."""
@@ -120,6 +125,19 @@ class Application:
     generate
         Returns made-up data of about as many features, all inputs together, for `with_data`. None:
         there is none to make up.
+    values
+        What is measured of each candidate beside the core's values: columns of ``results.csv``.
+    measure
+        Returns the declared values, by name, of a trained candidate (`Trained`). Called once for
+        each that was judged, before it is stored.
+    objective
+        Name of the declared value that is the objective, in its direction; the metric is then a
+        value like the others. None: the metric.
+    fit
+        Trains a Keras model instead of the usual loop: ``fit(model, data, context)`` returns the
+        metrics on the validation rows, by name, the metric among them. `FitContext` says what it
+        may use. The model has its inherited weights, and its frozen layers are not trainable. None:
+        epochs with one optimizer.
     """
 
     name: str
@@ -137,6 +155,10 @@ class Application:
     default_space: SpaceChoice = "dense_skip"
     read: Callable[[Path], Data] | None = None
     generate: Callable[[int], Data] | None = None
+    values: Sequence[Value] = ()
+    measure: Callable[[Trained], Mapping[str, Any]] | None = None
+    objective: str | None = None
+    fit: Callable[[Any, Data, FitContext], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -149,6 +171,63 @@ class Application:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise self._error(f"{name} must be a whole number of at least 1, not {value!r}")
+        self._check_values()
+
+    def _check_values(self) -> None:
+        """Raise ApplicationError unless what is declared can be measured and searched for."""
+        for name in ("measure", "fit"):
+            function = getattr(self, name)
+            if function is not None and not callable(function):
+                raise self._error(f"{name}: expected a function, found {function!r:.60}")
+        try:
+            object.__setattr__(self, "values", tuple(self.values))
+            check_declared(self.values)
+        except TypeError:
+            raise self._error(f"values: expected a sequence, found {self.values!r:.60}") from None
+        except InputError as wrong:
+            raise self._error(str(wrong)) from wrong
+        measured = self.measure is not None or self.fit is not None
+        unmeasured = [v.name for v in self.values if not measured and v.name != self.metric_name]
+        if unmeasured:
+            raise self._error(
+                f"values: {', '.join(unmeasured)} declared, and there is no function `measure` "
+                "that measures them"
+            )
+        if self.measure is not None and not self.values:
+            raise self._error("measure() measures nothing, as no values are declared")
+        if self.objective is None:
+            return
+        names = [value.name for value in self.values]
+        if self.objective not in names:
+            raise self._error(
+                f"objective {self.objective!r} is not declared; "
+                f"{near_misses(str(self.objective), names)}"
+            )
+        if self.values[names.index(self.objective)].direction is None:
+            raise self._error(
+                f"objective {self.objective}: is more of it better, or less? Declare it with "
+                "direction 'max' or 'min'"
+            )
+
+    @functools.cached_property
+    def declared(self) -> tuple[Value, ...]:
+        """What each candidate is measured for: `values`, and the metric if it is no objective."""
+        metric = self.metric_name
+        if self.objective is None or metric in [value.name for value in self.values]:
+            return tuple(self.values)
+        way = self._saying(_terms.direction_of, self.metric, self.mode)
+        return (*self.values, Value(metric, "", way, "on the validation rows"))
+
+    @property
+    def metric_name(self) -> str:
+        """What the metric is called among values and metrics."""
+        metric = self.metric if isinstance(self.metric, str) else type(self.metric).__name__
+        return re.sub(r"\W", "_", _terms.plain_name(metric))
+
+    @property
+    def objective_name(self) -> str:
+        """What is searched for, in words of `results.csv`: the metric, or a declared value."""
+        return str(self.metric) if self.objective is None else self.objective
 
     @functools.cached_property
     def data(self) -> Data:
@@ -161,7 +240,7 @@ class Application:
             targets and outputs do not go together.
         """
         self._saying(_terms.check_names, self.loss, self.metric, self.optimizer)
-        _ = self.direction
+        _ = self.direction, self.declared
         try:
             data = self.load()
         except ApplicationError:
@@ -185,17 +264,20 @@ class Application:
 
     @property
     def direction(self) -> Literal["max", "min"]:
-        """Which way of the metric is better.
+        """Which way of the objective is better, in its own numbers.
 
         Raises
         ------
         ApplicationError
             Nothing is known of the metric and `mode` does not say it, or it says the opposite.
         """
+        for value in self.values:
+            if value.name == self.objective and value.direction is not None:
+                return value.direction
         return self._saying(_terms.direction_of, self.metric, self.mode)
 
     def natural(self, value: float) -> float:
-        """Return the metric's own value of an objective, and the objective of a metric's value."""
+        """Return the own value of what is searched for, of an objective; and the reverse."""
         return value if self.direction == "max" else 0.0 - value  # no negative zero
 
     def __getstate__(self) -> dict[str, object]:
@@ -255,10 +337,10 @@ class Application:
         """Name and digest of the data: models of different namespaces never match."""
         return f"{self.name}-{self.data.digest}"
 
-    def objective(self) -> dict[str, str | int]:
+    def describe_objective(self) -> dict[str, str | int]:
         """Return what an objective is here, for the record: metric, mode, validation rows."""
         rows = len(as_tuple(self.data.y_valid)[0])
-        return {"metric": str(self.metric), "mode": self.direction, "validation_rows": rows}
+        return {"metric": self.objective_name, "mode": self.direction, "validation_rows": rows}
 
     def space(self, chosen: SpaceChoice | None = None) -> Space:
         """Make a space for this application's shapes; None: the default space."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -187,11 +188,20 @@ class Frames:
         return numbers[:, 0]
 
 
-def scaled(features: Matrix) -> Matrix:
-    """Return columns of mean 0 and deviation 1; what is missing gets its column's mean."""
-    mean = np.nanmean(features, axis=0)
-    deviation = np.nanstd(features, axis=0)
-    scaled = (features - mean) / np.where(deviation > 0, deviation, 1.0)
+def scaled(features: Matrix, known: npt.NDArray[np.integer]) -> Matrix:
+    """Return columns of mean 0 and deviation 1; what is missing gets its column's mean.
+
+    Parameters
+    ----------
+    features
+        Shape (rows, columns).
+    known
+        Numbers of the rows that say what mean and deviation are: those that train.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column that no such row has: mean 0
+        mean, deviation = (of(features[known], axis=0) for of in (np.nanmean, np.nanstd))
+    scaled = (features - np.nan_to_num(mean)) / np.where(deviation > 0, deviation, 1.0)
     return np.asarray(np.nan_to_num(scaled), np.float32)
 
 

@@ -30,7 +30,7 @@ def read(directory: Path) -> Data:
     """Return the original: the least mean growth of each cell line under each pair of drugs.
 
     Features are imputed and scaled, growth is a fraction, a fifth of the rows validates: as in the
-    benchmark, but for the order of its random numbers.
+    benchmark, but for the order of its random numbers, and that the training rows say how to scale.
     """
     cells, expressions = _cells(directory)
     drugs, descriptors = _drugs(directory)
@@ -42,13 +42,13 @@ def read(directory: Path) -> Data:
             f"--data {directory}: expected growth of cell lines and drugs that the other files "
             f"describe, found {len(growth)} such rows"
         )
-    x = (
-        expressions[growth["CELLNAME"].map(cells).to_numpy()],
-        descriptors[growth["NSC1"].map(drugs).to_numpy()],
-        descriptors[growth["NSC2"].map(drugs).to_numpy()],
-    )
     y = growth["GROWTH"].to_numpy(np.float32)[:, None]
     train = len(y) - len(y) // 5
+    cell = growth["CELLNAME"].map(cells).to_numpy()
+    first, second = (growth[name].map(drugs).to_numpy() for name in ("NSC1", "NSC2"))
+    expressions = _files.scaled(expressions, np.unique(cell[:train]))
+    descriptors = _files.scaled(descriptors, np.unique((first[:train], second[:train])))
+    x = (expressions[cell], descriptors[first], descriptors[second])
     return Data(
         tuple(array[:train] for array in x),
         y[:train],
@@ -112,7 +112,7 @@ def _rows(names: Any) -> dict[str, int]:
 
 def _features(path: Path, frame: Any) -> _files.Matrix:
     try:
-        return _files.scaled(frame.to_numpy(np.float32))
+        return np.asarray(frame.to_numpy(np.float32))
     except ValueError as cause:
         raise ApplicationError(f"{path}: expected numbers but in its first column: {cause}") from (
             cause

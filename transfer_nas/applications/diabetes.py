@@ -14,7 +14,7 @@ def load() -> Data:
     from sklearn.datasets import load_diabetes
 
     x, y = load_diabetes(return_X_y=True, scaled=False)
-    return _tables.split(x, _tables.standardized(y))
+    return _tables.split(x, y)
 
 
 application = Application(

@@ -1,8 +1,8 @@
 """NT3: normal or tumour tissue, from 60,483 gene expressions (ECP-CANDLE Benchmarks, Pilot1/NT3).
 
-Of the original, which CANDLE publishes, `read` takes ``nt_train2.csv`` (1,120 rows) and
-``nt_test2.csv`` (280): no header, a label of 0 or 1, then the expressions. Without them there is a
-generated set of the same kind.
+Of the original, which CANDLE publishes, `read` takes ``nt_train2.csv`` (1,120 rows): no header, a
+label of 0 or 1, then the expressions. ``nt_test2.csv`` is left alone: it is for who wants to know
+what the network found is worth. Without the files there is a generated set of the same kind.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from transfer_nas.applications import _files
 from transfer_nas.applications._base import Application, Data
 from transfer_nas.applications._files import Matrix
+from transfer_nas.applications._tables import every_fourth
 from transfer_nas.errors import ApplicationError
 
 Labels = npt.NDArray[np.generic]
@@ -25,17 +26,16 @@ FEATURES = 512  # of 60,483: so that candidates train in seconds on a few cores
 
 def read(directory: Path) -> Data:
     """Return the original; expressions are divided by each gene's largest, as in the benchmark."""
-    train = _files.numbers(_files.find(directory, "nt_train2.csv"))
-    valid_file = _files.find(directory, "nt_test2.csv")
-    valid = _files.numbers(valid_file, columns=train.shape[1])
-    for path, rows in ((directory / "nt_train2.csv", train), (valid_file, valid)):
-        if not np.isin(rows[:, 0], (0, 1)).all():
-            wrong = int(np.argmin(np.isin(rows[:, 0], (0, 1))))
-            raise ApplicationError(
-                f"{path}, line {wrong + 1}: expected a label 0 or 1 in column 1, "
-                f"found {rows[wrong, 0]:g}"
-            )
-    return _divided(train[:, 0], train[:, 1:], valid[:, 0], valid[:, 1:])
+    path = _files.find(directory, "nt_train2.csv")
+    rows = _files.numbers(path)
+    if not np.isin(rows[:, 0], (0, 1)).all():
+        wrong = int(np.argmin(np.isin(rows[:, 0], (0, 1))))
+        raise ApplicationError(
+            f"{path}, line {wrong + 1}: expected a label 0 or 1 in column 1, "
+            f"found {rows[wrong, 0]:g}"
+        )
+    train, valid = every_fourth(rows[:, 0])
+    return _divided(rows[train, 0], rows[train, 1:], rows[valid, 0], rows[valid, 1:])
 
 
 def generate(features: int = FEATURES) -> Data:
@@ -65,7 +65,7 @@ def generate(features: int = FEATURES) -> Data:
 
 
 def _divided(y_train: Labels, x_train: Matrix, y_valid: Labels, x_valid: Matrix) -> Data:
-    largest = np.maximum(np.abs(x_train).max(axis=0), np.abs(x_valid).max(axis=0))
+    largest = np.abs(x_train).max(axis=0)
     largest[largest == 0] = 1.0
     return Data(
         x_train / largest, y_train.astype(np.int32), x_valid / largest, y_valid.astype(np.int32)

@@ -23,7 +23,7 @@ from transfer_nas.population.files import MembersWriter, Population
 from transfer_nas.population.generation import Totals
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search.journal import claim
-from transfer_nas.settings import Settings
+from transfer_nas.settings import GenerationSettings
 from transfer_nas.spaces import Space
 
 DEFAULT_SPACE = "dense_skip"
@@ -32,7 +32,7 @@ _PACKAGES = ("transfer-nas", "numpy", "pyarrow", "mpi4py")
 _REPORT_EVERY = 2.0  # seconds
 
 
-def run(settings: Settings, ranks: Ranks) -> int:
+def run(settings: GenerationSettings, ranks: Ranks) -> int:
     """Generate a population, or evolve an earlier one, and write it; collective.
 
     With ``initial_population_dir`` the members are those of that directory; without it,
@@ -108,7 +108,7 @@ class _Outcome:
 
 
 def _make(
-    settings: Settings,
+    settings: GenerationSettings,
     space: Space,
     population: Population | None,
     service: PrefixService,
@@ -138,7 +138,7 @@ def _make(
     return _Outcome(generated, evolved, int(lineage.model[-1]) + 1)
 
 
-def _space(settings: Settings) -> Space:
+def _space(settings: GenerationSettings) -> Space:
     """Return the space that was asked for, else that of the initial population."""
     name = settings.space
     if name is None and settings.initial_population_dir is not None:
@@ -176,7 +176,9 @@ def _remove_empty(directory: Path) -> None:
         directory.rmdir()
 
 
-def _describe(settings: Settings, space: Space, population: Population | None) -> dict[str, Any]:
+def _describe(
+    settings: GenerationSettings, space: Space, population: Population | None
+) -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -194,7 +196,7 @@ def _describe(settings: Settings, space: Space, population: Population | None) -
 
 
 def _summarize(
-    settings: Settings, space: Space, made: _Outcome, ranks: Ranks, seconds: float
+    settings: GenerationSettings, space: Space, made: _Outcome, ranks: Ranks, seconds: float
 ) -> dict[str, Any]:
     """Add up what all ranks made; collective."""
     parts = ranks.share([asdict(made.generated), asdict(made.evolved)])

@@ -27,9 +27,14 @@ def against(run: Run) -> View:
     """Return the view of the objective against size and time."""
     title = "Objective against size and time"
     scale = Scale.of(run)
+    numbers = [value for value in run.own_values if value.kind is not str]
+    more = {f"m:{value.name}" for value in numbers if value.direction == "max"}
     shown = {
         name: column
-        for name, column in _AGAINST.items()
+        for name, column in {
+            **{value.label: f"m:{value.name}" for value in numbers},
+            **_AGAINST,
+        }.items()
         for values in [run.numbers(column)[run.done & np.isfinite(run.numbers(column))]]
         if len(values) and values.min() < values.max()
     }
@@ -46,6 +51,7 @@ def against(run: Run) -> View:
         label,
         {
             name: {"kind": "scatter", "rows": True, "x": column, "y": "objective"}
+            | ({"more": True} if column in more else {})
             for name, column in shown.items()
         },
         "Each point is an evaluation; the line joins those that nothing smaller or faster is "

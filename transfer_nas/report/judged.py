@@ -39,6 +39,9 @@ def interval(run: Run) -> tuple[float, float] | None:
     found = scale.interval(float(run.objective[run.best]))
     if found is None:
         judged = read(run)
+        names = {value.name for value in run.own_values}
+        if scale.name.replace(" ", "_") in names:  # it is of the metric, which is not the objective
+            return None
         if judged is not None and isinstance(judged.get("interval"), list):
             low, high = judged["interval"]
             found = (float(low), float(high))

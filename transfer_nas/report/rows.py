@@ -27,7 +27,6 @@ from transfer_nas.report.charts import Floats, Integers
 from transfer_nas.report.genes import explained
 from transfer_nas.report.scale import Scale
 from transfer_nas.runs import Run
-from transfer_nas.search.results import MEASURES
 
 LIMIT = 300_000
 """Evaluations that the tables of one page hold at most, all runs together."""
@@ -162,8 +161,15 @@ def _leading_genes(run: Run) -> list[str]:
 
 def _add_measure(packing: _Packing, run: Run, measure: str) -> None:
     name, label = f"m:{measure}", _LABELS.get(measure, measure.replace("_", " "))
-    if MEASURES.get(measure, str) is str:
-        _add_texts(packing, name, run.texts(name), label=label)
+    value = run.declared.get(measure)
+    own = value is not None and value in run.own_values
+    if value is None or value.kind is str:
+        _add_texts(packing, name, run.texts(name), label=value.label if value and own else label)
+        return
+    if own:
+        shape = "integer" if value.kind is int else "number"
+        numbers = run.measure(measure)
+        packing.add_numbers(name, numbers, None, label=value.label, format=shape, first=True)
         return
     first, last = measure.partition("_")[0], measure.rpartition("_")[2]
     shape = _FORMATS.get(first, _FORMATS.get(last, "integer"))

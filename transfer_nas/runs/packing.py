@@ -12,10 +12,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -24,7 +24,8 @@ from cpp_store import files
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
 from transfer_nas.runs.reading import FINISHED, Run, described
-from transfer_nas.search.results import MEASURES, measure_cell, row_text
+from transfer_nas.search.results import measure_cell, row_text
+from transfer_nas.values import declared_in, own
 
 _FORMAT = b"1"
 _KEY = b"transfer-nas packed run"
@@ -61,7 +62,7 @@ def pack(run: Run, output: Path) -> None:
             content = file.read_bytes()
             if name == "results.csv":
                 content = content[: content.rfind(b"\n") + 1]
-                if content == _as_csv(table):
+                if content == _as_csv(table, run.description):
                     continue  # the table says it all
             metadata[_FILE + name.encode()] = _compressed(content)
         # The file's name need not be UTF-8.
@@ -90,7 +91,8 @@ def unpack(file: Path, directory: Path) -> None:
     table, metadata = _read(file)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise RunDirectoryError(f"{directory} is there already; choose another directory")
-    files = {"run.json": metadata[b"run.json"], "results.csv": _as_csv(table)}
+    description = described(metadata[b"run.json"], file)
+    files = {"run.json": metadata[b"run.json"], "results.csv": _as_csv(table, description)}
     for key, content in metadata.items():
         if key.startswith(_FILE):
             name = key.removeprefix(_FILE).decode()
@@ -161,11 +163,12 @@ def open_files(path: Path, pattern: str) -> Iterator[BinaryIO]:
 def _typed(run: Run) -> pa.Table:
     """Return the results with the objective as a number and whole numbers as such."""
     columns = {}
+    whole = {"job_id", *(f"m:{name}" for name, value in run.declared.items() if value.kind is int)}
     for name in run.table.column_names:
         column = run.table[name].combine_chunks()
         if name == "objective":
             column = pa.array(run.objective, from_pandas=True)
-        elif name == "job_id" or MEASURES.get(name.removeprefix("m:")) is int:
+        elif name in whole:
             column = column.cast(pa.int64())
         elif name.startswith("p:") or name == "job_status":
             column = column.dictionary_encode()
@@ -193,8 +196,9 @@ def _untyped(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _as_csv(table: pa.Table) -> bytes:
+def _as_csv(table: pa.Table, description: Mapping[str, Any]) -> bytes:
     """Return the text that `RunDirectory` writes of these results."""
+    exact = {f"m:{value.name}" for value in own(declared_in(description))}
     status = table["job_status"].to_pylist()
     texts = []
     for name in table.column_names:
@@ -203,7 +207,11 @@ def _as_csv(table: pa.Table) -> bytes:
             pairs = zip(values, status, strict=True)
             texts.append([repr(value) if s == DONE else str(s) for value, s in pairs])
         elif name.startswith("m:") or name == "job_id":
-            texts.append(["" if value is None else measure_cell(value) for value in values])
+            cells = [
+                "" if value is None else measure_cell(value, exact=name in exact)
+                for value in values
+            ]
+            texts.append(cells)
         else:
             texts.append(values)
     rows = [table.column_names, *zip(*texts, strict=True)]

@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from transfer_nas.best import ranking
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
 from transfer_nas.search import results
 from transfer_nas.search.clock import Clock, resumptions
-from transfer_nas.search.results import MEASURES, GeneCells
+from transfer_nas.search.results import GeneCells
 from transfer_nas.search.run_directory import FORMAT, wrong_format
+from transfer_nas.values import Value, declared_in, own
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +33,6 @@ Integers = NDArray[np.int64]
 FINISHED, IN_PROGRESS, STOPPED = "finished", "in progress", "stopped"
 
 _SILENT = 600.0  # seconds without a result after which a run without a lock counts as stopped
-_NUMBERS = {"job_id", *(f"m:{name}" for name, kind in MEASURES.items() if kind is not str)}
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ class Run:
         """What the user chose."""
         settings: Mapping[str, Any] = self.description["settings"]
         return settings
+
+    @cached_property
+    def declared(self) -> dict[str, Value]:
+        """The declared values by name: what the columns ``m:*`` are."""
+        return declared_in(self.description)
+
+    @property
+    def own_values(self) -> list[Value]:
+        """Those that the application has declared and that some evaluation has."""
+        return [value for value in own(self.declared) if self.has(value.name)]
 
     @cached_property
     def genes(self) -> dict[str, list[Any]]:
@@ -132,8 +143,7 @@ class Run:
     @cached_property
     def ranking(self) -> Integers:
         """Rows of the evaluations that worked, the best first; of equals, the first one told."""
-        rows = np.flatnonzero(~np.isnan(self.objective))
-        return rows[np.argsort(-self.objective[rows], kind="stable")]
+        return ranking(self.objective)
 
     @property
     def best(self) -> int | None:
@@ -163,7 +173,7 @@ class Run:
 
     @cached_property
     def parent(self) -> Integers:
-        """The job whose genome was mutated, -1 for none, shape (n,)."""
+        """The job whose architecture was mutated, -1 for none, shape (n,)."""
         parents = self.measure("parent")
         return np.where(np.isnan(parents), -1, parents).astype(np.int64)
 
@@ -206,8 +216,8 @@ class Run:
             if f"p:{gene}" in frame:
                 chosen = [values[i] if i >= 0 else None for i in self.genomes[:, column].tolist()]
                 frame[f"p:{gene}"] = pd.Series(chosen, index=frame.index, dtype=_dtype(chosen))
-        for name, kind in MEASURES.items():
-            if kind is int and f"m:{name}" in frame and frame[f"m:{name}"].notna().all():
+        for name, value in self.declared.items():
+            if value.kind is int and f"m:{name}" in frame and frame[f"m:{name}"].notna().all():
                 frame[f"m:{name}"] = frame[f"m:{name}"].astype(np.int64)
         frame["objective"] = self.objective
         frame["job_id"] = self.job
@@ -252,7 +262,7 @@ def read_directory(path: Path) -> Run:
         It is no run directory, of a newer version, or damaged; the message says which.
     """
     description = _description(path)
-    table, damaged = _results(path / "results.csv", description["space"]["genes"])
+    table, damaged = _results(path / "results.csv", description)
     return Run(
         path=path,
         description=description,
@@ -352,8 +362,11 @@ def _is_locked(file: Path) -> bool:
     return f" {major:02x}:{minor:02x}:{status.st_ino} " in locks
 
 
-def _results(file: Path, genes: Mapping[str, Sequence[Any]]) -> tuple[pa.Table, int]:
+def _results(file: Path, description: Mapping[str, Any]) -> tuple[pa.Table, int]:
     """Return the table, and how many damaged lines are left out, as a resumed search does."""
+    genes: Mapping[str, Sequence[Any]] = description["space"]["genes"]
+    values = declared_in(description)
+    numbers = {"job_id", *(f"m:{name}" for name in values if values[name].kind is not str)}
     rows = results.split(_content(file), {gene: GeneCells(genes[gene]) for gene in genes})
     header = rows.header or ["objective", "job_id", "job_status"]
     missing = {"objective", "job_id", "job_status"} - set(header)
@@ -362,7 +375,7 @@ def _results(file: Path, genes: Mapping[str, Sequence[Any]]) -> tuple[pa.Table, 
     texts = zip(*rows.cells, strict=True) if rows.cells else ((),) * len(header)
     columns, good = {}, np.ones(len(rows.cells), dtype=bool)
     for name, cells in zip(header, texts, strict=True):
-        if name in _NUMBERS:
+        if name in numbers:
             columns[name], readable = _numbers(cells)
             good &= readable
         else:  # a gene's value can be the empty text

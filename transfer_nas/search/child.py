@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -31,7 +32,8 @@ def main() -> None:
     logging.basicConfig(format=LOG_FORMAT)
     answers = os.fdopen(int(sys.argv[1]), "wb", buffering=0)
     messages: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    threading.Thread(target=_read, args=(messages,), daemon=True).start()
+    stopped = set[int]()
+    threading.Thread(target=_read, args=(messages, stopped), daemon=True).start()
 
     def answer(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message).encode() + b"\n")
@@ -46,25 +48,35 @@ def main() -> None:
     answer({"ready": True})
     while True:
         message = messages.get()
-        best = message["best"]
+        best = -math.inf if message["best"] is None else message["best"]
+        job = Job.from_dict(message["job"])
+
+        def report(step: int, values: Mapping[str, float], job: Job = job) -> bool:
+            # NaN and infinity as texts: no line is anything but JSON.
+            texts = {name: repr(float(value)) for name, value in values.items()}
+            answer({"epoch": step, "values": texts})
+            return job.id in stopped
+
         try:
-            evaluation = evaluate(
-                Job.from_dict(message["job"]), -math.inf if best is None else best
-            )
+            evaluation = evaluate(job, best, report if message["reports"] else None)
         except Unwritable as error:
             answer({"unwritable": error.what})
             return
         answer(evaluation.to_dict())
 
 
-def _read(messages: SimpleQueue[dict[str, Any]]) -> None:
+def _read(messages: SimpleQueue[dict[str, Any]], stopped: set[int]) -> None:
     """Hand on what the rank says; when it says no more, there is nothing left to live for."""
     # Not sys.stdin: its lock, held by this thread, would be in the way of an orderly exit.
     received = b""
     while part := os.read(0, 2**16):
         *lines, received = (received + part).split(b"\n")
         for line in lines:
-            messages.put(json.loads(line))
+            message = json.loads(line)
+            if "stop" in message:
+                stopped.add(message["stop"])
+            else:
+                messages.put(message)
     os._exit(0)
 
 

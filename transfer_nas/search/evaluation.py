@@ -13,24 +13,42 @@ from typing import Protocol
 
 from transfer_nas import tracing, trained_model
 from transfer_nas.errors import Unwritable, writing
-from transfer_nas.job import Evaluation, Job
+from transfer_nas.job import Evaluation, Job, Report
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that say nothing about the candidate: of its checkpoint, of the rank's log."""
 
-Evaluate = Callable[[Job, float], Evaluation]
-"""Evaluates a job, given the best objective that the manager knew when it handed out the job.
 
-Nothing but `Interrupted` and `Unwritable` is raised. The hosts (`serial.py`, `mpi.py`) need no more
-of a worker: `InProcess` does it in this process, `isolation.InChild` in another.
-"""
+class Evaluate(Protocol):
+    """What the hosts (`serial.py`, `mpi.py`) need of a worker.
+
+    `InProcess` does it in this process, `isolation.InChild` in another.
+    """
+
+    def __call__(
+        self, job: Job, best_objective: float, report: Report | None = None, /
+    ) -> Evaluation:
+        """Evaluate a job; nothing but `Interrupted` and `Unwritable` is raised.
+
+        Parameters
+        ----------
+        job
+            The job.
+        best_objective
+            The best that the manager knew when it handed out the job.
+        report
+            Takes its epochs; None: the algorithm does not want to know.
+        """
 
 
 class Evaluator(Protocol):
     """Who evaluates; one in each process."""
 
-    def evaluate(self, job: Job) -> Evaluation:
-        """Evaluate a job; what it raises becomes a failure ``F_…``, unless it found no room."""
+    def evaluate(self, job: Job, report: Report | None = None) -> Evaluation:
+        """Evaluate a job; what it raises becomes a failure ``F_…``, unless it found no room.
+
+        Called without `report` unless the algorithm wants to know of epochs.
+        """
 
     def save_model(self, path: Path) -> None:
         """Write the model of the last evaluation that was done, as `trained_model` does."""
@@ -56,10 +74,12 @@ class InProcess:
         self._directory = directory
         self._log = log
 
-    def __call__(self, job: Job, best_objective: float) -> Evaluation:
+    def __call__(
+        self, job: Job, best_objective: float, report: Report | None = None, /
+    ) -> Evaluation:
         """Evaluate; adds when, in seconds since the epoch."""
         start = time.time()
-        evaluation = self._evaluate(job, best_objective)
+        evaluation = self._evaluate(job, best_objective, report)
         measures = {
             **evaluation.measures,
             "timestamp_start": start,
@@ -67,9 +87,11 @@ class InProcess:
         }
         return dataclasses.replace(evaluation, measures=measures)
 
-    def _evaluate(self, job: Job, best_objective: float) -> Evaluation:
+    def _evaluate(self, job: Job, best_objective: float, report: Report | None) -> Evaluation:
         try:
-            evaluation = self._evaluator.evaluate(job)
+            # Without it as long as nobody wants to know: then an evaluator need not know of it.
+            arguments = (job,) if report is None else (job, report)
+            evaluation = self._evaluator.evaluate(*arguments)
             if evaluation.done and not math.isfinite(evaluation.objective):
                 self._log(f"job {job.id}: objective {evaluation.objective}")
                 return Evaluation.failure(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cpp_store import files
+from transfer_nas.best import ranking
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
@@ -30,6 +30,11 @@ class Finalists:
         Takes models of jobs out of the candidates for ancestors.
     evaluations
         Those of an earlier process.
+
+    Attributes
+    ----------
+    best
+        The best evaluations, the best first.
     """
 
     def __init__(
@@ -40,36 +45,30 @@ class Finalists:
     ) -> None:
         self._count = count
         self._retire = retire
-        self._told = 0
-        self._best: list[tuple[float, int, Evaluation]] = []  # a heap, the worst of them first
+        self.best: list[Evaluation] = []
         self._kept: set[int] = set()  # dead, and not retired yet
         for evaluation in evaluations:
             self.observe(evaluation)
 
     def observe(self, evaluation: Evaluation) -> None:
         """Take note of an evaluation."""
-        if self._count and evaluation.done:
-            # Of equals the first one told, which is that of best.keras.
-            self._told += 1
-            heapq.heappush(self._best, (evaluation.objective, -self._told, evaluation))
-            if len(self._best) > self._count:
-                displaced = heapq.heappop(self._best)[2].job.id
-                if displaced in self._kept:
-                    self._kept.remove(displaced)
-                    self._retire([displaced])
+        if not self._count or not evaluation.done:
+            return
+        told = [*self.best, evaluation]
+        ranked = [told[i] for i in ranking([each.objective for each in told])]
+        self.best = ranked[: self._count]
+        for displaced in ranked[self._count :]:
+            if displaced.job.id in self._kept:
+                self._kept.remove(displaced.job.id)
+                self._retire([displaced.job.id])
 
     def retire(self, jobs: Sequence[int]) -> None:
         """Retire models, but for the best."""
-        best = {evaluation.job.id for _, _, evaluation in self._best}
+        best = {evaluation.job.id for evaluation in self.best}
         self._kept |= best.intersection(jobs)
         others = [id for id in jobs if id not in best]
         if others:
             self._retire(others)
-
-    @property
-    def best(self) -> list[Evaluation]:
-        """The best evaluations, the best first."""
-        return [evaluation for _, _, evaluation in sorted(self._best, reverse=True)]
 
 
 def retrain(
@@ -106,7 +105,7 @@ def retrain(
     for number, before in enumerate(finalists, 1):
         found = before.job
         say(f"retraining job {found.id} for {fully.epochs} epochs ({number} of {len(finalists)})")
-        after = fully.evaluate(Job(found.id + _RETRAINED, found.genome, found.id, found.seed))
+        after = fully.evaluate(Job(found.id + _RETRAINED, found.architecture, found.id, found.seed))
         result: dict[str, Any] = {
             "job": before.job.id,
             "objective_in_search": before.objective,

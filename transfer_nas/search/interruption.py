@@ -75,6 +75,18 @@ class Interruption:
         finally:
             self._armed = False
 
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Let the body, in the middle of `evaluating`, end first; raises `Interrupted` after it."""
+        armed, self._armed = self._armed, False
+        try:
+            yield
+        finally:
+            self._armed = armed
+        if armed and self.reason is not None:
+            self._armed = False
+            raise Interrupted
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         now = time.monotonic()

@@ -6,8 +6,10 @@ evaluates one job after the other, and when it has died or its time is up, the e
 recorded as a failure and the next one gets a new child.
 
 Messages are lines of JSON. The child reads its standard input: first how to make its evaluator,
-``{"factory": …, "arguments": …, "directory": …}``, then ``{"job": …, "best": … or null}``. It
-answers on a pipe of its own: ``{"ready": true}`` or ``{"error": …}``, then evaluations, or
+``{"factory": …, "arguments": …, "directory": …}``, then ``{"job": …, "best": … or null,
+"reports": bool}``, and ``{"stop": job id}`` while it trains. It answers on a pipe of its own:
+``{"ready": true}`` or ``{"error": …}``, then evaluations, with ``{"epoch": …, "values": …}`` of
+each epoch before if they are wanted, or
 ``{"unwritable": …}`` where the run's files cannot be written. What it prints goes where the rank's
 output goes.
 """
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_nas.errors import InputError, Unwritable
-from transfer_nas.job import Evaluation, Job
+from transfer_nas.job import Evaluation, Job, Report
 from transfer_nas.ranks import environment_alone
 
 
@@ -80,14 +82,21 @@ class InChild:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def __call__(self, job: Job, best_objective: float) -> Evaluation:
+    def __call__(
+        self, job: Job, best_objective: float, report: Report | None = None, /
+    ) -> Evaluation:
         """Evaluate; ``F_timeout`` if it took too long, ``F_lost`` if the child died of it."""
         child = self._child or self._start()
         start = time.time()
         try:
             best = best_objective if math.isfinite(best_objective) else None
-            child.send({"job": job.to_dict(), "best": best})
-            answer = child.receive(self._timeout)
+            wanted = report is not None
+            child.send({"job": job.to_dict(), "best": best, "reports": wanted})
+            end = math.inf if self._timeout is None else time.monotonic() + self._timeout
+            while "epoch" in (answer := child.receive(end)):
+                values = {name: float(value) for name, value in answer["values"].items()}
+                if report is not None and report(answer["epoch"], values):
+                    child.send({"stop": job.id})
         except TimeoutError:
             reason, what = "timeout", f"took more than {self._timeout:g} seconds"
         except _Died as death:
@@ -109,7 +118,7 @@ class InChild:
         self._child = child = _Child()
         try:
             child.send(self._task)
-            answer = child.receive(None)
+            answer = child.receive(math.inf)
         except BaseException as error:
             self._stop()
             if isinstance(error, _Died):
@@ -154,17 +163,16 @@ class _Child:
         except BrokenPipeError as error:
             raise self._death() from error
 
-    def receive(self, timeout: float | None) -> dict[str, Any]:
+    def receive(self, end: float) -> dict[str, Any]:
         """Wait for an answer.
 
         Raises
         ------
         TimeoutError
-            It takes more than `timeout` seconds.
+            It is not there at `end`, by `time.monotonic`.
         _Died
             It will never come.
         """
-        end = math.inf if timeout is None else time.monotonic() + timeout
         while b"\n" not in self._received:
             left = end - time.monotonic()
             wait = None if math.isinf(left) else max(0.0, left)

@@ -6,13 +6,14 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transfer_nas import trained_model
+from transfer_nas.best import beats
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.algorithm import Algorithm
+from transfer_nas.search.algorithms._base import Algorithm
 from transfer_nas.search.evaluation import candidate_path, checkpoints_path
 from transfer_nas.search.run_directory import RunDirectory
 
@@ -22,7 +23,7 @@ _SUMS_OF_CHILDREN = (*_SUMS_OF_ALL, "layers", "layers_transferred")
 GIVE_UP_AFTER = 8
 """Candidates that fail for one reason before one works, after which a search ends; with many ranks
 two each, since so many may run before anybody knows."""
-STORED_PERHAPS = ("F_timeout", "F_lost")
+STORED_PERHAPS = ("F_timeout", "F_lost", "F_undeclared")
 """How evaluations fail that may have stored their model before."""
 
 
@@ -157,6 +158,7 @@ class Manager:
         self._stopped = False
         self._on_disk = {job.id for job in directory.jobs}
         self._submitted: dict[int, tuple[float, float]] = {}  # when, best objective then
+        self._jobs: dict[int, Job] = {}  # those that were submitted, while reports are wanted
         self._reported = 0
         self._retired: list[int] = []  # to be told at the next commit
         self._told: list[int] = []  # since the last commit
@@ -169,7 +171,9 @@ class Manager:
         self._exhausted = False
         self._sums = dict.fromkeys((*_SUMS_OF_CHILDREN, "bytes_whole_copy"), 0)
         self._begun = time.monotonic()
-        algorithm.restore(directory.jobs, directory.evaluations)
+        # Of a process that was killed: what died may not have been retired any more.
+        dead = algorithm.restore(directory.jobs, directory.evaluations)
+        dead += [e.job.id for e in directory.evaluations if e.status in STORED_PERHAPS]
         for evaluation in directory.evaluations:
             self._count(evaluation)
         self._found = self._reported = self._evaluations
@@ -177,7 +181,7 @@ class Manager:
             warn(line)
         self._adopt_candidates()
         self._drop_checkpoints()
-        self._forget_models(algorithm.unfinished)
+        self._forget_models([*dead, *algorithm.unfinished])
 
     @property
     def path(self) -> Path:
@@ -222,6 +226,27 @@ class Manager:
             first_failure=self._first_failure,
         )
 
+    @property
+    def wants_reports(self) -> bool:
+        """Whether `report` shall be called."""
+        return self._algorithm.wants_reports
+
+    def report(self, id: int, step: int, values: Mapping[str, float]) -> bool:
+        """Tell of an epoch of a job; return whether the job shall stop.
+
+        Raises
+        ------
+        ValueError
+            The algorithm answers what is no decision.
+        """
+        if id not in self._submitted:
+            return False
+        decision = self._algorithm.report(self._jobs[id], step, values)
+        if decision not in ("continue", "stop"):
+            name = type(self._algorithm).__name__
+            raise ValueError(f"{name}.report: expected continue or stop, found {decision!r:.60}")
+        return decision == "stop"
+
     def stop(self) -> None:
         """Hand out no more jobs; results of those that run are still welcome."""
         self._stopped = True
@@ -244,6 +269,8 @@ class Manager:
             submitted = self._now(), self.best_objective
             for job in jobs:
                 self._submitted[job.id] = submitted
+                if self.wants_reports:
+                    self._jobs[job.id] = job
                 if job.id not in self._on_disk:
                     self._directory.asked(job)
         return jobs
@@ -252,6 +279,7 @@ class Manager:
         """Take the result of a job that `rank` evaluated, to be written down at `commit`."""
         job = evaluation.job
         submitted, best_then = self._submitted.pop(job.id)
+        self._jobs.pop(job.id, None)
         measures = {
             **evaluation.measures,
             "timestamp_submit": submitted,
@@ -264,6 +292,10 @@ class Manager:
         if job.parent is not None:
             measures["parent"] = job.parent
         evaluation = Evaluation(job, evaluation.status, evaluation.objective, measures)
+        complaint = self._directory.complaint(evaluation)
+        if complaint:
+            known = {name: measures[name] for name in self._directory.values if name in measures}
+            evaluation = Evaluation.failure(job, "undeclared", known, error=complaint)
         self._directory.told(evaluation)
         if self._observe is not None:
             self._unobserved.append(evaluation)
@@ -305,6 +337,7 @@ class Manager:
     def abandoned(self, job: Job) -> None:
         """Forget that a job was handed out: it was interrupted, a resumed search does it again."""
         del self._submitted[job.id]
+        self._jobs.pop(job.id, None)
         candidate_path(self._directory.path, job).unlink(missing_ok=True)
         self._forget_models([job.id])
 
@@ -325,7 +358,7 @@ class Manager:
             return False
         self._alike = False
         self._sums["bytes_whole_copy"] += int(measures.get("bytes_whole_copy", 0))
-        if evaluation.objective <= self.best_objective:
+        if not beats(evaluation, self._best):
             return False
         self._best = evaluation
         return True
@@ -347,9 +380,10 @@ class Manager:
             candidate.unlink(missing_ok=True)  # another rank was better in the meantime
 
     def _forget_models(self, jobs: Sequence[int]) -> None:
-        """Retire models that jobs without a result may have stored.
+        """Retire models that may be stored and that nobody needs.
 
-        The jobs are to be done again, and would inherit whole models from themselves.
+        Those of jobs without a result among them: the jobs are to be done again, and would inherit
+        whole models from themselves.
         """
         if jobs:
             self._retire(jobs)

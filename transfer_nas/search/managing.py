@@ -7,7 +7,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -42,6 +42,10 @@ class Local:
         """Say something to the manager."""
         self.reports.put(report)
         self.reported.set()
+
+    def tell(self, job: int, step: int, values: Mapping[str, float]) -> None:
+        """Tell of an epoch; never waits."""
+        self.send(Report(epochs=[(job, step, dict(values))]))
 
     def receive(self, wait: bool) -> Order | None:
         """Return an order; None if there is none and nobody wants to wait for one."""
@@ -125,7 +129,8 @@ class Managing:
                 for rank, report in reports:
                     self._take(rank, report)
             with tracing.span("next jobs"):
-                orders = {rank: self._order(rank) for rank in dict(reports)}
+                asking = dict.fromkeys(rank for rank, report in reports if not report.epochs)
+                orders = {rank: self._order(rank) for rank in asking}
             with tracing.span("commit"):
                 self._manager.commit()
             with tracing.span("send"):
@@ -173,7 +178,7 @@ class Managing:
                 worker.heard = time.monotonic()
             if content:
                 # Of a rank that was given up, nothing but the message itself counts any more.
-                yield rank, Report.decode(content, worker.jobs) if worker else Report()
+                yield rank, Report.decode(content, worker.jobs if worker else None)
 
     def _take(self, rank: int, report: Report) -> None:
         """Learn what a worker has to say."""
@@ -186,6 +191,10 @@ class Managing:
             times = result.measures
             if result.done and "timestamp_start" in times:
                 worker.took(float(times["timestamp_end"]) - float(times["timestamp_start"]))
+        tell = self._manager.report
+        stop = [job for job, step, values in report.epochs if tell(job, step, values)]
+        if stop:
+            self._send(rank, Order(stop=stop))
         for job in report.abandoned:
             del worker.jobs[job.id]
             self._manager.abandoned(job)
@@ -211,7 +220,10 @@ class Managing:
         if not worker.jobs:
             del self._workers[rank]
             return Order(end=True)
-        return Order(jobs, self._manager.best_objective) if jobs else None
+        if not jobs:
+            return None
+        best, reports = self._manager.best_objective, self._manager.wants_reports
+        return Order(jobs, best, reports=reports)
 
     def _send(self, rank: int, order: Order) -> None:
         if self._local is not None and rank == 0:

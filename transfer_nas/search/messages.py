@@ -2,7 +2,9 @@
 
 JSON in UTF-8. A worker sends ``{"results": [[job id, status, objective or null, measures], …],
 "abandoned": [job id, …], "last": why}`` and gets ``{"jobs": [job, …], "best": … or null, "end":
-bool}``; to its last it gets one that ends it. An empty message is a sign of life.
+bool}``; to its last it gets one that ends it. An empty message is a sign of life; one with
+``"epochs": [[job id, epoch, values], …]`` tells of jobs that go on, and is answered only if one of
+them shall stop: ``"stop": [job id, …]``. Orders have ``"reports": true`` where that is wanted.
 
 A message longer than MPI's eager limit, some kilobytes, travels only while its receiver receives.
 So nobody waits in a send: `Outbox` begins it, and both sides receive while it is under way.
@@ -14,6 +16,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mpi4py import MPI
 
@@ -34,14 +37,20 @@ class Report:
         Jobs that it has evaluated, and that it was given and will not evaluate.
     last
         Why it was interrupted and wants no more (`Interruption.reason`); empty: it goes on.
+    epochs
+        Job's id, epoch and values, of jobs that go on. Such a report asks for nothing.
     """
 
     results: list[Evaluation] = field(default_factory=list)
     abandoned: list[Job] = field(default_factory=list)
     last: str = ""
+    epochs: list[tuple[int, int, Mapping[str, float]]] = field(default_factory=list)
 
     def encode(self) -> bytes:
         """Return the message."""
+        if self.epochs:
+            told = [(job, step, _without_nan(values)) for job, step, values in self.epochs]
+            return _encode({"epochs": told}).encode()
         fields = {
             "results": [
                 (
@@ -58,9 +67,15 @@ class Report:
         return _encode(fields).encode()
 
     @classmethod
-    def decode(cls, message: bytes, jobs: Mapping[int, Job]) -> Report:
-        """Undo `encode`; `jobs` are those that the sender was given, by id."""
+    def decode(cls, message: bytes, jobs: Mapping[int, Job] | None) -> Report:
+        """Undo `encode`; `jobs` are those of the sender by id, None if it was given up."""
         fields = json.loads(message)
+        if "epochs" in fields:
+            return cls(
+                epochs=[(job, step, _with_nan(told)) for job, step, told in fields["epochs"]]
+            )
+        if jobs is None:
+            return cls()
         return cls(
             [
                 Evaluation(jobs[id], status, math.nan if objective is None else objective, measures)
@@ -83,19 +98,29 @@ class Order:
         The best objective so far; minus infinity while there is none.
     end
         There are no more jobs, and there will be none.
+    stop
+        Ids of jobs that shall end with their next epoch.
+    reports
+        Whether the algorithm wants to know of the epochs of these jobs.
     """
 
     jobs: list[Job] = field(default_factory=list)
     best: float = -math.inf
     end: bool = False
+    stop: list[int] = field(default_factory=list)
+    reports: bool = False
 
     def encode(self) -> bytes:
         """Return the message."""
-        fields = {
+        fields: dict[str, Any] = {
             "jobs": [job.to_dict() for job in self.jobs],
             "best": self.best if math.isfinite(self.best) else None,
             "end": self.end,
         }
+        if self.stop:
+            fields["stop"] = self.stop
+        if self.reports:
+            fields["reports"] = True
         return _encode(fields).encode()
 
     @classmethod
@@ -104,7 +129,16 @@ class Order:
         fields = json.loads(message)
         best = fields["best"]
         jobs = [Job.from_dict(job) for job in fields["jobs"]]
-        return cls(jobs, -math.inf if best is None else best, fields["end"])
+        best = -math.inf if best is None else best
+        return cls(jobs, best, fields["end"], fields.get("stop", []), fields.get("reports", False))
+
+
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
+
+
+def _with_nan(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 class Outbox:

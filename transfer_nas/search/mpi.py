@@ -10,17 +10,21 @@ A worker has one job at a time, as long as evaluations take their time: a job is
 results known, and a slow evaluation keeps none waiting. Where the milliseconds that an answer takes
 count, it gets some in advance (`managing.Worker.depth`), and reports when it has done half of them.
 
+An algorithm that wants to know of epochs is told of each, and may stop a job: its worker reads the
+answers when it tells of the next one.
+
 A worker that evaluates shows a sign of life now and then. Without any for `LOST_AFTER` seconds a
 rank counts as lost: its jobs fail with ``F_lost`` and the search goes on without it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from mpi4py import MPI
@@ -88,7 +92,7 @@ def run(
     if manager is None:
         remote = _Remote(comm, lost_after)
         with remote.signs_of_life():
-            _work(remote, evaluate, interruption)
+            _Worker(remote, evaluate, interruption).run()
         remote.part()
         comm.Free()
         return frozenset()
@@ -98,40 +102,85 @@ def run(
         managing.run()
     else:
         with managing.beside():
-            _work(local, evaluate, interruption)
+            _Worker(local, evaluate, interruption).run()
     if not managing.lost:
         comm.Free()
     return frozenset(managing.lost)
 
 
-def _work(manager: _Remote | Local, evaluate: Evaluate, interruption: Interruption) -> None:
-    jobs: deque[Job] = deque()
-    results: list[Evaluation] = []
-    best = -math.inf
-    manager.send(Report())
-    reported = time.monotonic()
-    while True:
-        with tracing.span("ask"):
-            while (order := manager.receive(wait=not jobs)) is not None:
-                if order.end:
-                    return
-                jobs += order.jobs
-                best = order.best
-        job = jobs.popleft()
-        try:
-            with interruption.evaluating(), tracing.span("evaluate", job=job.id):
-                results.append(evaluate(job, best))
-        except Interrupted:
-            jobs.appendleft(job)
-        if interruption.reason is not None:
-            manager.send(Report(results, [*jobs], last=interruption.reason))
-            while (order := manager.receive(wait=True)) is None or not order.end:
-                pass  # jobs that were on their way when it said so
+class _Worker:
+    """What this rank has to do, and has been told."""
+
+    def __init__(
+        self, manager: _Remote | Local, evaluate: Evaluate, interruption: Interruption
+    ) -> None:
+        self._manager = manager
+        self._evaluate = evaluate
+        self._interruption = interruption
+        self._jobs: deque[Job] = deque()
+        self._best = -math.inf
+        self._reports = False
+        self._stopped = set[int]()
+        self._over = False
+
+    def run(self) -> None:
+        """Evaluate until there are no more jobs, or until interrupted."""
+        results: list[Evaluation] = []
+        self._manager.send(Report())
+        reported = time.monotonic()
+        while True:
+            with tracing.span("ask"):
+                while not self._over and self._take_order(wait=not self._jobs):
+                    pass
+            if self._over:
+                return
+            job = self._jobs.popleft()
+            try:
+                with self._interruption.evaluating(), tracing.span("evaluate", job=job.id):
+                    results.append(self._evaluated(job))
+            except Interrupted:
+                self._jobs.appendleft(job)
+            self._stopped.discard(job.id)
+            if self._interruption.reason is not None:
+                self._leave(results)
+                return
+            now = time.monotonic()
+            if len(results) >= len(self._jobs) or now - reported > _REPORT_AFTER:
+                self._manager.send(Report(results))
+                results, reported = [], now
+
+    def _evaluated(self, job: Job) -> Evaluation:
+        if not self._reports:
+            return self._evaluate(job, self._best)
+        return self._evaluate(job, self._best, functools.partial(self._report, job.id))
+
+    def _report(self, job: int, step: int, values: Mapping[str, float]) -> bool:
+        """Tell the manager of an epoch; return what it has answered to earlier ones."""
+        with self._interruption.held_off():  # a message must not be lost half-way
+            self._manager.tell(job, step, values)
+            while self._take_order(wait=False):
+                pass
+        return self._over or job in self._stopped
+
+    def _take_order(self, wait: bool) -> bool:
+        """Take note of an order; return whether there was one."""
+        order = self._manager.receive(wait)
+        if order is None:
+            return False
+        self._over = self._over or order.end
+        self._stopped.update(order.stop)
+        if order.jobs:
+            self._jobs += order.jobs
+            self._best, self._reports = order.best, order.reports
+        return True
+
+    def _leave(self, results: list[Evaluation]) -> None:
+        """Say that this rank was interrupted; wait until that is known."""
+        if self._over:
             return
-        now = time.monotonic()
-        if len(results) >= len(jobs) or now - reported > _REPORT_AFTER:
-            manager.send(Report(results))
-            results, reported = [], now
+        self._manager.send(Report(results, [*self._jobs], last=self._interruption.reason or ""))
+        while (order := self._manager.receive(wait=True)) is None or not order.end:
+            pass  # jobs that were on their way when it said so
 
 
 class _Remote:
@@ -141,13 +190,23 @@ class _Remote:
         self._comm = comm
         self._lost_after = lost_after
         self._outbox = Outbox(comm, TO_MANAGER)
+        self._untold: list[tuple[int, int, Mapping[str, float]]] = []
         self._one_at_a_time = threading.Lock()  # MPI, for the thread that shows signs of life
 
     def send(self, report: Report) -> None:
         """Say something to the manager; returns when it is taken."""
+        self._untold.clear()  # of jobs that are over
         with self._one_at_a_time:
             self._outbox.post(report.encode(), 0)
         self._settle()
+
+    def tell(self, job: int, step: int, values: Mapping[str, float]) -> None:
+        """Tell of an epoch; never waits: what finds another under way goes with the next one."""
+        self._untold.append((job, step, dict(values)))
+        with self._one_at_a_time:
+            if self._outbox.settled():
+                self._outbox.post(Report(epochs=self._untold).encode(), 0)
+                self._untold = []
 
     def receive(self, wait: bool) -> Order | None:
         """Return an order; None if there is none and nobody wants to wait for one."""

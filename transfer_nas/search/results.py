@@ -17,33 +17,6 @@ from typing import Any
 
 from transfer_nas.job import Measure
 
-MEASURES: Mapping[str, type[int] | type[float] | type[str]] = {
-    "parent": int,
-    "ancestor": str,
-    "layers": int,
-    "layers_transferred": int,
-    "layers_grown": int,
-    "bytes_transferred": int,
-    "bytes_stored": int,
-    "bytes_whole_copy": int,
-    "match_seconds": float,
-    "build_seconds": float,
-    "load_seconds": float,
-    "train_seconds": float,
-    "store_seconds": float,
-    "epochs": int,
-    "engine": str,
-    "timestamp_submit": float,
-    "timestamp_start": float,
-    "timestamp_end": float,
-    "timestamp_gather": float,
-    "rank": int,
-    "parameters": int,
-    "transfer_error": str,
-    "error": str,
-}
-"""The ``m:*`` columns. Timestamps count seconds since the run was started for the first time."""
-
 
 class GeneCells:
     """The values of a gene as cells of a CSV file, and back.
@@ -94,14 +67,14 @@ class GeneCells:
         return -1
 
 
-def columns(genes: Iterable[str]) -> list[str]:
-    """Return the header for genes of these names."""
+def columns(genes: Iterable[str], values: Iterable[str]) -> list[str]:
+    """Return the header for genes and declared values of these names."""
     return [
         *(f"p:{name}" for name in genes),
         "objective",
         "job_id",
         "job_status",
-        *(f"m:{measure}" for measure in MEASURES),
+        *(f"m:{value}" for value in values),
     ]
 
 
@@ -113,10 +86,13 @@ def row_text(cells: Iterable[object]) -> str:
     return text.getvalue()[:-2] + "\n"
 
 
-def measure_cell(value: Measure) -> str:
-    """Return the cell of a measure; texts become one line."""
+def measure_cell(value: Measure, *, exact: bool = False) -> str:
+    """Return the cell of a measure; texts become one line.
+
+    Seconds have six decimals; what an application measures (`exact`) may be of any size.
+    """
     if isinstance(value, float):
-        return f"{value:.6f}"
+        return repr(value) if exact else f"{value:.6f}"
     return " ".join(value.splitlines()) if isinstance(value, str) else str(value)
 
 

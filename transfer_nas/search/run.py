@@ -13,30 +13,29 @@ import platform
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from cpp_store.command_line import open_stream
 
+import cpp_store
 from cpp_store import files
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
-from transfer_nas.applications import Application
+from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.ending import Ending
-from transfer_nas.errors import writing
+from transfer_nas.errors import InputError, writing
 from transfer_nas.job import Evaluation, one_line
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.search import devices, serial, worker
-from transfer_nas.search.algorithm import Algorithm
+from transfer_nas.search.algorithms import ALGORITHMS, Algorithm
 from transfer_nas.search.child import LOG_FORMAT
 from transfer_nas.search.evaluation import Evaluate, InProcess
-from transfer_nas.search.evolution import AgingEvolution
 from transfer_nas.search.finalists import Finalists, retrain
-from transfer_nas.search.halving import SuccessiveHalving
 from transfer_nas.search.interruption import Interrupted, Interruption
 from transfer_nas.search.isolation import InChild
 from transfer_nas.search.manager import GIVE_UP_AFTER, Manager
 from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress, patience
-from transfer_nas.search.random_search import RandomSearch
 from transfer_nas.search.run_directory import RunDirectory
 from transfer_nas.search.telling import command, goal_of, opening, summarize, tell, tell_failure
 from transfer_nas.search.worker import Servers
@@ -44,6 +43,7 @@ from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.transfer import TransferMethod
+from transfer_nas.values import own
 
 _PACKAGES = ("transfer-nas", "numpy", "keras", "tensorflow", "mpi4py")
 _UNLESS_REFUSED = 10.0
@@ -52,7 +52,30 @@ that read it find one line then."""
 _log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, ranks: Ranks) -> int:
+@dataclass(frozen=True)
+class Given:
+    """What a program hands over that a command line cannot.
+
+    Attributes
+    ----------
+    application, space
+        Objects instead of the names in the settings.
+    store
+        An open weight store instead of servers; it stays the caller's.
+    stream
+        Where progress is shown; None: on standard error, and what came out on standard output.
+    brief
+        Show progress only, and leave ``best.keras`` to be made later.
+    """
+
+    application: Application | None = None
+    space: SpaceChoice | None = None
+    store: cpp_store.Store | None = None
+    stream: TextIO | None = None
+    brief: bool = False
+
+
+def run(settings: Settings, ranks: Ranks, given: Given | None = None) -> int:
     """Search; collective.
 
     Parameters
@@ -61,6 +84,8 @@ def run(settings: Settings, ranks: Ranks) -> int:
         The same in all ranks, with seed and output directory chosen.
     ranks
         The processes of the job.
+    given
+        Objects of the calling program; None: none.
 
     Returns
     -------
@@ -74,12 +99,18 @@ def run(settings: Settings, ranks: Ranks) -> int:
     Exception
         In the only rank. What goes wrong in one of many ends all of them (`Ending`).
     """
+    given = given or Given()
+    if settings.isolated and (given.application is not None or given.space is not None):
+        raise InputError(
+            "--isolate and --evaluation_timeout need application and space by name, as "
+            "package.module:attribute: another process has to find them"
+        )
     with (
-        _terminal() as terminal,
+        _terminal(given.stream) as terminal,
         contextlib.ExitStack() as stack,
         Ending("evolve", ranks, terminal) as ending,
     ):
-        return _Search(settings, ranks, terminal, stack, ending).run()
+        return _Search(settings, ranks, given, terminal, stack, ending).run()
 
 
 class _Search:
@@ -89,12 +120,14 @@ class _Search:
         self,
         settings: Settings,
         ranks: Ranks,
+        given: Given,
         terminal: TextIO,
         stack: contextlib.ExitStack,
         ending: Ending,
     ) -> None:
         self._settings = settings
         self._ranks = ranks
+        self._given = given
         self._terminal = terminal
         self._stack = stack
         self._ending = ending
@@ -106,13 +139,17 @@ class _Search:
         settings, ranks = self._settings, self._ranks
         gpu = self._share_the_node()
         with self._patience("loading the application and its data", _UNLESS_REFUSED):
-            application, space = together(ranks, lambda: worker.resolve(settings))
+            application, space = together(ranks, self._resolved)
             worker.same_task(application, space, ranks)
         if settings.tensorboard:
             together(ranks, tensorboard.check)
         with self._patience("connecting to the weight store", _UNLESS_REFUSED):
             # Servers before files: if they do not answer, nothing shall have been written.
-            servers = self._stack.enter_context(worker.servers(settings, ranks))
+            servers = (
+                self._stack.enter_context(worker.servers(settings, ranks))
+                if self._given.store is None
+                else Servers(self._given.store)
+            )
         self._application, self._space, self._goal = application, space, goal_of(application)
         trainer, evaluate = self._begin(servers, gpu)
         ranks.share(None)  # --timeout counts from here, the same moment for everybody
@@ -146,6 +183,10 @@ class _Search:
             tracing.merge(settings.trace, range(ranks.size))
         return max(codes)
 
+    def _resolved(self) -> tuple[Application, Space]:
+        """Return what is searched, and where, in this rank."""
+        return worker.resolve(self._settings, self._given.application, self._given.space)
+
     def _share_the_node(self) -> str | None:
         """Take this rank's cores and GPU; return the GPU."""
         ranks = self._ranks
@@ -175,7 +216,10 @@ class _Search:
         if settings.trace is not None:
             trace = settings.trace
             together(ranks, lambda: tracing.start(trace, ranks.rank))
-        self._stack.enter_context(_own_log(settings.directory, ranks.rank, self._terminal))
+        log = settings.directory / "logs" / f"rank-{ranks.rank}.log"
+        self._stack.enter_context(
+            _own_log(log, self._terminal) if self._given.stream is None else _log_file(log)
+        )
         identity = ranks.share(self._directory and self._directory.id)[0]
         transfer = early or together(ranks, method)
         self._stack.callback(transfer.close)
@@ -185,7 +229,7 @@ class _Search:
                 settings, application, self._space, transfer, identity, ranks.rank
             ),
         )
-        if ranks.rank == 0:
+        if ranks.rank == 0 and not self._given.brief:
             hosts = [rank["host"] for rank in provenance["ranks"]]
             for line in opening(
                 settings,
@@ -253,6 +297,8 @@ class _Search:
             text = json.dumps(summary, indent=2) + "\n"
             files.write_text(settings.directory / "summary.json", text)
         code = _exit_code(manager, interruption)
+        if self._given.brief:
+            return code
         in_time = ended_by in (None, "timeout")
         if in_time and (signalled := self._finish_models(finalists, trainer)):
             in_time, code = False, signalled
@@ -323,7 +369,8 @@ def _observer(
     from transfer_nas.tensorboard import EventFile
 
     genes = {gene.name: gene.values for gene in space.genes}
-    file = EventFile(directory.path, directory.started, genes, directory.evaluations)
+    values = own(directory.values)
+    file = EventFile(directory.path, directory.started, genes, directory.evaluations, values)
     write = stack.enter_context(file).write
 
     def observe(evaluation: Evaluation) -> None:
@@ -371,47 +418,58 @@ def _open(
         return None
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
+    values = application.declared
     if settings.resume:
+        chosen = {**settings.fixed(), **namespace}
         directory = RunDirectory.resume(
-            settings.directory, space, {**settings.fixed(), **namespace}, provenance
+            settings.directory, space, chosen, provenance, values=values
         )
         exit_codes.forget(settings.directory)
         return directory
-    extra = {**provenance, "objective": application.objective()}
-    return RunDirectory.create(
-        settings.directory, space, {**settings.to_dict(), **namespace}, extra
-    )
+    extra = {**provenance, "objective": application.describe_objective()}
+    chosen = {**settings.to_dict(), **namespace}
+    return RunDirectory.create(settings.directory, space, chosen, extra, values=values)
 
 
 def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:
     """Return the search; `epochs` are those of a whole training."""
     assert settings.seed is not None
-    if settings.search == "random":
-        return RandomSearch(space, settings.population_size, settings.seed)
-    if settings.search == "halving":
-        return SuccessiveHalving(space, epochs, settings.seed)
-    assert settings.sample_size is not None
-    return AgingEvolution(
-        space, settings.population_size, settings.sample_size, settings.seed, settings.beta
-    )
+    kind = ALGORITHMS.find(settings.search)
+    return kind.create(space, settings.seed, settings.of_search, epochs)
 
 
 @contextlib.contextmanager
-def _terminal() -> Iterator[TextIO]:
-    """Give what stderr is now, whatever becomes of stderr."""
+def _terminal(stream: TextIO | None) -> Iterator[TextIO]:
+    """Give a stream, or what stderr is now, whatever becomes of stderr."""
+    if stream is not None:
+        yield stream
+        return
     sys.stderr.flush()
     with open_stream(os.dup(2), forgives=True) as terminal:
         yield terminal
 
 
 @contextlib.contextmanager
-def _own_log(directory: Path, rank: int, terminal: TextIO) -> Iterator[None]:
+def _log_file(path: Path) -> Iterator[None]:
+    """Write what modules log to a file; the standard streams are the calling program's."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@contextlib.contextmanager
+def _own_log(path: Path, terminal: TextIO) -> Iterator[None]:
     """Send stderr to this rank's log; a crash in native code says on the terminal where it was.
 
     TensorFlow and the libraries under it write to file descriptor 2 as they like: hundreds of
     lines that bury the progress line. In the log they are there for who needs them.
     """
-    with (directory / "logs" / f"rank-{rank}.log").open("a", buffering=1) as file:
+    with path.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 2)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))

@@ -20,6 +20,7 @@ checkpoint has lost is taken from its row.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import secrets
@@ -28,6 +29,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cpp_store import files
 from graph_meta.graph import FORMAT_VERSION, GraphError, check_version
 from transfer_nas.errors import RunDirectoryError, SpaceError, writing
@@ -35,14 +38,16 @@ from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.search import results
 from transfer_nas.search.clock import Clock, resumptions
 from transfer_nas.search.journal import Found, Journal, claim, read_lines, write_new
-from transfer_nas.search.results import MEASURES, GeneCells
+from transfer_nas.search.results import GeneCells
 from transfer_nas.spaces import Space
+from transfer_nas.values import Value, declared_in, own
 
 FORMAT = 1
 """Of the run directory; the number in ``run.json``."""
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _FILES = ("run.json", "results.csv", "checkpoint", "population.json")
+_SAMPLED = 4  # networks that tell whether a space is still the same
 _IN_FLIGHT = 1_000  # jobs that may have been under way when a row was written, generously
 
 
@@ -65,6 +70,8 @@ class RunDirectory:
         Evaluations found on disk, in the order in which they were told.
     damage
         What was found damaged, a line each; without it the run can go on.
+    values
+        Declared values by name, those of the core first: the ``m:*`` columns.
     clock
         Turns timestamps into seconds of search; a process that takes up a run begins where the
         last result was.
@@ -79,7 +86,9 @@ class RunDirectory:
         self._cells = {gene.name: GeneCells(gene.values) for gene in space.genes}
         if len(self._cells) < len(space.genes):
             raise SpaceError(f"space {space.name}: two genes have one name")
-        self._columns = results.columns(self._cells)
+        self.values = declared_in(description)
+        self._own = {value.name for value in own(self.values)}
+        self._columns = results.columns(self._cells, self.values)
         self._new_jobs: list[str] = []
         self._new_rows: list[str] = []
         self._fresh = self._made = False  # the run, the directory: by this process
@@ -103,7 +112,13 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: Path, space: Space, settings: Mapping[str, Any], extra: Mapping[str, Any]
+        cls,
+        path: Path,
+        space: Space,
+        settings: Mapping[str, Any],
+        extra: Mapping[str, Any],
+        *,
+        values: Sequence[Value] = (),
     ) -> RunDirectory:
         """Begin a run.
 
@@ -117,6 +132,8 @@ class RunDirectory:
             What the user chose; `resume` compares it.
         extra
             What else belongs into ``run.json``: versions, layout of ranks.
+        values
+            What is declared beside the core's values.
 
         Raises
         ------
@@ -132,6 +149,8 @@ class RunDirectory:
             "started": time.time(),
             "settings": dict(settings),
             "space": space.describe(),
+            "networks": _networks(space),
+            "values": [value.to_dict() for value in values],
             **extra,
         }
         made = not path.exists()
@@ -159,7 +178,13 @@ class RunDirectory:
 
     @classmethod
     def resume(
-        cls, path: Path, space: Space, settings: Mapping[str, Any], extra: Mapping[str, Any]
+        cls,
+        path: Path,
+        space: Space,
+        settings: Mapping[str, Any],
+        extra: Mapping[str, Any],
+        *,
+        values: Sequence[Value] = (),
     ) -> RunDirectory:
         """Take up a run.
 
@@ -169,12 +194,14 @@ class RunDirectory:
             As in `create`; ``run.json`` keeps the `extra` of each start.
         settings
             What the user chooses now. Each must be what it was.
+        values
+            What is declared now; it must be what it was.
 
         Raises
         ------
         RunDirectoryError
-            There is no run, its settings or its space differ (the message names them), or another
-            process works on it.
+            There is no run, its settings, its space or its declared values differ (the message
+            names them), or another process works on it.
         """
         description = load_description(path)
         try:
@@ -187,6 +214,12 @@ class RunDirectory:
                 f"{path} was started with another space: "
                 f"{_difference(description['space'], space.describe())}"
             )
+        if description.get("networks", (found := _networks(space))) != found:
+            raise RunDirectoryError(
+                f"{path} was started with another space {space.name}: the same choices make other "
+                "networks now; resume with the code that it was started with, or begin a new run"
+            )
+        _compare_values(path, description.get("values", []), values)
         try:
             directory = cls(path, space, description)
             try:
@@ -212,19 +245,27 @@ class RunDirectory:
         A failure has its ``F_…`` both as status and as objective: the latter is where DeepHyper
         looks for it.
         """
-        measures = evaluation.measures
-        if not measures.keys() <= MEASURES.keys():
-            unknown = sorted(measures.keys() - MEASURES.keys())
-            raise ValueError(f"measures without a column: {unknown}")
-        job = evaluation.job
-        genes = zip(self._cells.values(), job.genome, strict=True)
+        if complaint := self.complaint(evaluation):
+            raise ValueError(complaint)
+        measures, job = evaluation.measures, evaluation.job
+        genes = zip(self._cells.values(), job.architecture, strict=True)
         cells = [gene.texts[value] for gene, value in genes]
         cells.append(repr(float(evaluation.objective)) if evaluation.done else evaluation.status)
         cells += (str(job.id), evaluation.status)
         cells += [
-            results.measure_cell(measures[name]) if name in measures else "" for name in MEASURES
+            results.measure_cell(measures[name], exact=name in self._own)
+            if name in measures
+            else ""
+            for name in self.values
         ]
         self._new_rows.append(results.row_text(cells))
+
+    def complaint(self, evaluation: Evaluation) -> str:
+        """Return in one line which measures have no column; empty: all have."""
+        if evaluation.measures.keys() <= self.values.keys():
+            return ""
+        unknown = ", ".join(sorted(evaluation.measures.keys() - self.values.keys()))
+        return f"measured and not declared: {unknown}; an application declares its `values`"
 
     def flush(self) -> None:
         """Write everything so far, such that it outlives this process, evaluations first.
@@ -279,7 +320,7 @@ class RunDirectory:
 
     def _parse_job(self, line: str) -> Job:
         job = Job.from_dict(json.loads(line))
-        self._space.check(job.genome)
+        self._space.check(job.architecture)
         return job
 
     def _read_results(self, content: bytes) -> Found[Evaluation]:
@@ -301,7 +342,7 @@ class RunDirectory:
                 if id in told:
                     raise ValueError(f"job {id} is there twice")
                 job = self._known.get(id) or self._rebuilt(id, row, bound)
-                found.entries.append(_evaluation(job, row))
+                found.entries.append(_evaluation(job, row, self.values))
             except (ValueError, OverflowError) as cause:
                 damage.append((line, str(cause)))
                 continue
@@ -334,14 +375,27 @@ class RunDirectory:
         return Job(id, genome, results.integer(parent) if parent else None)
 
 
-def _evaluation(job: Job, row: Mapping[str, str]) -> Evaluation:
+def _networks(space: Space) -> list[str]:
+    """Return what tells whether a space still makes the same networks: the names of some."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(_SAMPLED):
+        digest = hashlib.blake2b(digest_size=8)
+        try:
+            digest.update("\n".join(space.graph(space.sample(rng)).names).encode())
+        except Exception as error:  # a user's function may raise anything for some choices
+            digest.update(type(error).__name__.encode())
+        found.append(digest.hexdigest())
+    return found
+
+
+def _evaluation(job: Job, row: Mapping[str, str], values: Mapping[str, Value]) -> Evaluation:
     """Return what a row says; raises ValueError if it says nothing that makes sense."""
     status = row["job_status"]
     if status != DONE and not status.startswith("F_"):
         raise ValueError(f"expected DONE or F_… as status, found {status!r}")
     measures: dict[str, Measure] = {
-        name: (results.integer if kind is int else kind)(row[f"m:{name}"])
-        for name, kind in MEASURES.items()
+        name: (results.integer if value.kind is int else value.kind)(row[f"m:{name}"])
+        for name, value in values.items()
         if row.get(f"m:{name}")
     }
     return Evaluation(
@@ -428,6 +482,24 @@ def compare_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, An
                 f"{path} was started with {name} {before.get(name)}, not {value}: a resumed run "
                 "keeps its settings"
             )
+
+
+def _compare_values(path: Path, before: object, now: Sequence[Value]) -> None:
+    """Raise RunDirectoryError unless the same values are declared as at the start."""
+    declared = [value.to_dict() for value in now]
+    if before == declared:
+        return
+    known = before if isinstance(before, list) else []
+    names = [each.get("name") if isinstance(each, dict) else each for each in known]
+    found = [value.name for value in now]
+    what = (
+        f"values {', '.join(map(str, names)) or 'none'}, not {', '.join(found) or 'none'}"
+        if names != found
+        else f"other values of the names {', '.join(found)}"
+    )
+    raise RunDirectoryError(
+        f"{path} was started with declared {what}: a resumed run keeps what it measures"
+    )
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+
 from transfer_nas import tracing
 from transfer_nas.search.evaluation import Evaluate
 from transfer_nas.search.interruption import Interrupted, Interruption
@@ -27,12 +30,24 @@ def run(manager: Manager, evaluate: Evaluate, interruption: Interruption) -> Non
         if not jobs:
             return
         (job,) = jobs
+        best = manager.best_objective
         try:
             with interruption.evaluating(), tracing.span("evaluate", job=job.id):
-                evaluation = evaluate(job, manager.best_objective)
+                if manager.wants_reports:
+                    report = functools.partial(_report, manager, interruption, job.id)
+                    evaluation = evaluate(job, best, report)
+                else:
+                    evaluation = evaluate(job, best)
         except Interrupted:
             manager.abandoned(job)
             return
         with tracing.span("tell"):
             manager.finished(evaluation, rank=0)
     manager.commit()
+
+
+def _report(
+    manager: Manager, interruption: Interruption, job: int, step: int, values: Mapping[str, float]
+) -> bool:
+    with interruption.held_off():
+        return manager.report(job, step, values)

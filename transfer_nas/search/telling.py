@@ -19,7 +19,7 @@ from transfer_nas.spaces import Space
 
 def goal_of(application: Application) -> Goal:
     """Return what is better for an application."""
-    return Goal(str(application.metric), application.direction == "min")
+    return Goal(application.objective_name, application.direction == "min")
 
 
 def opening(
@@ -54,12 +54,13 @@ def opening(
     transfer = settings.transfer
     if transfer == "store":
         transfer += f" ({_some(servers, 'server') if servers else 'in this process'})"
+    where = " on those rows" if application.objective is None else ""
     return [
         f"{application.name}: {train:,} rows to train on, {valid:,} to judge by"
         f"{'; the data is generated, not measured' if application.synthetic else ''}",
         f"{ranks}; space {space.name} of {_some(len(space.genes), 'gene')}; "
         f"search {settings.search}, {', '.join(filter(None, limits))}; transfer {transfer}",
-        f"the objective is {goal.metric} on those rows: {goal.direction}"
+        f"the objective is {goal.metric}{where}: {goal.direction}"
         f"{', so its negative is maximised' if goal.minimized else ''}",
         engine,
         f"everything goes to {settings.directory}",
@@ -92,7 +93,7 @@ def summarize(
         "best_objective": best and best.objective,
         "best_value": best and goal.value(best.objective),
         "best_job": best and best.job.id,
-        "best_values": best and space.values(best.job.genome),
+        "best_values": best and space.values(best.job.architecture),
         "layers": status.layers,
         "layers_transferred": status.layers_transferred,
         "share_transferred": round(status.share_transferred, 4),

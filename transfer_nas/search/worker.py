@@ -14,14 +14,16 @@ from typing import Any
 
 import cpp_store
 from transfer_nas import applications, transfer
-from transfer_nas.applications import Application
+from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError
 from transfer_nas.logs import Log
 from transfer_nas.ranks import Ranks, Refused, together
+from transfer_nas.schema import settings_of
 from transfer_nas.search import addresses as store_address
 from transfer_nas.search.evaluation import checkpoints_path
-from transfer_nas.settings import RANGES, Settings
+from transfer_nas.settings import Settings
+from transfer_nas.sharing import SHARINGS
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
@@ -56,11 +58,26 @@ class Servers:
     key: str = ""
 
 
-def resolve(settings: Settings) -> tuple[Application, Space]:
-    """Return what is searched, and where; raises InputError."""
-    application = applications.resolve(settings.application, settings.data)
+def resolve(
+    settings: Settings,
+    application: Application | None = None,
+    space: SpaceChoice | None = None,
+) -> tuple[Application, Space]:
+    """Return what is searched, and where; raises InputError.
+
+    Parameters
+    ----------
+    settings
+        Their names.
+    application, space
+        Instead of what is named; None: that.
+    """
+    if application is None:
+        application = applications.resolve(settings.application, settings.data)
+    elif settings.data is not None:
+        application = application.with_data(settings.data)
     _ = application.data  # wrong data shall be known before anything is written
-    return application, application.space(settings.space)
+    return application, application.space(settings.space if space is None else space)
 
 
 def method(settings: Settings, application: Application, servers: Servers) -> TransferMethod:
@@ -97,6 +114,7 @@ def trainer(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         run=run,
+        sharing=SHARINGS.find(settings.sharing).create(settings.of_sharing),
         checkpoint=Checkpoint(checkpoints_path(settings.directory), _log.warning),
         log=Log(settings.directory / "logs" / f"rank-{rank}.jsonl"),
         log_validation=settings.log_validation,
@@ -116,7 +134,7 @@ def isolated_trainer(
     Without servers that answer it goes without transfer: the rank that started this process has
     reached them, so they are gone.
     """
-    chosen = Settings(**settings)
+    chosen = Settings.of(settings)
     application, space = resolve(chosen)
     if application.namespace != namespace:
         differs = _DIFFERS.format("the rank that started it")
@@ -235,7 +253,8 @@ def _enough(settings: Settings, servers: int) -> None:
             wanted = int(text)
         except ValueError:
             raise InputError(f"{name} must be a whole number, not {text!r}") from None
-        if complaint := RANGES["replicas"].complaint(wanted):
+        numbers = settings_of(Settings)["replicas"].numbers
+        if numbers is not None and (complaint := numbers.complaint(wanted)):
             raise InputError(f"{name} {complaint}")
     if wanted > max(1, servers):
         what = f"has {servers}, one a node" if servers else "of one process keeps models in itself"

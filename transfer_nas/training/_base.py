@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
+from transfer_nas.applications import Arrays
 from transfer_nas.transfer import Tensors
 
 
@@ -88,6 +89,17 @@ class Candidate(ABC):
     def validate(self) -> Mapping[str, float]:
         """Return ``loss`` and the application's metric by its name, on the validation rows."""
 
+    @abstractmethod
+    def predict(self, rows: Arrays) -> npt.NDArray[Any]:
+        """Return the outputs for rows of inputs, as when it is judged."""
+
+    def network(self, frozen: Collection[str] = ()) -> Any:
+        """Return the model itself, for a program of the user's; only if `Engine.has_models`.
+
+        Its frozen layers are not trainable; what is done to its weights is done to the candidate.
+        """
+        raise NotImplementedError
+
 
 class Engine(ABC):
     """Makes candidates for one application.
@@ -98,10 +110,13 @@ class Engine(ABC):
         For the record.
     is_slow_to_build
         Whether making a candidate takes so long that its weights had better be fetched meanwhile.
+    has_models
+        Whether candidates have a `Candidate.network`.
     """
 
     name: ClassVar[str]
     is_slow_to_build: ClassVar[bool] = False
+    has_models: ClassVar[bool] = False
 
     @abstractmethod
     def obstacle(self, graph: LayerGraph) -> str | None:

@@ -43,6 +43,7 @@ class KerasEngine(Engine):
 
     name = "keras"
     is_slow_to_build = True
+    has_models = True
 
     def __init__(
         self, application: Application, batch_size: int, *, cache_bytes: int = CACHE_BYTES
@@ -149,16 +150,35 @@ class KerasCandidate(Candidate):
 
     def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
         """See `Candidate`."""
+        model = self.network(frozen)
+        return self._loop.training(model, self.graph) if model.trainable_variables else None
+
+    def network(self, frozen: Collection[str] = ()) -> keras.Model:
+        """See `Candidate`: compiled, with a new optimizer."""
         own = zip(self.graph.names, self.graph.layers, strict=True)
         frozen = {*frozen, *(name for name, layer in own if layer.spec.frozen)}
         for layer in self._model.layers:
             layer.trainable = layer.name not in frozen
         for part in self._frozen_inside:
             part.trainable = False
-        if not self._model.trainable_variables:
-            return None
-        compile_model(self._model, self._application)
-        return self._loop.training(self._model, self.graph)
+        if self._model.trainable_variables:
+            compile_model(self._model, self._application)
+        return self._model
+
+    def predict(self, rows: Arrays) -> npt.NDArray[Any]:
+        """See `Candidate`: batch by batch, as a trace would cost more than it saves."""
+        import keras
+
+        arrays = as_tuple(rows)
+        size = max(1, _VALIDATION_BYTES // max(1, sum(array[:1].nbytes for array in arrays)))
+        predicted = []
+        for begin in range(0, len(arrays[0]), size):
+            batch = tuple(array[begin : begin + size] for array in arrays)
+            outputs = self._model(inputs(batch), training=False)
+            predicted.append(keras.tree.map_structure(keras.ops.convert_to_numpy, outputs))
+        return np.asarray(
+            keras.tree.map_structure(lambda *parts: np.concatenate(parts), *predicted)
+        )
 
     def validate(self) -> dict[str, float]:
         """See `Candidate`."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.job import Job, Measure
@@ -32,8 +34,8 @@ class Resumption:
     section
         Where; None: nothing is saved, and nothing found.
     job, engine
-        The job, and the name of the engine that trains it. What was saved for another genome, or by
-        another engine, is not taken.
+        The job, and the name of the engine that trains it, with the program if it is not the usual
+        one. What was saved for another architecture, or by another engine, is not taken.
     every
         Seconds between two savings.
 
@@ -41,17 +43,20 @@ class Resumption:
     ----------
     task
         Phases, inherited tensors and measures of the training that was begun; None: none was.
+    ran
+        Epochs of the phases that are over, as `directory` was told.
     """
 
     def __init__(
         self, section: Checkpoint | None, job: Job, engine: str, every: float = SAVE_EVERY
     ) -> None:
         self._section = section
-        self._job = job.to_dict() | {"genome": list(job.genome), "engine": engine}
+        self._job = job.to_dict() | {"architecture": list(job.architecture), "engine": engine}
         self._every = every
         self._saved_at = time.monotonic()
         self._begun = False
         self._next = (0, 0)
+        self.ran = 0
         self.task: tuple[list[Phase], Tensors, dict[str, Measure]] | None = None
         if section is not None:
             self._find(section)
@@ -86,6 +91,35 @@ class Resumption:
         self._section.save(_EPOCHS, values, training.state())
         self._saved_at = time.monotonic()
 
+    def directory(
+        self, phase: int, ran: int, arrays: Sequence[npt.NDArray[np.generic]]
+    ) -> Path | None:
+        """Return where a program of the user's saves a phase; None: nothing is saved.
+
+        Saves what the phase starts from, so that it begins with the same when it is taken up.
+
+        Parameters
+        ----------
+        phase
+            Its number.
+        ran
+            Epochs of the phases before.
+        arrays
+            All weights at its start.
+        """
+        if self._section is None:
+            return None
+        if self._next != (phase, 0) or self.task is None:
+            self._save_task(self._section)
+            self._section.save(_EPOCHS, {"phase": phase, "epochs": 0, "ran": ran}, arrays)
+        return self._section.directory(f"fit-{phase}")
+
+    def start_of(self, phase: int) -> Sequence[npt.NDArray[np.generic]] | None:
+        """Return all weights at the start of a phase, if `directory` saved them."""
+        if self.task is None or self._next != (phase, 0):
+            return None
+        return self._state
+
     def _save_task(self, section: Checkpoint) -> None:
         values = {
             "job": self._job,
@@ -108,5 +142,6 @@ class Resumption:
         self.task = (phases, inherited, dict(task.values["measures"]))
         self._begun = True
         self._next = (epochs.values["phase"], epochs.values["epochs"])
-        self._random: Mapping[str, Any] = epochs.values["random"]
+        self._random: Mapping[str, Any] = epochs.values.get("random", {})
+        self.ran = epochs.values.get("ran", 0)
         self._state = epochs.arrays

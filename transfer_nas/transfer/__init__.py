@@ -7,24 +7,27 @@ to it. Nothing here imports Keras.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import cpp_store
 from graph_meta.graph import GraphError, check_version
-from transfer_nas.errors import InputError, TransferError, near_misses
+from transfer_nas.errors import InputError, TransferError
+from transfer_nas.plugins import Registry
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
 from transfer_nas.transfer.hdf5 import HDF5Transfer
 from transfer_nas.transfer.noop import NoTransfer
 from transfer_nas.transfer.redis import RedisTransfer
 from transfer_nas.transfer.store import StoreTransfer
 
-REGISTRY: Mapping[str, type[TransferMethod]] = {
-    method.name: method for method in (StoreTransfer, HDF5Transfer, RedisTransfer, NoTransfer)
-}
+TRANSFERS = Registry(
+    "--transfer",
+    TransferMethod,  # type: ignore[type-abstract]
+    "transfer_nas.transfer",
+    (StoreTransfer, HDF5Transfer, RedisTransfer, NoTransfer),
+)
 
 __all__ = [
-    "REGISTRY",
+    "TRANSFERS",
     "HDF5Transfer",
     "Inheritance",
     "NoTransfer",
@@ -32,22 +35,8 @@ __all__ = [
     "StoreTransfer",
     "Tensors",
     "TransferMethod",
-    "find",
     "get",
 ]
-
-
-def find(name: str) -> type[TransferMethod]:
-    """Return the class of the transfer method called `name`.
-
-    Raises
-    ------
-    InputError
-        There is none; the message names near misses.
-    """
-    if name not in REGISTRY:
-        raise InputError(f"unknown transfer method {name!r}; {near_misses(name, REGISTRY)}")
-    return REGISTRY[name]
 
 
 def get(
@@ -57,14 +46,14 @@ def get(
     directory: Path | None = None,
     store: cpp_store.Store | None = None,
 ) -> TransferMethod:
-    """Make the transfer method called `name`; see `find` and `TransferMethod.create`.
+    """Make the transfer method called `name`; see `TransferMethod.create`.
 
     Raises
     ------
     InputError
         There are models of other versions of layer graphs: digests of two versions never match.
     """
-    method = find(name).create(namespace, directory=directory, store=store)
+    method = TRANSFERS.find(name).create(namespace, directory=directory, store=store)
     try:
         with contextlib.suppress(TransferError):  # who does not answer now is met again later
             for version in method.versions() - {None}:

@@ -125,10 +125,17 @@ class TransferMethod(ABC):
         return set()
 
     @abstractmethod
-    def best_match(self, graph: LayerGraph) -> Inheritance | None:
+    def best_match(self, graph: LayerGraph, only: str = "") -> Inheritance | None:
         """Find the stored model that shares the longest prefix with `graph`.
 
         Longest by number of layers; ties go to the higher score, then to the newer model.
+
+        Parameters
+        ----------
+        graph
+            The layers of the model that asks.
+        only
+            Id of the one model that may be: what is shared with it. Empty: any.
 
         Returns
         -------
@@ -171,7 +178,7 @@ class TransferMethod(ABC):
         score
             Higher is better.
         parent
-            Id of the model whose genome was mutated; for the record.
+            Id of the model whose architecture was mutated; for the record.
         inheritance
             An open one of this method, whose ancestor holds the layers `inherited`.
         inherited

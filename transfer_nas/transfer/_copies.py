@@ -56,6 +56,24 @@ def table_of(fields: Mapping[str, Any]) -> cpp_store.LayerTable:
     return cpp_store.LayerTable(layers["names"], layers["requires"], layers["nbytes"])
 
 
+def best_match(
+    index: cpp_store.PrefixIndex,
+    graph: LayerGraph,
+    namespace: str,
+    only: tuple[str, cpp_store.LayerTable] | None,
+) -> cpp_store.Match | None:
+    """Return the best match in an index, or what is shared with one model of it."""
+    if only is None:
+        match = index.best_match(graph.table, namespace=namespace)
+    else:
+        name, table = only
+        known, nbytes = set(table.names), graph.table.nbytes
+        shared = [place for place, layer in enumerate(graph.names) if layer in known]
+        total = sum(nbytes[place] for place in shared)
+        match = cpp_store.Match(name, 0.0, 0, len(shared), total, shared)
+    return None if match is None or match.bytes == 0 else match
+
+
 def version_of(fields: Mapping[str, Any]) -> object:
     """Return the version of the graph that a manifest's fields hold; None if they hold none."""
     graph = fields.get("graph")

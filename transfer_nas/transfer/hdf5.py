@@ -29,7 +29,14 @@ import cpp_store
 from graph_meta import LayerGraph
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
-from transfer_nas.transfer._copies import describe, graph_of, table_of, version_of, whole_copy
+from transfer_nas.transfer._copies import (
+    best_match,
+    describe,
+    graph_of,
+    table_of,
+    version_of,
+    whole_copy,
+)
 
 _FORMAT = "transfer-nas-model"
 _VERSION = 1
@@ -71,13 +78,16 @@ class HDF5Transfer(TransferMethod):
         except TransferError as error:
             raise InputError(f"transfer method hdf5: {error}") from error
 
-    def best_match(self, graph: LayerGraph) -> HDF5Inheritance | None:
+    def best_match(self, graph: LayerGraph, only: str = "") -> HDF5Inheritance | None:
         """Find the best match among the manifests that are there now."""
         with self._lock:
             self._scan()
             while True:
-                match = self._index.best_match(graph.table, namespace=self.namespace)
-                if match is None or match.bytes == 0:
+                one = self._one(only) if only else None
+                if only and one is None:
+                    return None
+                match = best_match(self._index, graph, self.namespace, one)
+                if match is None:
                     return None
                 manifest = self._known[match.model]
                 try:
@@ -145,6 +155,16 @@ class HDF5Transfer(TransferMethod):
         """Remove the files of models."""
         for model in models:
             self._remove(self._names(model))
+
+    def _one(self, model: str) -> tuple[str, cpp_store.LayerTable] | None:
+        """Return name and layers of the newest manifest of a model; None if there is none."""
+        found = [
+            (manifest.created_ns, name, manifest.table)
+            for name, manifest in self._known.items()
+            if (manifest.model, manifest.namespace) == (model, self.namespace)
+            and manifest.table is not None
+        ]
+        return max(found, key=lambda each: each[:2])[1:] if found else None
 
     def _scan(self) -> None:
         """Take note of manifests that came or went since the last scan."""

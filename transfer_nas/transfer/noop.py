@@ -23,7 +23,7 @@ class NoTransfer(TransferMethod):
         """Make one; it needs nothing."""
         return cls()
 
-    def best_match(self, graph: LayerGraph) -> None:
+    def best_match(self, graph: LayerGraph, only: str = "") -> None:
         """Match nothing."""
         return
 

@@ -26,7 +26,14 @@ from cpp_store import extras
 from graph_meta import LayerGraph
 from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
-from transfer_nas.transfer._copies import describe, graph_of, table_of, version_of, whole_copy
+from transfer_nas.transfer._copies import (
+    best_match,
+    describe,
+    graph_of,
+    table_of,
+    version_of,
+    whole_copy,
+)
 
 _CONNECT_TIMEOUT = 5.0
 _TIMEOUT = 60.0
@@ -100,13 +107,16 @@ class RedisTransfer(TransferMethod):
             raise InputError(f"REDIS_URL: {url}: {error}") from error
         return method
 
-    def best_match(self, graph: LayerGraph) -> RedisInheritance | None:
+    def best_match(self, graph: LayerGraph, only: str = "") -> RedisInheritance | None:
         """Find the best match among the models that are there now, and fetch what is shared."""
         with self._lock:
             self._scan()
             while True:
-                match = self._index.best_match(graph.table)
-                if match is None or match.bytes == 0:
+                one = self._one(only) if only else None
+                if only and one is None:
+                    return None
+                match = best_match(self._index, graph, "", one)
+                if match is None:
                     return None
                 manifest = self._known[match.model]
                 layers = tuple(graph.names[position] for position in match.positions)
@@ -189,6 +199,12 @@ class RedisTransfer(TransferMethod):
     def _remove(self, pipeline: Any, model: str) -> None:
         keys = (self._tokens_key, self._manifests_key)
         pipeline.eval(_REMOVE, len(keys), *keys, model, self._tensors_prefix)
+
+    def _one(self, model: str) -> tuple[str, cpp_store.LayerTable] | None:
+        """Return token and layers of a model; None if it is not there."""
+        found = (token for token, manifest in self._known.items() if manifest.model == model)
+        token = next(found, None)
+        return None if token is None else (token, self._known[token].table)
 
     def _scan(self) -> None:
         """Take note of models that came or went since the last scan."""

@@ -15,6 +15,8 @@ from transfer_nas.errors import InputError, TransferError, TransferUnavailable
 from transfer_nas.transfer._base import Inheritance, Tensors, TransferMethod
 from transfer_nas.transfer._copies import version_of
 
+_MANY = 64  # models from which on it is quicker to ask which are there
+
 _log = logging.getLogger(__name__)
 
 
@@ -50,10 +52,12 @@ class StoreTransfer(TransferMethod):
             raise InputError("transfer method store needs an open cpp_store.Store")
         return cls(namespace, store)
 
-    def best_match(self, graph: LayerGraph) -> StoreInheritance | None:
+    def best_match(self, graph: LayerGraph, only: str = "") -> StoreInheritance | None:
         """Ask the store, which leases the match at the same moment."""
         with _failures(self._store, "cannot ask for the best match"):
-            match = self._store.best_match(graph.table, namespace=self.namespace, lease=self._lease)
+            match = self._store.best_match(
+                graph.table, namespace=self.namespace, only=only, lease=self._lease
+            )
         self._name_absent()
         if match is None:
             return None
@@ -138,7 +142,12 @@ class StoreTransfer(TransferMethod):
 
     def retire(self, models: Iterable[str]) -> None:
         """Retire models in the store."""
-        for model in models:
+        wanted = list(models)
+        if len(wanted) > _MANY:  # as when a search is resumed; most of them went long ago
+            with _failures(self._store, "cannot list models"):
+                there = set(self._store.list(self.namespace))
+            wanted = [model for model in wanted if model in there]
+        for model in wanted:
             with (
                 _failures(self._store, f"cannot retire model {model!r}"),
                 suppress(cpp_store.NotFound),

@@ -22,6 +22,7 @@ struct Query {
     std::uint32_t count = 1;                // how many matches at most
     std::uint32_t min_layers = 1;           // prefixes of fewer layers are no match; 0 counts as 1
     std::vector<std::string> exclude = {};  // model ids that are not to be returned
+    std::string only = {};  // the one model that may be; empty: any. Stores know it, no index does
 };
 
 struct Match {

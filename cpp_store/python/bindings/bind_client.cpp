@@ -171,8 +171,10 @@ py::dict fetch(Cluster& cluster, const LayerTable& table, const py::list& layers
 
 py::list best_matches(Cluster& cluster, const LayerTable& table, const std::string& ns,
                       const std::string& weight, std::int64_t count, std::int64_t min_layers,
-                      std::vector<std::string> exclude, const py::object& lease) {
-    const Query query = query_arguments(ns, weight, count, min_layers, std::move(exclude));
+                      std::vector<std::string> exclude, std::string only,
+                      const py::object& lease) {
+    Query query = query_arguments(ns, weight, count, min_layers, std::move(exclude));
+    query.only = std::move(only);
     const std::chrono::milliseconds duration = lease_argument(lease);
     std::vector<RemoteMatch> matches;
     {
@@ -244,7 +246,7 @@ void bind_cluster(py::module_& m) {
     type.def("fetch", &fetch, py::arg("table"), py::arg("layers"), py::arg("copy"));
     type.def("best_matches", &best_matches, py::arg("table"), py::arg("namespace"),
              py::arg("weight"), py::arg("count"), py::arg("min_layers"), py::arg("exclude"),
-             py::arg("lease"));
+             py::arg("only"), py::arg("lease"));
     type.def("end_lease", &end_lease, py::arg("lease"), py::arg("server"), Unlocked());
     type.def("lookup", &Cluster::lookup, py::arg("model"), Unlocked());
     type.def("contains", &Cluster::contains, py::arg("model"), Unlocked());

@@ -225,8 +225,10 @@ py::dict fetch(Store& store, const LayerTable& table, const py::list& layers, bo
 
 py::list best_matches(Store& store, const LayerTable& table, const std::string& ns,
                       const std::string& weight, std::int64_t count, std::int64_t min_layers,
-                      std::vector<std::string> exclude, const py::object& lease) {
-    const Query query = query_arguments(ns, weight, count, min_layers, std::move(exclude));
+                      std::vector<std::string> exclude, std::string only,
+                      const py::object& lease) {
+    Query query = query_arguments(ns, weight, count, min_layers, std::move(exclude));
+    query.only = std::move(only);
     const std::chrono::milliseconds duration = lease_argument(lease);
     std::vector<LeasedMatch> matches;
     {
@@ -307,7 +309,7 @@ void bind_store(py::module_& m) {
     type.def("fetch", &fetch, py::arg("table"), py::arg("layers"), py::arg("copy"));
     type.def("best_matches", &best_matches, py::arg("table"), py::arg("namespace"),
              py::arg("weight"), py::arg("count"), py::arg("min_layers"), py::arg("exclude"),
-             py::arg("lease"));
+             py::arg("only"), py::arg("lease"));
     type.def(
         "end_lease", [](Store& store, std::uint64_t lease, std::size_t) { store.end_lease(lease); },
         py::arg("lease"), py::arg("server"), py::call_guard<py::gil_scoped_release>());

@@ -180,6 +180,7 @@ class LocalStore:
         count: int,
         min_layers: int,
         exclude: Sequence[str],
+        only: str,
         lease: float | None,
     ) -> list[tuple[Match, int, int, dict[str, str]]]: ...
     def end_lease(self, lease: int, server: int) -> None: ...
@@ -231,6 +232,7 @@ class RemoteStore:
         count: int,
         min_layers: int,
         exclude: Sequence[str],
+        only: str,
         lease: float | None,
     ) -> list[tuple[Match, int, int, dict[str, str]]]: ...
     def end_lease(self, lease: int, server: int) -> None: ...

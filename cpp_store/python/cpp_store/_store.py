@@ -80,6 +80,7 @@ class StoreHandle(Protocol):
         count: int,
         min_layers: int,
         exclude: Sequence[str],
+        only: str,
         lease: float | None,
         /,
     ) -> list[tuple[Match, int, int, dict[str, str]]]:
@@ -544,6 +545,7 @@ class Store:
         weight: Literal["layers", "bytes"] = "layers",
         min_layers: int = 1,
         exclude: Sequence[str] = (),
+        only: str = "",
         lease: float | None = None,
     ) -> LeasedMatch:
         """Find the model with the heaviest prefix, ties to the higher score, then to the newer.
@@ -560,6 +562,8 @@ class Store:
             Prefixes of fewer layers are no match; at least 1.
         exclude
             Ids of models that are not to be returned.
+        only
+            Id of the one model that may be: what is shared with it. Empty: any.
         lease
             Seconds for which the match can be read and inherited though it is retired meanwhile.
             None: ten minutes; 0: no lease.
@@ -577,6 +581,7 @@ class Store:
             weight=weight,
             min_layers=min_layers,
             exclude=exclude,
+            only=only,
             lease=lease,
         )
         if matches:
@@ -592,6 +597,7 @@ class Store:
         weight: Literal["layers", "bytes"] = "layers",
         min_layers: int = 1,
         exclude: Sequence[str] = (),
+        only: str = "",
         lease: float | None = None,
     ) -> list[LeasedMatch]:
         """At most `count` matches, best first, each leased; otherwise as :meth:`best_match`."""
@@ -602,6 +608,7 @@ class Store:
             arguments.whole(count, "count", 1, _MOST),
             arguments.whole(min_layers, "min_layers", 1, _MOST),
             arguments.texts(exclude, "exclude"),
+            arguments.text(only, "only"),
             arguments.seconds(lease, "lease"),
         )
         return [LeasedMatch(self, table, *each) for each in found]

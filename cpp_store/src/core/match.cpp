@@ -1,5 +1,6 @@
 // Best matches and the leases that keep them readable.
 #include <algorithm>
+#include <optional>
 
 #include "core/store_impl.hpp"
 
@@ -21,6 +22,24 @@ bool locate(const Model& model, const LayerTable& table, const Match& match,
     return true;
 }
 
+// What a model shares with a table, if it is enough: as both are closed under what their layers
+// require, so are the layers of equal keys.
+std::optional<Match> shared_with(const Model& model, const LayerTable& table, const Query& query) {
+    if (model.ns != query.ns) return std::nullopt;
+    Match match;
+    for (std::uint32_t position = 0; position < table.size(); ++position) {
+        if (model.table->find(table.key(position)) == model.table->size()) continue;
+        match.positions.push_back(position);
+        match.bytes += table.nbytes(position);
+    }
+    match.layers = match.positions.size();
+    if (match.layers < std::max(1U, query.min_layers)) return std::nullopt;
+    match.model = model.id;
+    match.score = model.score;
+    match.sequence = model.sequence;
+    return match;
+}
+
 }  // namespace
 
 std::vector<LeasedMatch> Store::best_matches(const LayerTable& table, const Query& query,
@@ -28,6 +47,20 @@ std::vector<LeasedMatch> Store::best_matches(const LayerTable& table, const Quer
     if (lease.count() < 0) lease = impl_->options.lease;
     Garbage garbage;
     std::vector<LeasedMatch> out;
+    if (!query.only.empty()) {
+        const std::lock_guard lock(impl_->mutex);
+        impl_->expire_leases(garbage);
+        std::vector<Match> matches;
+        if (const auto model = impl_->models.find(query.only); model != impl_->models.end()) {
+            if (auto match = shared_with(*model->second, table, query)) {
+                matches.push_back(std::move(*match));
+            }
+        }
+        if (!impl_->add_leases(table, matches, lease, out)) {
+            throw Error(Errc::internal, "a model lacks a layer that its table has");
+        }
+        return out;
+    }
     // Ask without the lock, then take the leases if all matches are still there. Where retirements
     // keep coming in between, ask once under the lock.
     constexpr int optimistic_tries = 4;

@@ -572,6 +572,7 @@ void encode(Writer& out, const LayerTable& table, const Query& query, std::uint6
     out.u32(query.count);
     out.u32(query.min_layers);
     out.strings(query.exclude);
+    out.id(query.only);
     out.u64(lease_ms);
 }
 
@@ -584,6 +585,7 @@ BestMatches decode_best_matches(Reader& in) {
     if (request.query.count > max_items) reject("too many matches asked for");
     request.query.min_layers = in.u32();
     request.query.exclude = in.strings();
+    request.query.only = in.id();
     request.lease_ms = in.u64();
     return request;
 }

@@ -22,7 +22,7 @@
 namespace cpp_store::wire {
 
 inline constexpr std::uint32_t magic = 0x53505043;  // "CPPS"
-inline constexpr std::uint8_t version = 2;
+inline constexpr std::uint8_t version = 3;
 inline constexpr std::size_t frame_header_size = 36;
 // Of a header, what is never encrypted: who it is from, by which one knows how to decrypt it.
 inline constexpr std::size_t clear_size = 16;

@@ -17,6 +17,7 @@ from transfer_nas.job import Evaluation, Job
 from transfer_nas.spaces import Gene, Space
 from transfer_nas.trainer import POLICIES, TransferTrainer
 from transfer_nas.training.policy import Policy
+from transfer_nas.training.program import Epochs, Outcome
 from transfer_nas.transfer import NoTransfer, StoreTransfer, Tensors, TransferMethod
 
 EPOCHS = 6
@@ -89,10 +90,10 @@ class Process:
     def evaluate(self, job: Job, kill_before: int = -1) -> Evaluation | None:
         """Return None if it was killed."""
         self.epochs = 0
-        train = TransferTrainer._train
+        run = Epochs.run
         process = self
 
-        def observed(trainer: TransferTrainer, candidate: Any, *arguments: Any) -> None:
+        def observed(program: Epochs, candidate: Any, *arguments: Any) -> Outcome:
             begin = candidate.training
 
             def training(*given: Any, **named: Any) -> Any:
@@ -109,10 +110,10 @@ class Process:
                 return running
 
             candidate.training = training
-            train(trainer, candidate, *arguments)
+            return run(program, candidate, *arguments)
 
         with self._patch.context() as patch:
-            patch.setattr(TransferTrainer, "_train", observed)
+            patch.setattr(Epochs, "run", observed)
             try:
                 return self.trainer.evaluate(job)
             except Killed:
@@ -183,7 +184,7 @@ def test_the_ancestor_may_be_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert same(second.weights(), weights)
         # With nobody to share with, all of it is its own.
         assert found.measures["bytes_stored"] == found.measures["bytes_whole_copy"]
-        match = transfer.best_match(second.trainer.space.graph(CHILD.genome))
+        match = transfer.best_match(second.trainer.space.graph(CHILD.architecture))
         assert match is not None and match.ancestor == "1"
         with match:
             assert same(match.read(), weights)

@@ -21,10 +21,11 @@ Object.assign(drawings, (() => {
     let all = good(data).filter((i) => !Number.isNaN(x.values[i]));
     const left = all.filter((i) => (chart.x_log && x.values[i] <= 0) || (chart.y_log && y.values[i] <= 0)).length;
     if (left) all = all.filter((i) => !(chart.x_log && x.values[i] <= 0) && !(chart.y_log && y.values[i] <= 0));
-    // Those that nothing smaller is better than, from left to right.
+    const cheap = chart.more ? -1 : 1;
+    // Those that nothing cheaper is better than, the cheapest first.
     const front = [];
     let best = -Infinity;
-    for (const i of [...all].sort((a, b) => x.values[a] - x.values[b] || less * (y.values[b] - y.values[a])))
+    for (const i of [...all].sort((a, b) => cheap * (x.values[a] - x.values[b]) || less * (y.values[b] - y.values[a])))
       if (less * y.values[i] > best) { best = less * y.values[i]; front.push(i); }
     const step = Math.max(1, Math.ceil(all.length / MANY));
     const drawn = step === 1 ? all : all.filter((_, i) => i % step === 0);
@@ -48,7 +49,7 @@ Object.assign(drawings, (() => {
         series: [
           { name: "evaluations", type: "scatter", data: drawn.map(point), symbolSize: dense ? 3 : 7, cursor: "pointer",
             itemStyle: { color: theme.first, opacity: dense ? 0.3 : 0.5 } },
-          { name: "best for its size", type: "line", step: "end", data: front.map(point), symbolSize: 8, showSymbol: front.length < 60,
+          { name: "best for its size", type: "line", step: chart.more ? "start" : "end", data: front.map(point), symbolSize: 8, showSymbol: front.length < 60,
             lineStyle: { color: theme.accent, width: 2 }, itemStyle: { color: theme.accent }, z: 3 },
         ],
       },

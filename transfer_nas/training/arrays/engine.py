@@ -8,7 +8,7 @@ list of NumPy calls, made in a millisecond.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -192,18 +192,21 @@ class ArrayCandidate(Candidate):
         """See `Candidate`."""
         y = self._rows.y_valid
         with limited(self._threads):
-            p = self._predict()
+            p = self._predict(self._rows.x_valid)
             loss, metric = self._terms.loss, self._terms.metric
             return {"loss": LOSSES[loss].value(y, p), metric: METRICS[metric](y, p)}
 
-    def _predict(self) -> Array:
-        """Return the outputs for the validation rows."""
+    def predict(self, rows: Arrays) -> Array:
+        """See `Candidate`."""
+        with limited(self._threads):
+            return self._predict([np.asarray(array, np.float32) for array in as_tuple(rows)])
+
+    def _predict(self, x: Sequence[Array]) -> Array:
         program = Program(self._plan, self._plan.steps, self._weights, {}, self._rng)
-        y = self._rows.y_valid
         predicted = []
-        for begin in range(0, len(y), _CHUNK):
+        for begin in range(0, len(x[0]), _CHUNK):
             rows = slice(begin, begin + _CHUNK)
-            inputs = zip(self._plan.inputs, self._rows.x_valid, strict=True)
+            inputs = zip(self._plan.inputs, x, strict=True)
             given = {value: array[rows] for value, array in inputs}
             predicted.append(program.forward(given, training=False)[self._plan.output])
         return np.concatenate(predicted)

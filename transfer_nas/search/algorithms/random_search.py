@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cpp_store.ranges import COUNT
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.algorithm import Algorithm, Draws, draw_seed
-from transfer_nas.spaces import Space
+from transfer_nas.schema import check, setting
+from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
+
+if TYPE_CHECKING:
+    from transfer_nas.spaces import Space
 
 
 class RandomSearch(Algorithm):
@@ -20,17 +27,30 @@ class RandomSearch(Algorithm):
     ----------
     space
         Where genomes come from.
-    keep
+    population_size
         Models of that many jobs remain to transfer from: the newest that worked.
     seed
         Seed of the whole search.
     """
 
-    def __init__(self, space: Space, keep: int, seed: int) -> None:
+    name = "random"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What users can choose."""
+
+        population_size: int = setting(
+            32, "models kept to transfer from", metavar="P", numbers=COUNT
+        )
+
+        def __post_init__(self) -> None:
+            check(self)
+
+    def __init__(self, space: Space, population_size: int, seed: int) -> None:
         super().__init__(space, seed)
-        if keep < 1:
-            raise InputError(f"population size must be at least 1, not {keep}")
-        self._keep = keep
+        if population_size < 1:
+            raise InputError(f"population size must be at least 1, not {population_size}")
+        self._keep = population_size
         self._kept: deque[int] = deque()
 
     def _new_job(self, id: int, draws: Draws) -> Job:

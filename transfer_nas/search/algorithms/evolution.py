@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+import itertools
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from cpp_store.ranges import COUNT, Range
 
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.algorithm import Algorithm, Draws, draw_seed
-from transfer_nas.search.locality import gene_weights
-from transfer_nas.spaces import Space
+from transfer_nas.schema import check, setting
+from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
+
+if TYPE_CHECKING:
+    from transfer_nas.spaces import Space
 
 
 class AgingEvolution(Algorithm):
@@ -47,6 +51,38 @@ class AgingEvolution(Algorithm):
         keeps (`locality.kept_shares`). 0: all genes alike; negative: the other way round.
     """
 
+    name = "evolution"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What users can choose."""
+
+        population_size: int = setting(32, "members of the population", metavar="P", numbers=COUNT)
+        sample_size: int | None = setting(
+            None,
+            "members that compete to be a parent",
+            otherwise="a quarter of the population",
+            metavar="S",
+            numbers=COUNT,
+        )
+        beta: float = setting(
+            0.0,
+            "prefer mutations that leave most of the network as it is: a gene is chosen in "
+            "proportion to exp(beta * share of the layers that its change keeps); 0: all alike, "
+            "about 3: many more layers transferred, negative: more exploration",
+            numbers=Range(-1000, 1000, whole=False),
+        )
+
+        def __post_init__(self) -> None:
+            check(self)
+            if self.sample_size is None:
+                object.__setattr__(self, "sample_size", max(1, self.population_size // 4))
+            elif self.sample_size > self.population_size:
+                raise InputError(
+                    f"--sample_size {self.sample_size} is above --population_size "
+                    f"{self.population_size}"
+                )
+
     def __init__(
         self, space: Space, population_size: int, sample_size: int, seed: int, beta: float = 0.0
     ) -> None:
@@ -60,11 +96,14 @@ class AgingEvolution(Algorithm):
             )
         self.population_size = self.useful_in_flight = population_size
         self.sample_size = sample_size
-        weights = gene_weights(space, beta) if beta and space.size > 1 else None
-        self._gene_ends = None if weights is None else np.cumsum(weights).tolist()
+        self._gene_ends: list[float] | None = None
+        if beta and space.size > 1:
+            from transfer_nas.search.algorithms.locality import gene_weights
+
+            self._gene_ends = gene_weights(space, beta).cumsum().tolist()
         self._members: deque[Evaluation] = deque()  # oldest first
         self._ranking: list[tuple[float, int, Job]] = []  # worst first
-        self._rank_ends: NDArray[np.float64] = np.empty(0)
+        self._rank_ends: list[float] = []
         self._ranked = 0  # number of members that `_rank_ends` is for
 
     @property
@@ -78,7 +117,7 @@ class AgingEvolution(Algorithm):
             return Job(id, self.space.sample(draws), None, seed)
         parent = self._tournament(draws)
         try:
-            return Job(id, self._mutate(parent.genome, draws), parent.id, seed)
+            return Job(id, self._mutate(parent.architecture, draws), parent.id, seed)
         except SpaceError:  # a space of one's own has no mutation of it
             return Job(id, self.space.sample(draws), None, seed)
 
@@ -98,7 +137,7 @@ class AgingEvolution(Algorithm):
         if self._ranked != count:
             self._rank_ends = _rank_ends(count, min(self.sample_size, count))
             self._ranked = count
-        rank = int(self._rank_ends.searchsorted(draws.uniform(), side="right"))
+        rank = bisect_right(self._rank_ends, draws.uniform())
         return self._ranking[-1 - rank][2]
 
     def _mutate(self, genome: tuple[int, ...], draws: Draws) -> tuple[int, ...]:
@@ -108,16 +147,13 @@ class AgingEvolution(Algorithm):
         return self.space.mutate(genome, draws, position)
 
 
-def _rank_ends(count: int, sample: int) -> NDArray[np.float64]:
+def _rank_ends(count: int, sample: int) -> list[float]:
     """Return the probabilities that the best of `sample` out of `count` has at most a rank.
 
     All of the sample rank behind r with probability C(count - 1 - r, sample) / C(count, sample),
-    which is the product of (count - i - sample) / (count - i) over i = 0 … r.
-
-    Returns
-    -------
-    ndarray
-        Shape (count - sample + 1,), float64; rank 0 is the best. The last is 1.
+    which is the product of (count - i - sample) / (count - i) over i = 0 … r. Rank 0 is the best;
+    the last probability is 1.
     """
-    left = np.arange(count, sample - 1, -1, dtype=np.float64)
-    return np.asarray(1.0 - np.cumprod((left - sample) / left))
+    left = range(count, sample - 1, -1)
+    behind = itertools.accumulate(((each - sample) / each for each in left), lambda p, q: p * q)
+    return [1.0 - each for each in behind]

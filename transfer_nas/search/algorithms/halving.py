@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.algorithm import Algorithm, Draws, draw_seed
-from transfer_nas.spaces import Space
+from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
+
+if TYPE_CHECKING:
+    from transfer_nas.spaces import Space
 
 REDUCTION = 3
 
@@ -39,6 +42,14 @@ class SuccessiveHalving(Algorithm):
         Seed of the whole search.
     """
 
+    name = "halving"
+
+    @classmethod
+    def create(cls, space: Space, seed: int, settings: Any, epochs: int) -> Self:
+        """Make one whose longest training has all epochs."""
+        del settings
+        return cls(space, epochs, seed)
+
     def __init__(self, space: Space, epochs: int, seed: int) -> None:
         super().__init__(space, seed)
         if epochs < 1:
@@ -65,7 +76,7 @@ class SuccessiveHalving(Algorithm):
             best = rung.promote()
             if best is not None:
                 epochs = self._rungs[number + 1].epochs
-                return Job(id, best.genome, best.id, seed, epochs, trained=rung.epochs)
+                return Job(id, best.architecture, best.id, seed, epochs, trained=rung.epochs)
         return Job(id, self.space.sample(draws), None, seed, self._rungs[0].epochs)
 
     def _learn(self, evaluation: Evaluation) -> list[int]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
-
-import numpy as np
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.spaces import Space
+
+if TYPE_CHECKING:
+    from transfer_nas.spaces import Space
 
 _MASK = 2**64 - 1
 _GAMMA = 0x9E3779B97F4A7C15  # the golden ratio, odd: every state comes once
@@ -44,13 +46,19 @@ class Draws:
         return _mix(self._state)
 
 
+Decision = Literal["continue", "stop"]
+"""What becomes of a job that trains."""
+
+
 class Algorithm(ABC):
     """Proposes jobs and learns from their evaluations; neither MPI nor files in it.
 
     Job j draws from a stream of its own (`Draws`), so there is no generator state to save: the
     jobs asked and the evaluations told, in order, are the whole state.
 
-    A subclass implements `_new_job` and `_learn`. Not thread-safe: one manager owns it.
+    A subclass sets `name` and implements `_new_job` and `_learn`; what users can choose of it are
+    fields (`transfer_nas.schema.setting`) of its dataclass `Settings`, which its constructor takes
+    as keywords. Not thread-safe: one manager owns it.
 
     Parameters
     ----------
@@ -66,17 +74,69 @@ class Algorithm(ABC):
         because they are asked without the results of the others; None: any number.
     """
 
+    name: ClassVar[str]
     useful_in_flight: int | None = None
+
+    @dataclass(frozen=True)
+    class Settings:
+        """What users can choose: nothing."""
+
+    @classmethod
+    def create(cls, space: Space, seed: int, settings: Any, epochs: int) -> Self:
+        """Make one as a user chose it.
+
+        Parameters
+        ----------
+        space, seed
+            As for the constructor.
+        settings
+            Of this class's `Settings`.
+        epochs
+            Those of a whole training; for who decides on them.
+
+        Raises
+        ------
+        InputError
+            They do not go together with the space.
+        """
+        del epochs
+        return cls(space, seed=seed, **vars(settings))
 
     def __init__(self, space: Space, seed: int) -> None:
         if seed < 0:
             raise InputError(f"seed must not be negative: {seed}")
         self.space = space
         self.seed = seed
-        self._key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        self._key = _key_of(seed)
         self._next_id = 0
         self._unfinished: dict[int, Job] = {}
         self._again: deque[int] = deque()  # asked before a restart, and never told
+
+    @property
+    def wants_reports(self) -> bool:
+        """Whether anybody has to tell it of epochs: it has a `report` of its own."""
+        return type(self).report is not Algorithm.report
+
+    def report(self, job: Job, step: int, values: Mapping[str, float]) -> Decision:
+        """Take what a job that is being trained has come to; say what becomes of it.
+
+        Called in the manager's thread, between `ask` and `tell` of the job, if a subclass has one.
+        A stop takes effect at the next epoch or the one after, or never if there is none: the job
+        is judged, stored and told like any other, with its epochs as measure ``epochs``. When
+        reports come depends on how quick everything is, and a restored search has none of those of
+        the processes before: what depends on them is no part of `restore`.
+
+        Parameters
+        ----------
+        job
+            One that was asked and not told yet.
+        step
+            The epoch, from 1. After a restart it may be one that was reported before.
+        values
+            ``objective`` after this epoch, where that is known; the losses ``loss`` and
+            ``val_loss``, the metric by its name; whatever a `fit` of the user's reports.
+        """
+        return "continue"
 
     @property
     def unfinished(self) -> tuple[int, ...]:
@@ -168,6 +228,12 @@ class Algorithm(ABC):
     def _was_asked(self, job: Job) -> None:
         """Take note of a job that another process was given by `_new_job`."""
         del job
+
+
+def _key_of(seed: int) -> int:
+    import numpy as np  # not for --help
+
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
 
 
 def draw_seed(draws: Draws) -> int:

@@ -1,0 +1,347 @@
+"""What a candidate's training is: a program that runs its phases and judges it.
+
+`Epochs` is the usual one; `Fit` calls the function of an application that trains in its own way
+(`Application.fit`). The trainer decides where weights come from and what is frozen, whichever runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from graph_meta import LayerGraph
+from transfer_nas.applications import Application, Arrays, Data, as_tuple
+from transfer_nas.job import Report
+from transfer_nas.logs import Log
+from transfer_nas.training._base import Candidate
+from transfer_nas.training.policy import Phase, Policy
+from transfer_nas.training.resumption import Resumption
+from transfer_nas.values import ValuesError
+
+if TYPE_CHECKING:
+    import keras
+
+LOSS = "loss"
+
+
+class Outcome(NamedTuple):
+    """What came of a training.
+
+    Attributes
+    ----------
+    metrics
+        On the validation rows; `Application.metric_name` is among them.
+    epochs
+        How many were trained.
+    """
+
+    metrics: Mapping[str, float]
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a program may use.
+
+    Attributes
+    ----------
+    application
+        Data, metric, learning rate.
+    policy
+        Says the learning rate of each epoch.
+    seed
+        Of everything random.
+    batch_size
+        Rows a step.
+    resumption
+        Where it saves how far it is.
+    log
+        The section of the evaluation.
+    log_validation
+        Whether to validate after each epoch, for the log.
+    report
+        Takes what there is to say of each epoch; None: nobody wants to know.
+    """
+
+    application: Application
+    policy: Policy
+    seed: int
+    batch_size: int
+    resumption: Resumption
+    log: Log
+    log_validation: bool
+    report: Report | None
+
+
+class Program(ABC):
+    """Trains candidates and judges them; one for all candidates of a trainer.
+
+    Attributes
+    ----------
+    name
+        A checkpoint of another program is not taken.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def run(self, candidate: Candidate, phases: Sequence[Phase], context: Context) -> Outcome:
+        """Train a candidate, which has the weights that it starts from, and judge it."""
+
+
+class Epochs(Program):
+    """Epochs over all training rows with one optimizer a phase."""
+
+    name = "epochs"
+
+    def run(self, candidate: Candidate, phases: Sequence[Phase], context: Context) -> Outcome:
+        """See `Program`; ends early when a loss is not finite, as nothing good comes after it."""
+        rng = np.random.default_rng(context.seed)
+        before = 0
+        for number, (_, epochs) in enumerate(phases):
+            if not context.resumption.is_over(number):
+                done, over = self._phase(candidate, number, phases[number], before, context, rng)
+                if over:
+                    return self._judged(candidate, before + done, context)
+            before += epochs
+        return self._judged(candidate, before, context)
+
+    def _phase(
+        self,
+        candidate: Candidate,
+        number: int,
+        phase: Phase,
+        before: int,
+        context: Context,
+        rng: np.random.Generator,
+    ) -> tuple[int, bool]:
+        """Train for a phase; return its epochs, and whether nothing shall come after them."""
+        application, policy = context.application, context.policy
+        running = candidate.training(phase.frozen, epochs=phase.epochs)
+        if running is None:
+            return phase.epochs, False
+        rows = len(as_tuple(application.data.x_train)[0])
+        for epoch in range(context.resumption.first_epoch(number, running, rng), phase.epochs):
+            rate = policy.learning_rate(application.learning_rate, epoch, phase.epochs)
+            loss = running.epoch(rng.permutation(rows), rate)
+            step = before + epoch + 1
+            section = context.log.section("epoch", step)
+            section.set(loss=loss, learning_rate=rate)
+            if not math.isfinite(loss):
+                return epoch + 1, True
+            judged: Mapping[str, float] = {}
+            if context.log_validation or context.report is not None:
+                judged = candidate.validate()
+                _log_validated(section, judged)
+            context.resumption.after(number, epoch + 1, running, rng)
+            if context.report is not None:
+                said = _named(application, judged)
+                said = {LOSS: loss, "val_loss": said.pop(LOSS), **said}
+                if context.report(step, said):
+                    return epoch + 1, True
+        return phase.epochs, False
+
+    @staticmethod
+    def _judged(candidate: Candidate, epochs: int, context: Context) -> Outcome:
+        judged = candidate.validate()
+        _log_validated(context.log.section("epoch", epochs), judged)
+        return Outcome(_named(context.application, judged), epochs)
+
+
+class Fit(Program):
+    """Calls a user's function once a phase."""
+
+    name = "fit"
+
+    def __init__(self, function: Callable[[Any, Data, FitContext], Mapping[str, Any]]) -> None:
+        self._function = function
+
+    def run(self, candidate: Candidate, phases: Sequence[Phase], context: Context) -> Outcome:
+        """See `Program`.
+
+        Raises
+        ------
+        ValuesError
+            The function does not return what it should.
+        Exception
+            Whatever it raises.
+        """
+        resumption = context.resumption
+        before, metrics = resumption.ran, dict[str, float]()
+        for number, phase in enumerate(phases):
+            if resumption.is_over(number):
+                continue
+            saved = resumption.start_of(number)
+            if saved is not None:
+                _restore(candidate, saved)
+            with ExitStack() as stack:
+                own = FitContext(candidate, number, phase, before, context, stack)
+                model = candidate.network(phase.frozen)
+                found = self._function(model, context.application.data, own)
+                metrics = _returned(context.application, found)
+            before += own.ran
+            _log_validated(context.log.section("epoch", before), metrics)
+            if own.stopped:
+                break
+        return Outcome(metrics, before)
+
+
+class FitContext:
+    """What a user's `fit` may use; one for each call.
+
+    Attributes
+    ----------
+    epochs
+        For how many the candidate shall train in this phase: its budget.
+    seed
+        Of everything random in it.
+    batch_size, learning_rate
+        Of the application, or what the command says.
+    phase
+        0, or 1 in the second phase of the policy ``freeze_then_finetune``.
+    stopped
+        Whether `report` has said so.
+    """
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        number: int,
+        phase: Phase,
+        before: int,
+        context: Context,
+        stack: ExitStack,
+    ) -> None:
+        self.epochs = phase.epochs
+        self.seed = context.seed
+        self.batch_size = context.batch_size
+        self.learning_rate = context.application.learning_rate
+        self.phase = number
+        self.stopped = False
+        self._reported = 0
+        self._before = before
+        self._context = context
+        self._stack = stack
+        # Before the function changes them; saved if it saves anything itself.
+        self._start = [
+            np.array(array)
+            for arrays in candidate.tensors(candidate.graph.names).values()
+            for array in arrays
+        ]
+
+    @property
+    def ran(self) -> int:
+        """How many epochs were reported so far, or else `epochs`."""
+        return self._reported or self.epochs
+
+    @functools.cached_property
+    def directory(self) -> Path:
+        """A directory for checkpoints.
+
+        When the search is killed and resumed, the job is called again with the same model, weights
+        and frozen layers, and finds here what it wrote. Removed when the job is finished.
+        """
+        kept = self._context.resumption.directory(self.phase, self._before, self._start)
+        if kept is not None:
+            return kept
+        return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fit-")))
+
+    def report(self, epoch: int, values: Mapping[str, float]) -> bool:
+        """Say what came of an epoch; return whether to stop now.
+
+        Parameters
+        ----------
+        epoch
+            From 1, in this phase.
+        values
+            Numbers by name. Under the name of the application's metric, that on the validation
+            rows: it goes to the algorithm as ``objective``, too.
+        """
+        numbers = {str(name): float(value) for name, value in values.items()}
+        self._reported = max(self._reported, int(epoch))
+        step = self._before + int(epoch)
+        self._context.log.section("epoch", step).set(**numbers)
+        if self._context.report is not None and self._context.report(step, numbers):
+            self.stopped = True
+        return self.stopped
+
+
+class Trained:
+    """A trained candidate, as `Application.measure` sees it: nothing done to it changes it.
+
+    Attributes
+    ----------
+    graph
+        Its layers.
+    data
+        The application's.
+    epochs
+        How many it was trained.
+    """
+
+    def __init__(self, candidate: Candidate, application: Application, epochs: int) -> None:
+        self.graph: LayerGraph = candidate.graph
+        self.data: Data = application.data
+        self.epochs = epochs
+        self._candidate = candidate
+        self._application = application
+
+    def predict(self, inputs: Arrays) -> npt.NDArray[Any]:
+        """Return the outputs for rows, by the engine that trained it."""
+        return self._candidate.predict(inputs)
+
+    def model(self) -> keras.Model:
+        """Return a compiled Keras model with its weights; imports Keras."""
+        from graph_meta import keras_io
+        from transfer_nas.training.keras_engine import compile_model
+
+        model = keras_io.to_keras(self.graph)
+        keras_io.set_weights(model, self._candidate.tensors(self.graph.names))
+        compile_model(model, self._application)
+        return model
+
+
+def _restore(candidate: Candidate, saved: Sequence[npt.NDArray[Any]]) -> None:
+    arrays = iter(saved)
+    own = candidate.tensors(candidate.graph.names)
+    candidate.load({name: [next(arrays) for _ in known] for name, known in own.items()})
+
+
+def _named(application: Application, judged: Mapping[str, float]) -> dict[str, float]:
+    """Return what an engine measured: the loss, and the metric by the application's name of it."""
+    metric = next(value for name, value in judged.items() if name != LOSS)
+    return {LOSS: judged[LOSS], application.metric_name: metric}
+
+
+def _returned(application: Application, found: object) -> dict[str, float]:
+    """Return what a user's `fit` returned; raises ValuesError."""
+    if not isinstance(found, Mapping):
+        raise ValuesError(f"fit(): expected a dict of metrics, found {found!r:.60}")
+    metrics = {}
+    for name, value in found.items():
+        try:
+            metrics[str(name)] = float(value)
+        except (TypeError, ValueError):
+            raise ValuesError(f"fit(): expected a number as {name}, found {value!r:.60}") from None
+    own = application.metric_name
+    for name in (own, application.metric, application.terms.metric):
+        if isinstance(name, str) and name in metrics:
+            return {own: metrics.pop(name)} | metrics
+    names = ", ".join(metrics) or "nothing"
+    raise ValuesError(f"fit(): expected the metric {own} among what it returns, found {names}")
+
+
+def _log_validated(section: Log, judged: Mapping[str, float]) -> None:
+    # As Keras' history has it for the metric "accuracy", which stands for several.
+    short = {name: "accuracy" if name.endswith("_accuracy") else name for name in judged}
+    section.set(**{f"val_{short[name]}": value for name, value in judged.items()})
