@@ -82,8 +82,8 @@ def resolve(
         application = application.with_data(settings.data)
     _ = application.data  # wrong data shall be known before anything is written
     found = application.space(settings.space if space is None else space)
-    # What an algorithm needs of a space shall be known then, too.
-    ALGORITHMS.find(settings.search).create(found, 0, settings.of_search, 1)
+    if settings.of_search is not None:  # what an algorithm needs of a space shall be known, too
+        ALGORITHMS.find(settings.search).create(found, 0, settings.of_search, 1)
     return application, found
 
 

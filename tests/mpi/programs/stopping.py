@@ -65,6 +65,8 @@ class Silent(MedianStopping):
 class Fake:
     """Comes nearer to what the genome is worth with each epoch."""
 
+    space = SPACE
+
     def __init__(self, epochs: int, seconds: float) -> None:
         self.epochs, self.seconds = epochs, seconds
         self.last: Job | None = None
@@ -81,7 +83,7 @@ class Fake:
 
     def save_model(self, path: Path) -> None:
         assert self.last is not None
-        path.write_text(json.dumps(self.last.to_dict()))
+        path.write_text(json.dumps(self.last.to_dict(list)))
 
 
 def main() -> None:
@@ -104,7 +106,9 @@ def main() -> None:
     evaluate: Evaluate = InProcess(Fake(**fake), path, sys.stderr.write)
     with ExitStack() as stack, Interruption(options.get("timeout")) as interruption:
         if options.get("isolate"):
-            child = InChild(f"{__file__}:Fake", fake, path, timeout=30, log=sys.stderr.write)
+            child = InChild(
+                f"{__file__}:Fake", fake, path, space=SPACE, timeout=30, log=sys.stderr.write
+            )
             evaluate = stack.enter_context(child)
         if isinstance(ranks, MPIRanks) and ranks.size > 1:
             from fake_search import synchronous
@@ -112,7 +116,7 @@ def main() -> None:
             from transfer_nas.search import mpi
 
             comm = synchronous(ranks.comm) if options.get("synchronous") else ranks.comm
-            mpi.run(comm, manager, evaluate, interruption, fail=lambda error: ranks.abort(1))
+            mpi.run(comm, SPACE, manager, evaluate, interruption, fail=lambda error: ranks.abort(1))
         else:
             assert manager is not None
             serial.run(manager, evaluate, interruption)
