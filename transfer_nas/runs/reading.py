@@ -398,7 +398,7 @@ def _is_locked(file: Path) -> bool:
 
 def _results(file: Path, description: Mapping[str, Any]) -> tuple[pa.Table, int]:
     """Return the table, and how many damaged lines are left out, as a resumed search does."""
-    genes: Mapping[str, Sequence[Any]] = description["space"]["genes"]
+    genes: Mapping[str, Sequence[Any]] = description["space"].get("genes", {})
     values = declared_in(description)
     numbers = {"job_id", *(f"m:{name}" for name in values if values[name].kind is not str)}
     rows = results.split(_content(file), {gene: GeneCells(genes[gene]) for gene in genes})
