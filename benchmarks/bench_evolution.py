@@ -36,10 +36,10 @@ from mpi_evolution import POPULATION, SAMPLE, SPACE
 from simulation import Costs, Outcome, simulate
 
 import cpp_store
+from transfer_nas.algorithms.evolution import AgingEvolution
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.manager import Manager
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching.manager import Manager
+from transfer_nas.searching.run_directory import RunDirectory
 
 HERE = Path(__file__).resolve().parent
 QUESTION = figures.Question(

@@ -51,8 +51,8 @@ from scipy import stats
 
 import cpp_store
 from transfer_nas import applications, spaces
+from transfer_nas.algorithms.evolution import AgingEvolution
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.algorithms.evolution import AgingEvolution
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import NoTransfer, StoreTransfer

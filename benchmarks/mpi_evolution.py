@@ -18,15 +18,15 @@ import numpy as np
 from cpp_store.ranges import Range
 
 from cpp_store import ranges
+from transfer_nas.algorithms.evolution import AgingEvolution
 from transfer_nas.ending import Ending
 from transfer_nas.job import DONE, Evaluation, Job
 from transfer_nas.ranks import MPIRanks, join
-from transfer_nas.search import serial
-from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.evaluation import InProcess
-from transfer_nas.search.interruption import Interruption
-from transfer_nas.search.manager import Manager
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching import serial
+from transfer_nas.searching.evaluation import InProcess
+from transfer_nas.searching.interruption import Interruption
+from transfer_nas.searching.manager import Manager
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import DenseSkip
 
 SPACE = DenseSkip([(8, 8)], 10, "softmax")
@@ -84,7 +84,7 @@ def main() -> int:
     begin = time.perf_counter()
     with interruption:
         if isinstance(ranks, MPIRanks) and ranks.size > 1:
-            from transfer_nas.search import mpi
+            from transfer_nas.searching import mpi
 
             mpi.run(
                 ranks.comm,

@@ -1,6 +1,6 @@
 """A search on many more ranks than there are: a discrete-event simulation of the engine.
 
-What is simulated is `transfer_nas.search.mpi` as it is: one manager that takes what has arrived,
+What is simulated is `transfer_nas.searching.mpi` as it is: one manager that takes what has arrived,
 learns from it, asks, writes both down and replies; workers that evaluate, report, and look for the
 reply less and less often; servers of the store, of which each best match asks all. What a step
 costs comes from outside: `bench_evolution.py` measures it.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Process = Generator["simpy.Event", Any, None]
 
-# As in transfer_nas/search/mpi.py, managing.py and ranks.py.
+# As in transfer_nas/searching/mpi.py, managing.py and ranks.py.
 SHORTEST_SLEEP, LONGEST_SLEEP = 20e-6, 1e-3
 MANAGER_SLEEP_SHARE, MANAGER_LONGEST_SLEEP = 2e-3, 10e-3  # share of the shortest evaluations
 IN_ADVANCE, MOST_IN_ADVANCE = 20e-3, 16

@@ -9,9 +9,9 @@ the number of parameters.
 
 from dataclasses import dataclass
 
+from transfer_nas.algorithms import Algorithm, Draws, draw_seed
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.schema import setting
-from transfer_nas.search.algorithms import Algorithm, Draws, draw_seed
 from transfer_nas.spaces import Space
 
 

@@ -30,11 +30,11 @@ from deephyper.hpo import HpProblem, Search, _search
 import cpp_store
 from graph_meta import LayerGraph
 from transfer_nas import applications, transfer
+from transfer_nas.algorithms import evolution
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import DONE, Evaluation, Job, Measure
-from transfer_nas.search.algorithms import evolution
-from transfer_nas.search.results import GeneCells
+from transfer_nas.searching.results import GeneCells
 from transfer_nas.spaces import Gene, GeneSpace, Genome, Scalar, with_genes
 from transfer_nas.trainer import TransferTrainer
 

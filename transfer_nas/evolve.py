@@ -93,7 +93,7 @@ def _settled(given: dict[str, Any]) -> AnySettings:
 
 def _resumed(given: dict[str, Any]) -> Settings:
     """Fill in what the run to resume was started with."""
-    from transfer_nas.search.run_directory import compare_settings, load_description
+    from transfer_nas.searching.run_directory import compare_settings, load_description
 
     if "output_dir" not in given:
         raise InputError("--resume needs --output_dir: which run?")
@@ -131,7 +131,7 @@ def _run(chosen: AnySettings, ranks: Ranks) -> int:
         from transfer_nas.population import run as generate
 
         return generate(settings.with_drawn(chosen, ranks), ranks)
-    from transfer_nas.search.run import run as search
+    from transfer_nas.searching.run import run as search
 
     return search(settings.with_drawn(chosen, ranks), ranks)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import cpp_store
 from transfer_nas import applications, runs, trained_model
 from transfer_nas import settings as settings_of
+from transfer_nas.algorithms import ALGORITHMS, Algorithm
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.errors import InputError
 from transfer_nas.plugins import named
 from transfer_nas.ranks import Alone, Ranks, join
 from transfer_nas.runs import Run
-from transfer_nas.search.algorithms import ALGORITHMS, Algorithm
-from transfer_nas.search.run import Given
-from transfer_nas.search.run import run as run_search
+from transfer_nas.searching.run import Given
+from transfer_nas.searching.run import run as run_search
 from transfer_nas.settings import Settings
 from transfer_nas.sharing import SHARINGS, Sharing
 from transfer_nas.transfer import TRANSFERS, TransferMethod

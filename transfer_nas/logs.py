@@ -32,7 +32,7 @@ from cpp_store.command_line import OK
 from cpp_store import command_line, files
 from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError, RunDirectoryError
-from transfer_nas.search.results import row_text
+from transfer_nas.searching.results import row_text
 
 if TYPE_CHECKING:
     import pandas

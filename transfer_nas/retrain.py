@@ -58,7 +58,7 @@ def _retrain(given: argparse.Namespace) -> int:
     settings = _settings(run)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from transfer_nas.search import worker
+    from transfer_nas.searching import worker
     from transfer_nas.trainer import TransferTrainer
     from transfer_nas.transfer import NoTransfer
 

@@ -17,12 +17,12 @@ from typing import Any, Self, TypeVar
 from cpp_store.ranges import Range
 
 from cpp_store import ranges
+from transfer_nas.algorithms import ALGORITHMS
 from transfer_nas.errors import InputError, near_misses
 from transfer_nas.plugins import Registry
 from transfer_nas.ranks import Ranks
 from transfer_nas.schema import check, setting, settings_of, split
-from transfer_nas.search import addresses as store_address
-from transfer_nas.search.algorithms import ALGORITHMS
+from transfer_nas.searching import addresses as store_address
 from transfer_nas.sharing import SHARINGS
 
 _PLUGINS: Mapping[str, Registry[Any]] = {"search": ALGORITHMS, "sharing": SHARINGS}

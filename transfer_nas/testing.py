@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from graph_meta.index import PrefixIndex
+from transfer_nas.algorithms.evolution import AgingEvolution
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.logs import Log
-from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import DenseSkip, GeneSpace, Space
 
 _BYTES_PER_SECOND = 1e9  # of the pretended store

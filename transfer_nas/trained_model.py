@@ -212,7 +212,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     directory = Path(parser.parse_args(arguments).run)
 
     from transfer_nas import applications
-    from transfer_nas.search.run_directory import load_description
+    from transfer_nas.searching.run_directory import load_description
 
     settings = load_description(directory)["settings"]
     if not best_path(directory).exists() and not (directory / "best.keras").exists():

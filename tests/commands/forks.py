@@ -25,7 +25,7 @@ LATE = (
     "transfer_nas.population",
     "transfer_nas.report.page",
     "transfer_nas.runs",
-    "transfer_nas.search.run",
+    "transfer_nas.searching.run",
 )
 
 MODULES = {

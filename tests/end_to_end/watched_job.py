@@ -14,7 +14,7 @@ from typing import Any
 
 import cpp_store
 from transfer_nas import evolve
-from transfer_nas.search.isolation import InChild
+from transfer_nas.searching.isolation import InChild
 
 # Nobody writes it down: neither this file nor a command line has it.
 KEY = hashlib.sha256(b"the key of a job whose servers are its own").hexdigest()[:32]
@@ -30,7 +30,7 @@ def look() -> dict[str, Any]:
         except OSError:  # it has ended, or is somebody else's
             continue
         seen["processes"] += 1
-        seen["children"] += b"transfer_nas.search.child" in command
+        seen["children"] += b"transfer_nas.searching.child" in command
         if KEY.encode() in command + environment:
             seen["with_key"].append(command.replace(b"\0", b" ").decode(errors="replace"))
     return seen

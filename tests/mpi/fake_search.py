@@ -19,16 +19,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from transfer_nas.algorithms.evolution import AgingEvolution
 from transfer_nas.errors import Unwritable
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.ranks import MPIRanks, join
-from transfer_nas.search import serial
-from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.evaluation import Evaluate, InProcess
-from transfer_nas.search.interruption import Interruption
-from transfer_nas.search.isolation import InChild
-from transfer_nas.search.manager import Manager, Status
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching import serial
+from transfer_nas.searching.evaluation import Evaluate, InProcess
+from transfer_nas.searching.interruption import Interruption
+from transfer_nas.searching.isolation import InChild
+from transfer_nas.searching.manager import Manager, Status
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=3)
@@ -179,7 +179,7 @@ def main() -> int:
     try:
         with stack, interruption:
             if isinstance(ranks, MPIRanks) and ranks.size > 1:
-                from transfer_nas.search import mpi
+                from transfer_nas.searching import mpi
 
                 lost_after = options.get("lost_after", mpi.LOST_AFTER)
                 comm = synchronous(ranks.comm) if options.get("synchronous") else ranks.comm

@@ -15,7 +15,7 @@ import pytest
 
 from transfer_nas.errors import InputError
 from transfer_nas.ranks import Ranks
-from transfer_nas.search import addresses, worker
+from transfer_nas.searching import addresses, worker
 from transfer_nas.settings import Settings
 
 

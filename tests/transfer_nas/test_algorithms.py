@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import pytest
 
+from transfer_nas.algorithms._base import Algorithm, Draws
+from transfer_nas.algorithms.evolution import AgingEvolution
+from transfer_nas.algorithms.halving import SuccessiveHalving
+from transfer_nas.algorithms.random_search import RandomSearch
 from transfer_nas.errors import InputError
 from transfer_nas.evolve import parse
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.algorithms._base import Algorithm, Draws
-from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.algorithms.halving import SuccessiveHalving
-from transfer_nas.search.algorithms.random_search import RandomSearch
-from transfer_nas.search.run import _algorithm
+from transfer_nas.searching.run import _algorithm
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=3)

@@ -22,6 +22,7 @@ from deephyper.evaluator import Evaluator
 from deephyper.hpo import HpProblem
 
 from transfer_nas import spaces
+from transfer_nas.algorithms import evolution
 from transfer_nas.deephyper import (
     AgingEvolution,
     TransferEvaluation,
@@ -31,9 +32,8 @@ from transfer_nas.deephyper import (
 )
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import DONE, Evaluation
-from transfer_nas.search.algorithms import evolution
-from transfer_nas.search.manager import Manager
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching.manager import Manager
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward, Gene
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from transfer_nas.errors import InputError
-from transfer_nas.search.devices import choose_gpu, default_threads, pin_threads
+from transfer_nas.searching.devices import choose_gpu, default_threads, pin_threads
 
 
 def test_threads_are_a_share_of_the_cores_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:

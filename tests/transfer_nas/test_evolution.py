@@ -6,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from transfer_nas.algorithms.evolution import AgingEvolution, _rank_ends
 from transfer_nas.errors import InputError
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.algorithms.evolution import AgingEvolution, _rank_ends
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=3)

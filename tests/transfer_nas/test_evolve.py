@@ -12,10 +12,10 @@ import pytest
 
 from transfer_nas import applications, evolve, spaces
 from transfer_nas import settings as settings_module
+from transfer_nas.algorithms import ALGORITHMS
 from transfer_nas.errors import InputError
 from transfer_nas.evolve import parse
 from transfer_nas.schema import settings_of
-from transfer_nas.search.algorithms import ALGORITHMS
 from transfer_nas.settings import GenerationSettings, Settings, kinds
 from transfer_nas.transfer import TRANSFERS
 
@@ -186,7 +186,7 @@ def test_a_settings_file_that_is_none(
 
 
 def test_a_run_that_only_time_ends_is_resumed_as_one(tmp_path: Path) -> None:
-    from transfer_nas.search.run_directory import RunDirectory
+    from transfer_nas.searching.run_directory import RunDirectory
 
     settings = search_of(["--seed", "1", "--output_dir", str(tmp_path), "--timeout", "5"])
     space = applications.resolve("digits").space()
@@ -276,7 +276,7 @@ def test_help_names_every_setting_and_needs_neither_mpi_nor_numpy() -> None:
 def run_directory(tmp_path: Path) -> Path:
     """What a search on digits leaves before its first evaluation."""
     from transfer_nas import applications
-    from transfer_nas.search.run_directory import RunDirectory
+    from transfer_nas.searching.run_directory import RunDirectory
 
     digits = applications.resolve("digits")
     settings = search_of(["--seed", "1", "--output_dir", str(tmp_path / "run")])
@@ -300,7 +300,7 @@ def test_a_resumed_run_takes_its_settings_from_disk(run_directory: Path) -> None
 @pytest.mark.parametrize("search", ["random", "halving"])
 def test_a_resumed_baseline_takes_its_settings_from_disk(tmp_path: Path, search: str) -> None:
     from transfer_nas import applications
-    from transfer_nas.search.run_directory import RunDirectory
+    from transfer_nas.searching.run_directory import RunDirectory
 
     settings = search_of(["--seed", "1", "--output_dir", str(tmp_path), "--search", search])
     space = applications.resolve("digits").space()
@@ -366,7 +366,7 @@ PLUGINS = """
 from dataclasses import dataclass
 
 from transfer_nas.schema import setting
-from transfer_nas.search.algorithms import RandomSearch
+from transfer_nas.algorithms import RandomSearch
 from transfer_nas.sharing import NoSharing
 from transfer_nas.transfer import NoTransfer
 
@@ -417,7 +417,7 @@ def test_ones_own_algorithm_sharing_and_transfer_bring_their_settings(
         (["--search", "{}:Mine", "--keep", "many"], "--keep must be a whole number, not 'many'"),
         (["--search", "{}:Mine", "--beta", "1"], "--beta goes only with --search evolution, not"),
         (["--search", "{}:Mane"], "has no attribute 'Mane'; did you mean 'Mine'"),
-        (["--search", "{}:Sharing"], "expected a subclass of transfer_nas.search.algorithms.Algo"),
+        (["--search", "{}:Sharing"], "expected a subclass of transfer_nas.algorithms.Algo"),
         (["--search", "{}:Clash"], "brings a setting 'epochs', which every search has"),
         (["--sharing", "{}:Mine"], "expected a subclass of transfer_nas.sharing.Sharing"),
         (["--transfer", "{}:Mine"], "expected a subclass of transfer_nas.transfer.TransferMethod"),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.finalists import Finalists
+from transfer_nas.searching.finalists import Finalists
 
 
 def evaluation(id: int, objective: float) -> Evaluation:

@@ -20,10 +20,10 @@ import cpp_store
 from graph_meta import GraphError, LayerGraph, keras_io, layers
 from graph_meta.graph import GraphBuilder
 from transfer_nas import spaces
+from transfer_nas.algorithms.locality import gene_weights
 from transfer_nas.applications import Application, Data
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import Job
-from transfer_nas.search.algorithms.locality import gene_weights
 from transfer_nas.spaces import Choices, Gene, GeneSpace, from_function
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training import ENGINES, engines

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from transfer_nas import exit_codes
-from transfer_nas.search.interruption import Interrupted, Interruption
+from transfer_nas.searching.interruption import Interrupted, Interruption
 
 
 def reason_after(timeout: float | None, max_wait: float | None) -> str | None:

@@ -14,8 +14,8 @@ import pytest
 
 from transfer_nas.errors import InputError, Unwritable
 from transfer_nas.job import DONE, Job
-from transfer_nas.search.interruption import Interrupted, Interruption
-from transfer_nas.search.isolation import InChild
+from transfer_nas.searching.interruption import Interrupted, Interruption
+from transfer_nas.searching.isolation import InChild
 
 SPACE: Any = SimpleNamespace(to_json=list)
 
@@ -154,7 +154,7 @@ def test_the_child_goes_with_the_rank_however_that_ends(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from transfer_nas.job import Job
-from transfer_nas.search.isolation import InChild
+from transfer_nas.searching.isolation import InChild
 from types import SimpleNamespace
 path, space = Path("{tmp_path}"), SimpleNamespace(to_json=list)
 factory = f"{{path}}/program.py:Evaluator"

@@ -7,10 +7,10 @@ import pytest
 
 from graph_meta import prefix
 from transfer_nas import spaces
+from transfer_nas.algorithms.evolution import AgingEvolution
+from transfer_nas.algorithms.locality import gene_weights, kept_shares
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import DONE, Evaluation
-from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.algorithms.locality import gene_weights, kept_shares
 from transfer_nas.spaces import FeedForward, Gene, GeneSpace
 
 

@@ -13,17 +13,17 @@ import pytest
 from graph_meta import LayerGraph, layers
 from graph_meta.graph import GraphBuilder
 from transfer_nas import runs
+from transfer_nas.algorithms.evolution import AgingEvolution
+from transfer_nas.algorithms.halving import SuccessiveHalving
+from transfer_nas.algorithms.random_search import RandomSearch
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search import serial
-from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.algorithms.halving import SuccessiveHalving
-from transfer_nas.search.algorithms.random_search import RandomSearch
-from transfer_nas.search.evaluation import InProcess, checkpoints_path
-from transfer_nas.search.finalists import Finalists
-from transfer_nas.search.interruption import Interrupted, Interruption
-from transfer_nas.search.manager import Manager, Status
-from transfer_nas.search.progress import Goal, PlainProgress, describe, patience, seconds_left
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching import serial
+from transfer_nas.searching.evaluation import InProcess, checkpoints_path
+from transfer_nas.searching.finalists import Finalists
+from transfer_nas.searching.interruption import Interrupted, Interruption
+from transfer_nas.searching.manager import Manager, Status
+from transfer_nas.searching.progress import Goal, PlainProgress, describe, patience, seconds_left
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import Choices, FeedForward, from_function
 
 SPACE = FeedForward([(4,)], 2, max_depth=2)

@@ -16,7 +16,7 @@ from transfer_nas import population
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.population import Population, PopulationError, files, generation
 from transfer_nas.ranks import Alone
-from transfer_nas.search.journal import claim
+from transfer_nas.searching.journal import claim
 from transfer_nas.settings import GenerationSettings
 from transfer_nas.spaces import Gene
 from transfer_nas.spaces.feed_forward import FeedForward

@@ -14,14 +14,14 @@ from scipy import stats
 
 import cpp_store
 from transfer_nas import runs
+from transfer_nas.algorithms.evolution import AgingEvolution
 from transfer_nas.job import DONE, Evaluation
 from transfer_nas.report import charts, comparison, genes, lineage, page, progress, ranks, storage
 from transfer_nas.report.__main__ import main
 from transfer_nas.report.best import Architectures
 from transfer_nas.report.progress import Group
 from transfer_nas.runs import Run
-from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 from transfer_nas.testing import write_run
 from transfer_nas.transfer import StoreTransfer

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfer_nas.search import results
-from transfer_nas.search.results import GeneCells
+from transfer_nas.searching import results
+from transfer_nas.searching.results import GeneCells
 from transfer_nas.values import CORE
 
 # What tears CSV apart is likelier here than in life.

@@ -25,10 +25,10 @@ from graph_meta.graph import FORMAT_VERSION, GraphBuilder
 from transfer_nas import runs
 from transfer_nas.errors import RunDirectoryError, SpaceError, Unwritable
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search import results
-from transfer_nas.search.clock import Clock
-from transfer_nas.search.journal import claim
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching import results
+from transfer_nas.searching.clock import Clock
+from transfer_nas.searching.journal import claim
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import Choices, FeedForward, Scalar, Space, from_function
 from transfer_nas.values import CORE
 

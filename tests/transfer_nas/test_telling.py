@@ -11,8 +11,8 @@ import pytest
 
 from transfer_nas import trained_model
 from transfer_nas.applications import resolve
-from transfer_nas.search import telling
-from transfer_nas.search.run import _write_best
+from transfer_nas.searching import telling
+from transfer_nas.searching.run import _write_best
 
 
 @pytest.mark.parametrize("where", ["path", "here", "beside", "elsewhere"])

@@ -25,7 +25,7 @@ from transfer_nas.report.best import Architectures
 from transfer_nas.report.explore import against
 from transfer_nas.report.rows import rows
 from transfer_nas.runs.packing import pack, unpack
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training import ENGINES

@@ -22,7 +22,7 @@ from transfer_nas.population import files, generation
 from transfer_nas.population.files import MembersWriter, Population
 from transfer_nas.population.generation import Totals
 from transfer_nas.ranks import MPIRanks, Ranks, together
-from transfer_nas.search.journal import claim
+from transfer_nas.searching.journal import claim
 from transfer_nas.settings import GenerationSettings
 from transfer_nas.spaces import GeneSpace
 

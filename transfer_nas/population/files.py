@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from transfer_nas.errors import InputError
-from transfer_nas.search.journal import write_new
+from transfer_nas.searching.journal import write_new
 from transfer_nas.spaces import GeneSpace
 
 DESCRIPTION = "population.json"

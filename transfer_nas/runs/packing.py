@@ -24,7 +24,7 @@ from cpp_store import files
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
 from transfer_nas.runs.reading import FINISHED, Run, described
-from transfer_nas.search.results import measure_cell, row_text
+from transfer_nas.searching.results import measure_cell, row_text
 from transfer_nas.values import declared_in, own
 
 _FORMAT = b"1"

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from transfer_nas.best import ranking
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.job import DONE
-from transfer_nas.search import results
-from transfer_nas.search.clock import Clock, resumptions
-from transfer_nas.search.results import GeneCells
-from transfer_nas.search.run_directory import FORMAT, wrong_format
+from transfer_nas.searching import results
+from transfer_nas.searching.clock import Clock, resumptions
+from transfer_nas.searching.results import GeneCells
+from transfer_nas.searching.run_directory import FORMAT, wrong_format
 from transfer_nas.values import Value, declared_in, own
 
 if TYPE_CHECKING:

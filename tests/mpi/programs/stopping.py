@@ -16,16 +16,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from transfer_nas.algorithms._base import Decision
+from transfer_nas.algorithms.random_search import RandomSearch
 from transfer_nas.job import DONE, Evaluation, Job, Report
 from transfer_nas.ranks import MPIRanks, join
-from transfer_nas.search import serial
-from transfer_nas.search.algorithms._base import Decision
-from transfer_nas.search.algorithms.random_search import RandomSearch
-from transfer_nas.search.evaluation import Evaluate, InProcess
-from transfer_nas.search.interruption import Interruption
-from transfer_nas.search.isolation import InChild
-from transfer_nas.search.manager import Manager
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching import serial
+from transfer_nas.searching.evaluation import Evaluate, InProcess
+from transfer_nas.searching.interruption import Interruption
+from transfer_nas.searching.isolation import InChild
+from transfer_nas.searching.manager import Manager
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
 
 SPACE = FeedForward([(4,)], 2, max_depth=3)
@@ -113,7 +113,7 @@ def main() -> None:
         if isinstance(ranks, MPIRanks) and ranks.size > 1:
             from fake_search import synchronous
 
-            from transfer_nas.search import mpi
+            from transfer_nas.searching import mpi
 
             comm = synchronous(ranks.comm) if options.get("synchronous") else ranks.comm
             mpi.run(comm, SPACE, manager, evaluate, interruption, fail=lambda error: ranks.abort(1))

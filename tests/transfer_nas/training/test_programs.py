@@ -16,7 +16,7 @@ from transfer_nas.applications import Application, Data
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError
 from transfer_nas.job import DONE, Evaluation, Job
-from transfer_nas.search.finalists import retrain
+from transfer_nas.searching.finalists import retrain
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.keras_engine import KerasEngine
 from transfer_nas.training.policy import Policy

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from cpp_store.ranges import COUNT
 
+from transfer_nas.algorithms._base import Algorithm, Draws, draw_seed
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.schema import check, setting
-from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
 
 if TYPE_CHECKING:
     from transfer_nas.spaces import Space

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transfer_nas import trained_model
+from transfer_nas.algorithms._base import Algorithm
 from transfer_nas.best import beats
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.algorithms._base import Algorithm
-from transfer_nas.search.evaluation import candidate_path, checkpoints_path
-from transfer_nas.search.run_directory import RunDirectory
+from transfer_nas.searching.evaluation import candidate_path, checkpoints_path
+from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import Space
 
 _SUMS_OF_ALL = ("bytes_transferred", "bytes_stored")

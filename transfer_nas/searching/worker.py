@@ -14,15 +14,15 @@ from typing import Any
 
 import cpp_store
 from transfer_nas import applications, transfer
+from transfer_nas.algorithms import ALGORITHMS
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError
 from transfer_nas.logs import Log
 from transfer_nas.ranks import Ranks, Refused, together
 from transfer_nas.schema import settings_of
-from transfer_nas.search import addresses as store_address
-from transfer_nas.search.algorithms import ALGORITHMS
-from transfer_nas.search.evaluation import checkpoints_path
+from transfer_nas.searching import addresses as store_address
+from transfer_nas.searching.evaluation import checkpoints_path
 from transfer_nas.settings import Settings
 from transfer_nas.sharing import SHARINGS
 from transfer_nas.spaces import GeneSpace, Space

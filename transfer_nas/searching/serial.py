@@ -6,9 +6,9 @@ import functools
 from collections.abc import Mapping
 
 from transfer_nas import tracing
-from transfer_nas.search.evaluation import Evaluate
-from transfer_nas.search.interruption import Interrupted, Interruption
-from transfer_nas.search.manager import Manager
+from transfer_nas.searching.evaluation import Evaluate
+from transfer_nas.searching.interruption import Interrupted, Interruption
+from transfer_nas.searching.manager import Manager
 
 
 def run(manager: Manager, evaluate: Evaluate, interruption: Interruption) -> None:

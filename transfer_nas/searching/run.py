@@ -22,23 +22,23 @@ from cpp_store.command_line import open_stream
 import cpp_store
 from cpp_store import files
 from transfer_nas import exit_codes, tensorboard, tracing, trained_model
+from transfer_nas.algorithms import ALGORITHMS, Algorithm
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.ending import Ending
 from transfer_nas.errors import InputError, writing
 from transfer_nas.job import Evaluation, one_line
 from transfer_nas.ranks import MPIRanks, Ranks, together
-from transfer_nas.search import devices, serial, worker
-from transfer_nas.search.algorithms import ALGORITHMS, Algorithm
-from transfer_nas.search.child import LOG_FORMAT
-from transfer_nas.search.evaluation import Evaluate, InProcess
-from transfer_nas.search.finalists import Finalists, retrain
-from transfer_nas.search.interruption import Interrupted, Interruption
-from transfer_nas.search.isolation import InChild
-from transfer_nas.search.manager import GIVE_UP_AFTER, Manager
-from transfer_nas.search.progress import PlainProgress, Progress, TerminalProgress, patience
-from transfer_nas.search.run_directory import RunDirectory
-from transfer_nas.search.telling import command, goal_of, opening, summarize, tell, tell_failure
-from transfer_nas.search.worker import Servers
+from transfer_nas.searching import devices, serial, worker
+from transfer_nas.searching.child import LOG_FORMAT
+from transfer_nas.searching.evaluation import Evaluate, InProcess
+from transfer_nas.searching.finalists import Finalists, retrain
+from transfer_nas.searching.interruption import Interrupted, Interruption
+from transfer_nas.searching.isolation import InChild
+from transfer_nas.searching.manager import GIVE_UP_AFTER, Manager
+from transfer_nas.searching.progress import PlainProgress, Progress, TerminalProgress, patience
+from transfer_nas.searching.run_directory import RunDirectory
+from transfer_nas.searching.telling import command, goal_of, opening, summarize, tell, tell_failure
+from transfer_nas.searching.worker import Servers
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import Space
 from transfer_nas.trainer import TransferTrainer
@@ -250,7 +250,7 @@ class _Search:
         if not settings.isolated:
             return InProcess(trainer, settings.directory, _log.warning)
         child = InChild(
-            "transfer_nas.search.worker:isolated_trainer",
+            "transfer_nas.searching.worker:isolated_trainer",
             {
                 "settings": settings.to_dict(),
                 "addresses": servers.addresses,
@@ -270,7 +270,7 @@ class _Search:
         """Search; return the ranks that were lost, in rank 0."""
         ranks, manager = self._ranks, self._manager
         if isinstance(ranks, MPIRanks) and ranks.size > 1:
-            from transfer_nas.search import mpi  # imports MPI
+            from transfer_nas.searching import mpi  # imports MPI
 
             return mpi.run(
                 ranks.comm, self._space, manager, evaluate, interruption, fail=self._ending.fail

@@ -6,9 +6,9 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from transfer_nas.algorithms._base import Algorithm, Draws, draw_seed
 from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
-from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
 
 if TYPE_CHECKING:
     from transfer_nas.spaces import Space

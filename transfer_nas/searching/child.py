@@ -1,4 +1,4 @@
-"""The process that `isolation.InChild` starts: ``python -m transfer_nas.search.child PIPE``."""
+"""The process that `isolation.InChild` starts: ``python -m transfer_nas.searching.child PIPE``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from transfer_nas.errors import InputError, Unwritable
 from transfer_nas.job import Job
 from transfer_nas.plugins import load_attribute
-from transfer_nas.search.evaluation import InProcess
+from transfer_nas.searching.evaluation import InProcess
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

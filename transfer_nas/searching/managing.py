@@ -16,9 +16,9 @@ from mpi4py import MPI
 from transfer_nas import tracing
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.ranks import BackOff
-from transfer_nas.search.interruption import Interruption
-from transfer_nas.search.manager import Manager
-from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Outbox, Report, receive
+from transfer_nas.searching.interruption import Interruption
+from transfer_nas.searching.manager import Manager
+from transfer_nas.searching.messages import TO_MANAGER, TO_WORKER, Order, Outbox, Report, receive
 
 # Between two looks for messages when nothing happens: a share of what evaluations take, within
 # limits.

@@ -151,7 +151,7 @@ class _Child:
         self._answers, answers = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "transfer_nas.search.child", str(answers)],
+                [sys.executable, "-m", "transfer_nas.searching.child", str(answers)],
                 stdin=subprocess.PIPE,
                 pass_fds=[answers],
                 env=environment_alone(),

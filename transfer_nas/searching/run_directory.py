@@ -35,10 +35,10 @@ from cpp_store import files
 from graph_meta.graph import FORMAT_VERSION, GraphError, check_version
 from transfer_nas.errors import RunDirectoryError, SpaceError, writing
 from transfer_nas.job import DONE, Evaluation, Job, Measure
-from transfer_nas.search import results
-from transfer_nas.search.clock import Clock, resumptions
-from transfer_nas.search.journal import Found, Journal, claim, read_lines, write_new
-from transfer_nas.search.results import GeneCells
+from transfer_nas.searching import results
+from transfer_nas.searching.clock import Clock, resumptions
+from transfer_nas.searching.journal import Found, Journal, claim, read_lines, write_new
+from transfer_nas.searching.results import GeneCells
 from transfer_nas.spaces import GeneSpace, Space
 from transfer_nas.values import Value, declared_in, own
 

@@ -11,9 +11,9 @@ from typing import Any, TextIO
 
 from transfer_nas import trained_model
 from transfer_nas.applications import Application, as_tuple
-from transfer_nas.search.manager import Status, explain
-from transfer_nas.search.progress import Goal
-from transfer_nas.search.worker import Servers
+from transfer_nas.searching.manager import Status, explain
+from transfer_nas.searching.progress import Goal
+from transfer_nas.searching.worker import Servers
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import GeneSpace, Space
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from cpp_store.ranges import COUNT, Range
 
+from transfer_nas.algorithms._base import Algorithm, Draws, draw_seed
 from transfer_nas.errors import InputError, SpaceError
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.schema import check, setting
-from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
 
 if TYPE_CHECKING:
     from transfer_nas.spaces import Space
@@ -99,7 +99,7 @@ class AgingEvolution(Algorithm):
         self.sample_size = sample_size
         self._gene_ends: list[float] | None = None
         if beta and space.size != 1:
-            from transfer_nas.search.algorithms.locality import gene_weights
+            from transfer_nas.algorithms.locality import gene_weights
 
             self._gene_ends = gene_weights(space, beta).cumsum().tolist()
         self._members: deque[Evaluation] = deque()  # oldest first

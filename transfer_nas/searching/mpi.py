@@ -32,11 +32,11 @@ from mpi4py import MPI
 from transfer_nas import tracing
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.ranks import BackOff, wait
-from transfer_nas.search.evaluation import Evaluate
-from transfer_nas.search.interruption import Interrupted, Interruption
-from transfer_nas.search.manager import Manager
-from transfer_nas.search.managing import Local, Managing
-from transfer_nas.search.messages import TO_MANAGER, TO_WORKER, Order, Outbox, Report, receive
+from transfer_nas.searching.evaluation import Evaluate
+from transfer_nas.searching.interruption import Interrupted, Interruption
+from transfer_nas.searching.manager import Manager
+from transfer_nas.searching.managing import Local, Managing
+from transfer_nas.searching.messages import TO_MANAGER, TO_WORKER, Order, Outbox, Report, receive
 from transfer_nas.spaces import Space
 
 LOST_AFTER = 60.0  # seconds without a sign of life

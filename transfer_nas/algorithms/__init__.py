@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from transfer_nas.algorithms._base import Algorithm, Draws, draw_seed
+from transfer_nas.algorithms.evolution import AgingEvolution
+from transfer_nas.algorithms.halving import SuccessiveHalving
+from transfer_nas.algorithms.random_search import RandomSearch
 from transfer_nas.plugins import Registry
-from transfer_nas.search.algorithms._base import Algorithm, Draws, draw_seed
-from transfer_nas.search.algorithms.evolution import AgingEvolution
-from transfer_nas.search.algorithms.halving import SuccessiveHalving
-from transfer_nas.search.algorithms.random_search import RandomSearch
 
 ALGORITHMS = Registry(
     "--search",

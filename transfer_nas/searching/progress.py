@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
-from transfer_nas.search.manager import Status
+from transfer_nas.searching.manager import Status
 
 _EVERY = 5.0  # seconds between two plain lines
 _SILENT, _SILENT_AGAIN = 2.0, 20.0  # seconds without a word, at first and later
