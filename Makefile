@@ -2,7 +2,8 @@
 # nothing is left to do.
 #
 #   make search   an MPI search on handwritten digits, every candidate starting from stored weights
-#   make test     every test: C++ under sanitizers, the fuzz targets for 20 s each, Python, MPI, end to end
+#   make test     what a change should pass at once: the optimised C++ tests, Python, MPI, end to end
+#   make test-all all tests: those, the long ones, C++ under sanitizers, the fuzz targets for 20 s each, the wheel
 #   make setup    what a search needs: Debian packages, .venv, the project installed in it with TensorFlow and MPICH
 #   make docs     the documentation as a site, in site/
 #
@@ -16,7 +17,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: soak setup setup-dev search baseline docs test test-cpp test-fuzz test-python test-wheel test-backends release walk check format clean debian-build debian-test
+.PHONY: soak setup setup-dev search baseline docs test test-all test-cpp test-fuzz test-python test-wheel test-backends release walk check format clean debian-build debian-test
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -55,12 +56,20 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open site/index.html"
 
-test: test-cpp test-fuzz test-python test-wheel
+test: debian-build debian-test setup-dev
+	cmake --preset release > /dev/null
+	cmake --build build/release
+	ctest --test-dir build/release --parallel $$(nproc) --output-on-failure
+	$(PYTEST) -m 'not long'
+
+test-all: test-cpp test-fuzz test-python test-wheel
 
 # Workers steal each other's tests, as a few of them take minutes. One more than there are cores, as many tests wait for
 # time-outs of servers; but no more than four, as tests start ranks of their own.
 test-python: setup-dev
-	workers=$$(($$(nproc) + 1)); $(BIN)/python -m pytest -n $$((workers < 4 ? workers : 4)) --dist worksteal
+	$(PYTEST)
+
+PYTEST = workers=$$(($$(nproc) + 1)); $(BIN)/python -m pytest -n $$((workers < 4 ? workers : 4)) --dist worksteal
 
 # AddressSanitizer (by Clang) and ThreadSanitizer (by GCC) find the bugs; the optimised build runs the long random
 # comparisons.

@@ -295,6 +295,8 @@ class Store {
     [[nodiscard]] bool contains(std::string_view model) const;
     // Whether a model may still use what it refers to: it is visible, or retired but leased.
     [[nodiscard]] bool is_alive(std::string_view model) const;
+    // Whether leases hold a retired model of that id; another one may be visible beside it.
+    [[nodiscard]] bool is_retired_and_leased(std::string_view model) const;
     // What a visible model's own layers are found by; empty if there is none.
     [[nodiscard]] std::string owner_of(std::string_view model) const;
     // Ids of the visible models of a namespace (all namespaces: nullptr), oldest first.

@@ -171,6 +171,11 @@ bool Store::is_alive(std::string_view model) const {
     return impl_->models.contains(model) || impl_->retired.contains(model);
 }
 
+bool Store::is_retired_and_leased(std::string_view model) const {
+    const std::lock_guard lock(impl_->mutex);
+    return impl_->retired.contains(model);
+}
+
 std::string Store::owner_of(std::string_view model) const {
     const std::lock_guard lock(impl_->mutex);
     const auto found = impl_->models.find(model);

@@ -192,8 +192,9 @@ Presence Replica::state(std::string_view name) const {
     const std::string_view model = id_of(name);
     const std::scoped_lock order(stripe(model));
     const std::string here = store_.owner_of(model);
-    // Of a model that is retired and leased the store knows the id only.
-    const bool is_leased = here.empty() && store_.is_alive(model);
+    // Of a model that is retired and leased the store knows the id only; another content of it may
+    // have become visible since.
+    const bool is_leased = store_.is_retired_and_leased(model);
     const bool is_id = !store_.owner_of(name).empty() || (name != model && store_.is_alive(name));
     const std::scoped_lock lock(mutex_);
     if (here == name || is_leased || is_id || arriving_.contains(name) ||

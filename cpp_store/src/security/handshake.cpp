@@ -12,9 +12,9 @@ namespace cpp_store::security {
 namespace {
 
 // The name of what is hashed begins each hash, so that none can stand for another.
-constexpr std::string_view transcript_label = "cpp_store handshake 2";
-constexpr std::string_view secret_label = "cpp_store connection 2";
-constexpr std::string_view servers_label = "cpp_store servers 2";
+constexpr std::string_view transcript_label = "cpp_store handshake 3";
+constexpr std::string_view secret_label = "cpp_store connection 3";
+constexpr std::string_view servers_label = "cpp_store servers 3";
 constexpr std::array<char, crypto_kdf_CONTEXTBYTES + 1> context = {"cppstore"};
 // Subkeys of a connection.
 enum class Use : std::uint64_t {

@@ -14,7 +14,6 @@ namespace cpp_store::replication {
 // a server or a client with that bug would send or take them.
 enum class Bug : std::uint8_t {
     none,
-    busy_is_absence,         // a busy peer's models count as retired
     retirements_stay,        // lists say nothing of what was retired
     references_stay,         // nor of references
     undo_is_lost,            // a refused put stays where it was taken
