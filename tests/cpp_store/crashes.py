@@ -184,7 +184,7 @@ class Client:
                 model,
                 {name: content(model, name) for name in names if name not in owners},
                 table=table,
-                inherited=owners,
+                inherited=dict.fromkeys(owners, match) if match else {},
                 namespace=self.name,
                 score=self.random.random(),
             )

@@ -101,8 +101,8 @@ def _be_client(
             {
                 "operations": client.operations,
                 "retries": client.retries,
-                "errors": client.errors,
-                "wrong": client.wrong,
+                "errors": client.errors[:20],  # a pipe takes no more before somebody reads
+                "wrong": client.wrong[:20],
             }
         )
 

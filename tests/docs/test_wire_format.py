@@ -9,6 +9,7 @@ SOURCES = ROOT / "cpp_store" / "src"
 WIRE = (SOURCES / "net" / "wire.hpp").read_text()
 CODEC = (SOURCES / "net" / "wire.cpp").read_text()
 HANDSHAKE = (SOURCES / "security" / "handshake.cpp").read_text()
+TAGGING = (SOURCES / "net" / "tagging.hpp").read_text()
 SEAL = (SOURCES / "security" / "seal.hpp").read_text()
 LOBBY = (SOURCES / "server" / "lobby.hpp").read_text()
 
@@ -76,7 +77,7 @@ def test_handshake_and_seals() -> None:
     assert f"{ciphers['aes256_gcm']} AES-256-GCM" in handshake
     assert f"at most {constant(LOBBY, 'most'):,} of them" in handshake
     assert f"{constant(LOBBY, 'most_of_an_origin')} of one address" in handshake
-    assert f"a tag of {constant(SEAL, 'tag_size')} bytes" in seals
+    assert f"a tag of {constant(TAGGING, 'tag_size')} bytes" in seals
     assert f"the first {constant(WIRE, 'clear_size')} bytes" in seals
     window = constant(WIRE, "bulk_window")
     assert f"{window >> 20} MiB ahead" in words("Wire")
