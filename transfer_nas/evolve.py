@@ -79,7 +79,9 @@ def _named_elsewhere(early: dict[str, Any]) -> dict[str, Any]:
     """Return what a settings file says, and the run in the output directory."""
     named: dict[str, Any] = {}
     if early.get("output_dir"):
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):  # later
+        with contextlib.suppress(
+            OSError, ValueError, LookupError, TypeError, RecursionError
+        ):  # later
             run = json.loads((Path(early["output_dir"]) / "run.json").read_bytes())
             named.update(run["settings"])
     if early.get("config"):

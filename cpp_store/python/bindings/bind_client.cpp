@@ -171,8 +171,7 @@ py::dict fetch(Cluster& cluster, const LayerTable& table, const py::list& layers
 
 py::list best_matches(Cluster& cluster, const LayerTable& table, const std::string& ns,
                       const std::string& weight, std::int64_t count, std::int64_t min_layers,
-                      std::vector<std::string> exclude, std::string only,
-                      const py::object& lease) {
+                      std::vector<std::string> exclude, std::string only, const py::object& lease) {
     Query query = query_arguments(ns, weight, count, min_layers, std::move(exclude));
     query.only = std::move(only);
     const std::chrono::milliseconds duration = lease_argument(lease);
