@@ -62,6 +62,7 @@ def run(
         begun = time.monotonic()
         while any(client.is_alive() for client, _ in clients):
             if time.monotonic() - begun > restart * (restarts + 1):
+                group.settle()  # what has one copy goes with its server
                 group.kill(restarts % 3)
                 group.restart(restarts % 3)
                 restarts += 1

@@ -21,6 +21,9 @@ constexpr std::string_view word = "replicas=";
 constexpr int rest_factor = 4;
 constexpr std::chrono::milliseconds shortest_rest{20};
 constexpr std::chrono::milliseconds longest_rest{10'000};
+// The same of one that is gone: it may have been started again, and what is put meanwhile has one
+// replica less.
+constexpr std::chrono::milliseconds longest_rest_of_gone{500};
 constexpr std::chrono::seconds longest_try{6};  // until it is known that it does not answer
 
 Answer failure(const Error& error) {
@@ -89,8 +92,8 @@ void Servers::failed(std::size_t server, Clock::time_point begun, const Error& e
         return;
     }
     const auto now = Clock::now();
-    const auto rest =
-        std::clamp<Clock::duration>(rest_factor * (now - begun), shortest_rest, longest_rest);
+    const auto most = error.code() == Errc::connection ? longest_rest_of_gone : longest_rest;
+    const auto rest = std::clamp<Clock::duration>(rest_factor * (now - begun), shortest_rest, most);
     down_until_[server] = (now + rest).time_since_epoch().count();
 }
 

@@ -100,7 +100,7 @@ void Replication::pass(std::size_t server) {
     const std::scoped_lock lock(mutex_);
     Peer& peer = schedule_[server];
     peer.rest =
-        complete ? std::chrono::milliseconds(0) : std::clamp(2 * peer.rest, first_rest, interval);
+        complete ? std::chrono::milliseconds(0) : std::clamp(2 * peer.rest, first_rest, last_rest);
     if (!complete) peer.next = std::min(peer.next, Clock::now() + peer.rest);
 }
 

@@ -41,7 +41,9 @@ class Replication {
     // Between two passes against a peer that go through, about; and at least. A failed one is tried
     // again after `first_rest`, then twice as long, up to the interval.
     static constexpr std::chrono::milliseconds interval{15'000};
+    // Between two passes of which one failed: what is missing there has one replica meanwhile.
     static constexpr std::chrono::milliseconds first_rest{100};
+    static constexpr std::chrono::milliseconds last_rest{1'000};
     static constexpr std::chrono::milliseconds timeout{3'000};
 
     struct Peer {
