@@ -6,6 +6,8 @@ import pytest
 
 from . import crashes
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.timeout(300)
 def test_nothing_acknowledged_is_lost_and_nothing_is_wrong() -> None:

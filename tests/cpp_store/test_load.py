@@ -2,7 +2,11 @@
 
 import math
 
+import pytest
+
 from . import load
+
+pytestmark = pytest.mark.long
 
 
 def test_eight_processes_see_no_error_while_servers_are_killed() -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from . import replica_crashes
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.timeout(300)
 def test_nothing_acknowledged_is_lost_though_both_servers_die() -> None:

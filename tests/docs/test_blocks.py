@@ -95,6 +95,7 @@ def run(page: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.timeout(600)  # several searches on one page, beside other tests
+@pytest.mark.long
 @pytest.mark.parametrize(
     "page", list(filter(runs, PAGES)), ids=lambda page: str(page.relative_to(ROOT).with_suffix(""))
 )

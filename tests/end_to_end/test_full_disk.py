@@ -13,6 +13,8 @@ import cpp_store
 from ..conftest import SmallDisk
 from ..cpp_store import servers
 
+pytestmark = pytest.mark.long
+
 SEARCH = [
     *("-m", "transfer_nas.evolve", "--application", "digits", "--space", "feed_forward"),
     *("--epochs", "2", "--population_size", "4", "--sample_size", "2", "--seed", "1", "--json"),

@@ -17,6 +17,8 @@ import cpp_store
 from ..cpp_store import servers
 from .proxy import Proxy
 
+pytestmark = pytest.mark.long
+
 SEARCH = [
     *("-m", "transfer_nas.evolve", "--application", "digits", "--space", "feed_forward"),
     *("--epochs", "2", "--population_size", "4", "--sample_size", "2", "--max_evals", "14"),

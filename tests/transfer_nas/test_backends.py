@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 FROZEN = "training/test_frozen_prefix.py::test_"
 SOME = (
