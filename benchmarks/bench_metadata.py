@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 import cpp_store
 from cpp_store import LayerTable, PrefixIndex, Store
-from graph_meta import reference
+from tests.graph_meta import reference
 from transfer_nas import spaces
 from transfer_nas.population import default_space, draw_genomes, draw_lineage
 from transfer_nas.spaces import GeneSpace
