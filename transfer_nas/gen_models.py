@@ -41,7 +41,7 @@ def _generate(given: argparse.Namespace, space: GeneSpace, ranks: Ranks) -> int:
     comm = ranks.comm if isinstance(ranks, MPIRanks) else None
     ranks.share(None)  # the clock starts when all are there
     begin = time.perf_counter()
-    with PrefixService(comm, threaded=False) as service:
+    with PrefixService(comm) as service:
         made = generation.generate(
             space, given.seed, given.count, 0, service, None, lambda done: None
         )
