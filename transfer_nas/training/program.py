@@ -230,6 +230,7 @@ class FitContext:
         self.stopped = False
         self._reported = 0
         self._before = before
+        self._candidate = candidate
         self._context = context
         self._stack = stack
         # Before the function changes them; saved if it saves anything itself.
@@ -255,6 +256,10 @@ class FitContext:
         if kept is not None:
             return kept
         return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fit-")))
+
+    def renew_statistics(self) -> None:
+        """Make running statistics of normalizations those of the weights, before judging them."""
+        self._candidate.renew_statistics()
 
     def report(self, epoch: int, values: Mapping[str, float]) -> bool:
         """Say what came of an epoch; return whether to stop now.
