@@ -10,6 +10,8 @@ import importlib
 from pathlib import Path
 
 from transfer_nas.applications._base import Application, Arrays, Data, SpaceChoice, as_tuple
+from transfer_nas.applications._callbacks import EarlyStopping, ReduceLROnPlateau
+from transfer_nas.applications._output import Output
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute, load_only
@@ -31,6 +33,9 @@ __all__ = [
     "Application",
     "Arrays",
     "Data",
+    "EarlyStopping",
+    "Output",
+    "ReduceLROnPlateau",
     "SpaceChoice",
     "Terms",
     "as_tuple",
