@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from transfer_nas.applications._base import Application, Arrays, Data, SpaceChoice, as_tuple
+from transfer_nas.applications._base import Application, SpaceChoice
+from transfer_nas.applications._data import PARTS, Arrays, Data, as_tuple
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute, load_only
@@ -28,6 +29,7 @@ NAMES = (
 
 __all__ = [
     "NAMES",
+    "PARTS",
     "Application",
     "Arrays",
     "Data",

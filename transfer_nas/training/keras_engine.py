@@ -252,7 +252,7 @@ class _FitTraining(Training):
     x
         Inputs of `network` for all rows.
     data
-        The targets.
+        Targets and weights.
     batch_size
         Rows a step.
     """
@@ -261,7 +261,7 @@ class _FitTraining(Training):
         self, model: keras.Model, network: keras.Model, x: Any, data: Data, batch_size: int
     ) -> None:
         self._model, self._network = model, network
-        self._x, self._y = as_tuple(x), as_tuple(data.y_train)
+        self._x, self._y, self._w = as_tuple(x), as_tuple(data.y_train), data.w_train
         self._batch_size = batch_size
         self._random = _random_state()
         model.optimizer.build(network.trainable_variables)
@@ -278,6 +278,7 @@ class _FitTraining(Training):
         history = self._network.fit(
             inputs(tuple(x[order] for x in self._x)),
             inputs(tuple(y[order] for y in self._y)),
+            sample_weight=None if self._w is None else self._w[order],
             batch_size=self._batch_size,
             shuffle=False,
             verbose=0,

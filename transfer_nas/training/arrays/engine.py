@@ -71,6 +71,8 @@ class ArrayEngine(Engine):
             return f"{terms.metric} beside {terms.loss}"
         if isinstance(data.y_train, tuple):
             return "several outputs"
+        if data.w_train is not None:
+            return "weights of rows"
         if any(x.dtype.kind not in "fiu" for x in as_tuple(data.x_train)):
             return "inputs that are no numbers"
         return None
