@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from transfer_nas.applications._base import Application, Arrays, Data, SpaceChoice, as_tuple
+from transfer_nas.applications._base import Application, SpaceChoice
 from transfer_nas.applications._callbacks import EarlyStopping, ReduceLROnPlateau
+from transfer_nas.applications._data import PARTS, Arrays, Data, as_tuple
 from transfer_nas.applications._output import Output
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, near_misses
@@ -23,6 +24,7 @@ NAMES = (
     "combo",
     "diabetes",
     "digits",
+    "fashion_mnist",
     "nt3",
     "uno",
 )
@@ -30,6 +32,7 @@ NAMES = (
 
 __all__ = [
     "NAMES",
+    "PARTS",
     "Application",
     "Arrays",
     "Data",

@@ -125,60 +125,72 @@ class KerasLoop(ABC):
         """
 
     @functools.cached_property
-    def _valid_rows(self) -> tuple[Any, Any, Any]:
-        """Inputs, targets and weights (or None) of the validation rows, on the device."""
+    def _valid_rows(self) -> tuple[Any, Any]:
+        """Inputs and targets of the validation rows, on the device."""
         import keras
 
         data = self._application.data
-        rows = (inputs(data.x_valid), inputs(data.y_valid), data.w_valid)
-        tensors: tuple[Any, Any, Any] = keras.tree.map_structure(_tensor, rows)
+        rows = (inputs(data.x_valid), inputs(data.y_valid))
+        tensors: tuple[Any, Any] = keras.tree.map_structure(keras.ops.convert_to_tensor, rows)
         return tensors
 
     def validate(self, model: keras.Model) -> dict[str, float]:
-        """Return ``loss`` and the application's metrics, on the validation rows.
-
-        Calls the model batch by batch: a trace would cost more than it saves.
-        """
-        import keras
-
-        data, terms = self._application.data, self._application.terms
-        count = len(as_tuple(data.y_valid)[0])
+        """Return ``loss`` and the application's metrics, on the validation rows."""
+        data = self._application.data
         size = validation_batch_size(data, self._batch_size)
-        metrics = [
-            (name, i, term if term in SCORES else _metric(term, name))
-            for i, judged in enumerate(terms.outputs)
-            for name, term in judged.metrics.items()
-        ]
-        total, kept = 0.0, list[list[Any]]()
-        for begin in range(0, count, size):
-            x, y, w = keras.tree.map_structure(
-                lambda rows, at=slice(begin, begin + size): None if rows is None else rows[at],
-                self._valid_rows,
-            )
-            with _no_gradients():
-                predicted = model(x, training=False)
-                loss = model.compute_loss(x, y, predicted, w, training=False)
-                total += float(loss) * min(size, count - begin)
-                true, outputs = keras.tree.flatten(y), keras.tree.flatten(predicted)
-                for _, i, metric in metrics:
-                    if not isinstance(metric, str):
-                        metric.update_state(true[i], outputs[i], w)
-            if any(isinstance(metric, str) for _, _, metric in metrics):
-                kept.append([keras.ops.convert_to_numpy(output) for output in outputs])
-        whole = [np.concatenate(parts) for parts in zip(*kept, strict=True)]
-        targets = as_tuple(data.y_valid)
-        return {"loss": total / count} | {
-            name: score(metric, targets[i], whole[i], data.w_valid)
-            if isinstance(metric, str)
-            else float(metric.result())
-            for name, i, metric in metrics
-        }
+        return judge(model, self._application, *self._valid_rows, data.count("valid"), size)
 
 
-def _tensor(array: Any) -> Any:
+def judge(
+    model: keras.Model, application: Application, x: Any, y: Any, count: int, size: int
+) -> dict[str, float]:
+    """Return ``loss`` and the application's metrics, by their names.
+
+    Calls the model batch by batch: a trace would cost more than it saves.
+
+    Parameters
+    ----------
+    model
+        Compiled.
+    application
+        Whose metrics.
+    x, y
+        Inputs and targets as the model takes them, arrays or tensors.
+    count
+        How many rows they have.
+    size
+        Rows to judge at once.
+    """
     import keras
 
-    return None if array is None else keras.ops.convert_to_tensor(array)
+    metrics = [
+        (name, i, term if term in SCORES else _metric(term, name))
+        for i, judged in enumerate(application.terms.outputs)
+        for name, term in judged.metrics.items()
+    ]
+    keeps = any(isinstance(metric, str) for _, _, metric in metrics)
+    total, kept = 0.0, list[list[Any]]()
+    for begin in range(0, count, size):
+        some = slice(begin, begin + size)
+        rows, targets = keras.tree.map_structure(lambda array, at=some: array[at], (x, y))
+        with _no_gradients():
+            predicted = model(rows, training=False)
+            loss = model.compute_loss(rows, targets, predicted, training=False)
+            total += float(loss) * min(size, count - begin)
+            true, outputs = keras.tree.flatten(targets), keras.tree.flatten(predicted)
+            for _, i, metric in metrics:
+                if not isinstance(metric, str):
+                    metric.update_state(true[i], outputs[i])
+        if keeps:
+            kept.append([keras.ops.convert_to_numpy(each) for each in (*true, *outputs)])
+    whole = [np.concatenate(parts) for parts in zip(*kept, strict=True)]
+    found = {"loss": total / count}
+    for name, i, metric in metrics:
+        if isinstance(metric, str):
+            found[name] = score(metric, whole[i], whole[len(whole) // 2 + i])
+        else:
+            found[name] = float(metric.result())
+    return found
 
 
 def _metric(term: Any, name: str) -> Any:
@@ -349,7 +361,7 @@ class FitLoop(KerasLoop):
                 loss_weights=model._compile_loss._user_loss_weights,
                 jit_compile=model.jit_compile,
             )
-        rows = (x, self._application.data.y_train, self._application.train_weights)
+        rows = (x, self._application.data.y_train, self._application.data.w_train)
         return _FitTraining(model, network, rows, self._batch_size, callbacks)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import keras
 
 LOSS = "loss"
+_TESTED = 256  # rows at a time
 
 
 class Outcome(NamedTuple):
@@ -132,7 +133,11 @@ class Epochs(Program):
         training = candidate.training(
             phase.frozen,
             epochs=phase.epochs,
-            callbacks=[each.callback for each in watches if isinstance(each, KerasWatch)],
+            callbacks=[
+                each.callback
+                for each in watches
+                if isinstance(each, KerasWatch) and each.sees_batches
+            ],
         )
         if training is None:
             return phase.epochs, False
@@ -382,6 +387,16 @@ class Trained:
     def predict(self, inputs: Arrays) -> npt.NDArray[Any]:
         """Return the outputs for rows, by the engine that trained it."""
         return self._candidate.predict(inputs)
+
+    def tested(self) -> dict[str, float] | None:
+        """Return loss and metrics on the test rows; None if there are none. Imports Keras."""
+        from transfer_nas.training.keras_engine import inputs, judge
+
+        data = self.data
+        if data.x_test is None or data.y_test is None:
+            return None
+        x, y = inputs(data.x_test), inputs(data.y_test)
+        return judge(self.model(), self._application, x, y, data.count("test"), _TESTED)
 
     def model(self) -> keras.Model:
         """Return a compiled Keras model with its weights; imports Keras."""

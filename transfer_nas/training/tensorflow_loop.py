@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +59,9 @@ class TensorFlowLoop(KerasLoop):
         super().__init__(application, batch_size, prefixes)
         # Equal seeds shall give equal weights.
         tf.config.experimental.enable_op_determinism()
-        data, weights = application.data, application.train_weights
-        self._x_train, *self._targets = _tensors(
-            (inputs(data.x_train), inputs(data.y_train), *(() if weights is None else (weights,)))
-        )
+        data = application.data
+        self._x_train, self._y_train = _tensors((inputs(data.x_train), inputs(data.y_train)))
+        self._w_train = None if data.w_train is None else _tensors(data.w_train)
         self._rows = len(as_tuple(data.x_train)[0])
 
     def training(
@@ -74,8 +73,16 @@ class TensorFlowLoop(KerasLoop):
             return loop.training(model, graph, callbacks)
         rest = self._prefixes.rest(model, graph)
         network, x = (model, self._x_train) if rest is None else rest
-        rows = (x, *self._targets)
+        rows = Rows(x, self._y_train, self._w_train)
         return _TensorFlowTraining(model, network, rows, self._rows, self._batch_size)
+
+
+class Rows(NamedTuple):
+    """What is trained on, as tensors: inputs of a network, targets, and weights or None."""
+
+    x: Any
+    y: Any
+    w: Any
 
 
 class _TensorFlowTraining(Training):
@@ -88,7 +95,7 @@ class _TensorFlowTraining(Training):
     network
         What computes its outputs from the rows: the model, or what is left of it.
     rows
-        Inputs of `network`, targets, and weights if there are any.
+        What it is trained on; inputs are those of `network`.
     count
         Number of rows.
     batch_size
@@ -96,7 +103,7 @@ class _TensorFlowTraining(Training):
     """
 
     def __init__(
-        self, model: keras.Model, network: keras.Model, rows: Any, count: int, batch_size: int
+        self, model: keras.Model, network: keras.Model, rows: Rows, count: int, batch_size: int
     ) -> None:
         self._model = model
         self._update = _Update(model.optimizer, model.trainable_variables)
@@ -123,7 +130,7 @@ def _epoch(
     model: keras.Model,
     network: keras.Model,
     update: _Update,
-    rows: Any,
+    rows: Rows,
     count: int,
     batch_size: int,
 ) -> Any:
@@ -134,10 +141,10 @@ def _epoch(
     weights = model.trainable_variables
 
     def step(batch: Any) -> Any:
-        x, y, *weights_of = keras.tree.map_structure(lambda array: tf.gather(array, batch), rows)
+        x, y = keras.tree.map_structure(lambda array: tf.gather(array, batch), (rows.x, rows.y))
+        w = None if rows.w is None else tf.gather(rows.w, batch)
         with tf.GradientTape() as tape:
-            predicted = network(x, training=True)
-            loss = model.compute_loss(x, y, predicted, *weights_of, training=True)
+            loss = model.compute_loss(x, y, network(x, training=True), w, training=True)
             scaled = model.optimizer.scale_loss(loss)
         gradients = tape.gradient(
             scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO

@@ -80,8 +80,6 @@ class ArrayEngine(Engine):
             return "a learning rate of each step"
         if application.precision != "float32":
             return f"the precision {application.precision}"
-        if data.w_valid is not None:
-            return "weights of validation rows"
         if any(callback.needs_model for callback in application.watchers):
             return "callbacks of one's own"
         if isinstance(data.y_train, tuple):
@@ -141,7 +139,8 @@ class _Rows:
         data = application.data
         assert isinstance(data.y_train, np.ndarray) and isinstance(data.y_valid, np.ndarray)
         x_train, x_valid = floats(data.x_train), floats(data.x_valid)
-        return cls(x_train, data.y_train, x_valid, data.y_valid, application.train_weights)
+        weights = None if data.w_train is None else np.asarray(data.w_train, np.float32)
+        return cls(x_train, data.y_train, x_valid, data.y_valid, weights)
 
 
 class ArrayCandidate(Candidate):
