@@ -184,6 +184,11 @@ class Settings(Common):
         metavar="ROWS",
         numbers=ranges.COUNT,
     )
+    scale_learning_rate: bool = setting(
+        False,
+        "multiply the application's learning rate by --batch_size over the application's batch "
+        "size (linear scaling)",
+    )
     transfer: str = setting(
         "store",
         f"how weights reach children: {', '.join(_TRANSFERS)}, or one's own as "

@@ -508,6 +508,22 @@ class Application:
         rows = [*map(int, parts), *(self.rows or ())[len(parts) :]]
         return replace(self, rows=rows)
 
+    def with_scaled_rate(self, batch_size: int | None) -> Application:
+        """Return the same task with a learning rate in proportion to the batch size; None: its own.
+
+        The linear scaling rule of Goyal et al., *Accurate, large minibatch SGD* (2017), by which
+        the searches of CANDLE's benchmarks scale, too.
+
+        Raises
+        ------
+        ApplicationError
+            Its learning rate is a schedule.
+        """
+        if self.initial_rate is None:
+            raise self._error("--scale_learning_rate scales a number, not a schedule")
+        factor = (batch_size or self.batch_size) / self.batch_size
+        return replace(self, learning_rate=self.initial_rate * factor)
+
     def _synthetic(self, size: str) -> Application:
         if self.generate is None:
             raise ApplicationError(f"application {self.name}: there is no synthetic data for it")

@@ -82,6 +82,8 @@ def resolve(
         application = application.with_data(settings.data)
     if settings.rows is not None:
         application = application.with_rows(settings.rows)
+    if settings.scale_learning_rate:
+        application = application.with_scaled_rate(settings.batch_size)
     _ = application.data  # wrong data shall be known before anything is written
     found = application.space(settings.space if space is None else space)
     if settings.of_search is not None:  # what an algorithm needs of a space shall be known, too

@@ -159,6 +159,19 @@ def test_schedules_of_keras_and_warming_up(monkeypatch: pytest.MonkeyPatch) -> N
     assert rates == pytest.approx([0.005, 0.01, 0.015, 0.02])
 
 
+def test_the_rate_scales_with_the_batch() -> None:
+    from transfer_nas.searching import worker
+    from transfer_nas.settings import Settings
+
+    for batch, rate in ((64, 0.08), (None, 0.02)):
+        given = {"application": "mine", "scale_learning_rate": True, "batch_size": batch}
+        settings = Settings.of({k: v for k, v in given.items() if v is not None})
+        scaled, _ = worker.resolve(settings, TASK, Small)
+        assert scaled.initial_rate == pytest.approx(rate) and scaled.batch_size == 16
+    with pytest.raises(ApplicationError, match="scales a number, not a schedule"):
+        worker.resolve(settings, changed(learning_rate=lambda steps: None), Small)
+
+
 def test_mixed_precision_trains_with_weights_of_float32() -> None:
     task = changed(precision="mixed_bfloat16", objective="loss")
     mixed, full = evaluated(task), evaluated(changed(objective="loss"))
