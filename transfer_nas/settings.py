@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 from cpp_store.ranges import Range
 
 from cpp_store import ranges
+from transfer_nas import limits
 from transfer_nas.algorithms import ALGORITHMS
 from transfer_nas.errors import InputError, near_misses
 from transfer_nas.plugins import Registry
@@ -184,6 +185,15 @@ class Settings(Common):
         metavar="ROWS",
         numbers=ranges.COUNT,
     )
+    limit: str | None = setting(
+        None,
+        "what no candidate may exceed, checked before anything is trained, in quotes: "
+        f"'NAME<NUMBER' or 'NAME<=NUMBER', NAME one of {', '.join(limits.QUANTITIES)}; give it "
+        "several times for several",
+        otherwise="no limit",
+        metavar="LIMIT",
+        repeats=True,
+    )
     transfer: str = setting(
         "store",
         f"how weights reach children: {', '.join(_TRANSFERS)}, or one's own as "
@@ -347,6 +357,8 @@ class Settings(Common):
         mine, others = split(plain, cls)
         settings = cls(**mine)
         check(settings)
+        if settings.limit is not None:
+            limits.parse(settings.limit)
         for name, known in settings_of(cls).items():
             if known.only is not None and name in mine:
                 which, value = known.only

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cpp_store
-from transfer_nas import applications, transfer
+from transfer_nas import applications, limits, transfer
 from transfer_nas.algorithms import ALGORITHMS
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.checkpoint import Checkpoint
@@ -84,6 +84,8 @@ def resolve(
         application = application.with_rows(settings.rows)
     _ = application.data  # wrong data shall be known before anything is written
     found = application.space(settings.space if space is None else space)
+    if settings.limit is not None:
+        found = limits.within(found, limits.parse(settings.limit))
     if settings.of_search is not None:  # what an algorithm needs of a space shall be known, too
         ALGORITHMS.find(settings.search).create(found, 0, settings.of_search, 1)
     return application, found
