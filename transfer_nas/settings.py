@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 from cpp_store.ranges import Range
 
 from cpp_store import ranges
+from transfer_nas import limits, objectives
 from transfer_nas.algorithms import ALGORITHMS
 from transfer_nas.errors import InputError, near_misses
 from transfer_nas.plugins import Registry
@@ -189,6 +190,27 @@ class Settings(Common):
         "multiply the application's learning rate by --batch_size over the application's batch "
         "size (linear scaling)",
     )
+    objectives: str | None = setting(
+        None,
+        "what to search for if that is several things at once: NAME:max or NAME:min for each, "
+        "with commas; val_ and the metric's name, "
+        f"{', '.join(objectives.COSTS)}, or what the application declares",
+        otherwise="the application's objective",
+        metavar="NAME:max|min,...",
+        repeats=True,
+    )
+    latency_rows: int = setting(
+        1, "rows of the batch whose latency is measured", metavar="ROWS", numbers=ranges.COUNT
+    )
+    limit: str | None = setting(
+        None,
+        "what no candidate may exceed, checked before anything is trained, in quotes: "
+        f"'NAME<NUMBER' or 'NAME<=NUMBER', NAME one of {', '.join(limits.QUANTITIES)}; give it "
+        "several times for several",
+        otherwise="no limit",
+        metavar="LIMIT",
+        repeats=True,
+    )
     transfer: str = setting(
         "store",
         f"how weights reach children: {', '.join(_TRANSFERS)}, or one's own as "
@@ -352,6 +374,10 @@ class Settings(Common):
         mine, others = split(plain, cls)
         settings = cls(**mine)
         check(settings)
+        if settings.limit is not None:
+            limits.parse(settings.limit)
+        if settings.objectives is not None:
+            objectives.parse(settings.objectives)
         for name, known in settings_of(cls).items():
             if known.only is not None and name in mine:
                 which, value = known.only

@@ -27,6 +27,7 @@ from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.ending import Ending
 from transfer_nas.errors import InputError, writing
 from transfer_nas.job import Evaluation, one_line
+from transfer_nas.objectives import Objectives
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.searching import devices, serial, worker
 from transfer_nas.searching.child import LOG_FORMAT
@@ -160,7 +161,9 @@ class _Search:
         with self._progress() as progress:
             if self._directory is not None:
                 self._manager = Manager(
-                    _algorithm(settings, space, trainer.epochs),
+                    _algorithm(
+                        settings, space, trainer.epochs, worker.objectives(settings, application)
+                    ),
                     self._directory,
                     max_evals=settings.max_evals,
                     retire=finalists.retire,
@@ -445,14 +448,21 @@ def _open(
     chosen = {**settings.to_dict(), **namespace}
     if goal is not None:
         chosen["objective"] = goal
+    after = worker.objectives(settings, application)
+    if after is not None:
+        extra["objectives"] = after.to_json()
     return RunDirectory.create(settings.directory, space, chosen, extra, values=values)
 
 
-def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:
-    """Return the search; `epochs` are those of a whole training."""
+def _algorithm(
+    settings: Settings, space: Space, epochs: int, after: Objectives | None = None
+) -> Algorithm:
+    """Return the search for some objectives; `epochs` are those of a whole training."""
     assert settings.seed is not None
     kind = ALGORITHMS.find(settings.search)
-    return kind.create(space, settings.seed, settings.of_search, epochs)
+    algorithm = kind.create(space, settings.seed, settings.of_search, epochs)
+    algorithm.objectives = after
+    return algorithm
 
 
 @contextlib.contextmanager
