@@ -14,12 +14,14 @@ from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute
 from transfer_nas.spaces._base import (
+    Activation,
     Gene,
     GeneSpace,
     Genome,
     Randomness,
     Scalar,
     Space,
+    Units,
     shapes_of,
     with_genes,
 )
@@ -98,8 +100,8 @@ def _is_own(value: Any, module: str) -> bool:
 def get(
     name: str,
     input_shapes: Sequence[Sequence[int]],
-    output_units: int,
-    output_activation: str | None = None,
+    output_units: Units,
+    output_activation: Activation = None,
     **options: Any,
 ) -> Space:
     """Make the space called `name` for these inputs and outputs; see `find` and `Space`."""

@@ -12,7 +12,7 @@ from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate
 from transfer_nas.errors import SpaceError, near_misses
-from transfer_nas.spaces._base import Gene, GeneSpace
+from transfer_nas.spaces._base import Activation, Gene, GeneSpace, Units
 
 if TYPE_CHECKING:
     import keras
@@ -319,8 +319,8 @@ class CellCnn(GeneSpace):
     def __init__(
         self,
         input_shapes: Sequence[Sequence[int]],
-        output_units: int,
-        output_activation: str | None = None,
+        output_units: Units,
+        output_activation: Activation = None,
         *,
         cells: Sequence[str] = tuple(_CELLS),
         downsampling: Sequence[str] = tuple(_DOWNSAMPLES),
