@@ -25,7 +25,7 @@ from transfer_nas.searching import addresses as store_address
 from transfer_nas.searching.evaluation import checkpoints_path
 from transfer_nas.settings import Settings
 from transfer_nas.sharing import SHARINGS
-from transfer_nas.spaces import GeneSpace, Space
+from transfer_nas.spaces import GeneSpace, Space, with_initializer
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import TransferMethod
@@ -86,6 +86,8 @@ def resolve(
         application = application.with_scaled_rate(settings.batch_size)
     _ = application.data  # wrong data shall be known before anything is written
     found = application.space(settings.space if space is None else space)
+    if settings.initializer is not None:
+        found = with_initializer(found, settings.initializer)
     if settings.of_search is not None:  # what an algorithm needs of a space shall be known, too
         ALGORITHMS.find(settings.search).create(found, 0, settings.of_search, 1)
     return application, found

@@ -26,6 +26,7 @@ from transfer_nas.spaces._base import (
     with_genes,
 )
 from transfer_nas.spaces._function import Choices, from_function
+from transfer_nas.spaces._initializer import with_initializer
 from transfer_nas.spaces.attn import Attn
 from transfer_nas.spaces.cell_cnn import CellCnn
 from transfer_nas.spaces.combo import Combo
@@ -60,6 +61,7 @@ __all__ = [
     "graph_of_genome",
     "shapes_of",
     "with_genes",
+    "with_initializer",
 ]
 
 
