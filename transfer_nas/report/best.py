@@ -56,7 +56,7 @@ class Architectures:
             space = spaces.get(
                 own_space or name,
                 found.get("input_shapes", []),
-                int(found.get("output_units", 1)),
+                found.get("output_units", 1),
                 found.get("output_activation"),
             )
         except (SpaceError, TypeError, ValueError) as error:

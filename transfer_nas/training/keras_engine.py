@@ -291,9 +291,9 @@ class KerasCandidate(Candidate):
             batch = tuple(array[begin : begin + size] for array in arrays)
             outputs = self._model(inputs(batch), training=False)
             predicted.append(keras.tree.map_structure(keras.ops.convert_to_numpy, outputs))
-        return np.asarray(
-            keras.tree.map_structure(lambda *parts: np.concatenate(parts), *predicted)
-        )
+        whole = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *predicted)
+        alone: npt.NDArray[Any] = whole  # a list of arrays where there are several outputs
+        return alone
 
     def validate(self) -> dict[str, float]:
         """See `Candidate`."""
