@@ -22,6 +22,7 @@ NAMES = (
     "combo",
     "diabetes",
     "digits",
+    "fashion_mnist",
     "nt3",
     "uno",
 )
