@@ -26,6 +26,7 @@ from transfer_nas.ranks import Ranks
 from transfer_nas.schema import check, setting, settings_of, split
 from transfer_nas.searching import addresses as store_address
 from transfer_nas.sharing import SHARINGS
+from transfer_nas.stopping import STOPS
 
 _PLUGINS: Mapping[str, Registry[Any]] = {"search": ALGORITHMS, "sharing": SHARINGS}
 """By the setting that names one."""
@@ -147,6 +148,14 @@ class Settings(Common):
         "epochs, the best third of them for three times as many, and so on up to --epochs; or "
         "one's own as package.module:Class or path/to/file.py:Class",
         metavar="ALGORITHM",
+    )
+    stop: str = setting(
+        "none",
+        "end trainings that promise little, whatever the algorithm. asha: after 1, 3, 9, ... "
+        "epochs all but the best third; median: who was never as good as half of the others on "
+        "average",
+        metavar="NAME",
+        choices=STOPS,
     )
     max_evals: int | None = setting(
         None,
@@ -386,6 +395,11 @@ class Settings(Common):
             limits.parse(settings.limit)
         if settings.objectives is not None:
             objectives.parse(settings.objectives)
+            if settings.stop != "none":
+                raise InputError(
+                    f"--stop {settings.stop} goes by the application's objective alone, and would "
+                    "end small models that --objectives is after: leave one of them out"
+                )
         for name, known in settings_of(cls).items():
             if known.only is not None and name in mine:
                 which, value = known.only

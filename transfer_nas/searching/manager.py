@@ -17,6 +17,7 @@ from transfer_nas.job import Evaluation, Job
 from transfer_nas.searching.evaluation import candidate_path, checkpoints_path
 from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import Space
+from transfer_nas.stopping import Stopper
 
 _SUMS_OF_ALL = ("bytes_transferred", "bytes_stored")
 _SUMS_OF_CHILDREN = (*_SUMS_OF_ALL, "layers", "layers_transferred")
@@ -58,6 +59,8 @@ class Status:
         The first evaluation that failed; None while there is none.
     front
         Of several objectives; None if there is one.
+    stopped
+        Trainings that were told to end early by this process.
     """
 
     evaluations: int
@@ -74,6 +77,7 @@ class Status:
     fresh: int
     first_failure: Evaluation | None = None
     front: Front | None = None
+    stopped: int = 0
 
     @property
     def evaluations_per_second(self) -> float:
@@ -126,6 +130,8 @@ class Manager:
     give_up_after
         If so many evaluations fail before one works, all for the same reason, the search ends;
         None: it does not.
+    stopper
+        Ends trainings beside what the algorithm says; None: nobody does.
 
     Attributes
     ----------
@@ -146,9 +152,13 @@ class Manager:
         warn: Callable[[str], None],
         observe: Callable[[Evaluation], None] | None = None,
         give_up_after: int | None = None,
+        stopper: Stopper | None = None,
     ) -> None:
         self._algorithm = algorithm
-        self.wants_reports = algorithm.wants_reports
+        self._stopper = stopper
+        self._stops: set[int] = set()  # jobs that run and were told to stop
+        self._stopped_early = 0
+        self.wants_reports = algorithm.wants_reports or stopper is not None
         self._directory = directory
         self._max_evals = max_evals
         self._retire = retire
@@ -246,6 +256,7 @@ class Manager:
             fresh=self._evaluations - self._found,
             first_failure=self._first_failure,
             front=self._front,
+            stopped=self._stopped_early,
         )
 
     def report(self, id: int, step: int, values: Mapping[str, float]) -> bool:
@@ -258,11 +269,16 @@ class Manager:
         """
         if id not in self._submitted:
             return False
-        decision = self._algorithm.report(self._jobs[id], step, values)
+        job = self._jobs[id]
+        decision = self._algorithm.report(job, step, values)
         if decision not in ("continue", "stop"):
             name = type(self._algorithm).__name__
             raise ValueError(f"{name}.report: expected continue or stop, found {decision!r:.60}")
-        return decision == "stop"
+        stops = self._stopper is not None and self._stopper.report(job, step, values)
+        if (stops or decision == "stop") and id not in self._stops:
+            self._stops.add(id)
+            self._stopped_early += 1
+        return id in self._stops
 
     def stop(self) -> None:
         """Hand out no more jobs; results of those that run are still welcome."""
@@ -294,7 +310,7 @@ class Manager:
         """Take the result of a job that `rank` evaluated, to be written down at `commit`."""
         job = evaluation.job
         submitted, best_then = self._submitted.pop(job.id)
-        self._jobs.pop(job.id, None)
+        self._no_more_reports(job.id)
         measures = {
             **evaluation.measures,
             "timestamp_submit": submitted,
@@ -355,9 +371,15 @@ class Manager:
     def abandoned(self, job: Job) -> None:
         """Forget that a job was handed out: it was interrupted, a resumed search does it again."""
         del self._submitted[job.id]
-        self._jobs.pop(job.id, None)
+        self._no_more_reports(job.id)
         candidate_path(self._directory.path, job).unlink(missing_ok=True)
         self._forget_models([job.id])
+
+    def _no_more_reports(self, job: int) -> None:
+        self._jobs.pop(job, None)
+        self._stops.discard(job)
+        if self._stopper is not None:
+            self._stopper.forget(job)
 
     def _now(self) -> float:
         return time.time() - self._directory.started

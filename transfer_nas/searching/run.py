@@ -21,7 +21,7 @@ from cpp_store.command_line import open_stream
 
 import cpp_store
 from cpp_store import files
-from transfer_nas import exit_codes, tensorboard, tracing, trained_model
+from transfer_nas import exit_codes, stopping, tensorboard, tracing, trained_model
 from transfer_nas.algorithms import ALGORITHMS, Algorithm
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.ending import Ending
@@ -170,6 +170,7 @@ class _Search:
                     report=progress.update,
                     warn=progress.warn,
                     observe=_observer(settings, self._directory, space, finalists, self._stack),
+                    stopper=stopping.stopper(settings.stop),
                     give_up_after=max(GIVE_UP_AFTER, 2 * ranks.size),
                 )
             lost = self._drive(evaluate, interruption)
