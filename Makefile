@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 
 # What a build needs, and what the tests need besides.
 DEBIAN_BUILD := g++ cmake ninja-build python3-dev python3-venv libfabric-dev libxxhash-dev libsodium-dev libcli11-dev libsqlite3-dev
-DEBIAN_TEST := libgtest-dev libgmock-dev clang-14 clang-format-14 libclang-rt-14-dev chromium redis-server
+DEBIAN_TEST := libgtest-dev libgmock-dev clang-14 clang-format-14 libclang-rt-14-dev chromium redis-server dataset-fashion-mnist
 
 SOURCES := pyproject.toml CMakeLists.txt CMakePresets.json \
     $(shell find cpp_store graph_meta transfer_nas -type f -not -name '*.so' -not -path '*__pycache__*' \

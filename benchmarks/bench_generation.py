@@ -164,7 +164,11 @@ def spaces(count: int) -> dict[str, float]:
     rates = {}
     for name in REGISTRY:
         output = python(
-            "-m", "transfer_nas.gen_models", f"--space={name}", f"--count={count}", "--json"
+            "-m",
+            "transfer_nas.population.gen_models",
+            f"--space={name}",
+            f"--count={count}",
+            "--json",
         )
         rates[f"{name}_models_per_s_1_rank"] = json.loads(output)["models_per_second"]
     return rates

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import statistics
 import subprocess
@@ -33,7 +32,7 @@ import numpy.typing as npt
 
 import cpp_store
 from cpp_store import LayerTable, PrefixIndex, Store
-from graph_meta import reference
+from tests.graph_meta import reference
 from transfer_nas import spaces
 from transfer_nas.population import default_space, draw_genomes, draw_lineage
 from transfer_nas.spaces import GeneSpace
@@ -42,8 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOUNDERS = 1_000
 BLOCK = 10_000
 QUESTION = figures.Question(
-    compares="the prefix index with breadth-first scans in C++ and in networkx, in process, over "
-    "libfabric and over MPI",
+    compares="the prefix index with breadth-first scans in C++ and in networkx, in process and "
+    "over libfabric",
     seconds=1200,
     quick_seconds=18,
     plots={
@@ -57,7 +56,6 @@ TARGETS: figures.Targets = {
     "best_match_p99_us_1000000": ("at most", 200),
     "scan_over_index_60000": ("at least", 1000),
     "rpc_best_match_p50_us_60000": ("at most", 100),
-    "mpi_best_match_p50_us_60000": ("at most", 500),
     "register_per_s": ("at least", 100_000),
     "retire_per_s": ("at least", 100_000),
     "bytes_per_model_1000000": ("at most", 1000),
@@ -79,7 +77,6 @@ def main() -> int:
     results["networkx_s_per_query_1000"] = networkx_seconds(1 if given.quick else 5, results)
     worst_cases(10_000 if given.quick else 1_000_000, results)
     over_rpc(6_000 if given.quick else 60_000, results)
-    results |= over_mpi(6_000 if given.quick else 60_000)
     figures.finish("metadata", results, TARGETS, given)
     return 0
 
@@ -360,23 +357,6 @@ with cpp_store.serve() as server:
 
 def without_bytes(table: LayerTable) -> LayerTable:
     return LayerTable(table.names, table.requires)
-
-
-def over_mpi(models: int) -> dict[str, float]:
-    """Ask through `graph_meta.PrefixService` on two ranks, the other one computing."""
-    launcher = Path(sys.executable).with_name("mpiexec")
-    command = [str(launcher), "-n", "2", sys.executable, str(ROOT / "benchmarks/mpi_best_match.py")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, f"--models={models}"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=900,
-        check=True,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {f"{key}_{models}": value for key, value in found.items() if key.startswith("mpi_")}
 
 
 def percentile(values: Sequence[float], rank: float) -> float:

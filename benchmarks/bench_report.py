@@ -1,6 +1,6 @@
 """How long a report of a long run takes: to build, to send, to be seen.
 
-The run is made up, but for its training (`transfer_nas.testing.write_run`). The page is opened from
+The run is made up, but for its training (`tests.made_up_runs.write_run`). The page is opened from
 disk in headless Chromium without a graphics card, in a fresh profile each time. Beside it, four of
 its views as one writes them with Plotly (``plotly_report.py``): every evaluation drawn, by WebGL.
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import figures
 
-from transfer_nas.testing import write_run
+from tests.made_up_runs import write_run
 
 QUESTION = figures.Question(
     compares="the report with four of its views written with Plotly",

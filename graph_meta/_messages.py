@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,6 @@ import numpy as np
 import cpp_store
 from cpp_store import LayerTable, Match
 
-REGISTER, BEST_MATCHES, RETIRE = 1, 2, 3  # operations
-
-_REQUEST = struct.Struct("<IIQ")  # operation, tag of the reply, bytes of the JSON header
-_REPLY = struct.Struct("<I")  # 0: answer, 1: error; a JSON value follows
 _LENGTH = struct.Struct("<Q")
 
 _ANSWER = np.dtype(
@@ -46,40 +42,6 @@ _ERRORS: dict[str, type[Exception]] = {
 }
 
 
-def encode_request(
-    operation: int, reply_tag: int, header: dict[str, Any], table: LayerTable | None
-) -> bytes:
-    """Lay out a question to one shard; a table follows the header if the operation has one."""
-    text = json.dumps(header).encode()
-    request = _REQUEST.pack(operation, reply_tag, len(text)) + text
-    return request if table is None else request + table.encode()
-
-
-def decode_request(request: bytearray) -> tuple[int, int, dict[str, Any], bytes]:
-    """Return operation, tag of the reply, header and the encoded table."""
-    operation, reply_tag, length = _REQUEST.unpack_from(request)
-    table_at = _REQUEST.size + length
-    return (
-        operation,
-        reply_tag,
-        json.loads(request[_REQUEST.size : table_at]),
-        bytes(request[table_at:]),
-    )
-
-
-def encode_reply(value: object) -> bytes:
-    """Lay out a shard's answer, or the exception that takes its place."""
-    if isinstance(value, Exception):
-        return _REPLY.pack(1) + encode_error(value)
-    return _REPLY.pack(0) + json.dumps(value).encode()
-
-
-def decode_reply(reply: bytearray) -> Any:
-    """Return the answer; an exception is returned, not raised."""
-    content = reply[_REPLY.size :]
-    return decode_error(content) if _REPLY.unpack_from(reply)[0] else json.loads(content)
-
-
 def encode_error(error: Exception) -> bytes:
     """Lay out type and message."""
     return json.dumps([type(error).__name__, str(error)]).encode()
@@ -89,14 +51,6 @@ def decode_error(content: bytes | bytearray) -> Exception:
     """Return the exception; types that are not foreseen become `cpp_store.StoreError`."""
     name, message = json.loads(content)
     return _ERRORS.get(name, cpp_store.StoreError)(message)
-
-
-def match_to_json(match: Match) -> list[Any]:
-    return [match.model, match.score, match.sequence, match.layers, match.bytes, match.positions]
-
-
-def match_from_json(fields: Iterable[Any]) -> Match:
-    return Match(*fields)
 
 
 def encode_batch(header: dict[str, Any], tables: Sequence[LayerTable]) -> bytes:

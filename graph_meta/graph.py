@@ -18,6 +18,8 @@ from graph_meta import costs
 from graph_meta.naming import GraphError, canonical_json, label, plain
 
 if TYPE_CHECKING:
+    import networkx as nx
+
     from cpp_store import LayerTable
     from graph_meta.costs import Cost
     from graph_meta.layers import LayerTemplate
@@ -454,6 +456,21 @@ class LayerGraph:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LayerGraph, (self.layers, self.inputs, self.outputs)
+
+    def to_networkx(self) -> nx.DiGraph:
+        """Return the layers as a graph of networkx: for paths, drawings, measures of its structure.
+
+        Nodes are positions in `layers`, each with its layer's stable name as ``name`` and class as
+        ``class_name``; an edge leads from each layer to those that it feeds.
+        """
+        import networkx as nx  # a tenth of a second, and no search needs it
+
+        network = nx.DiGraph()
+        for position, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
+            network.add_node(position, name=name, class_name=layer.spec.class_name)
+            for call in layer.calls:
+                network.add_edges_from((edge.layer, position) for edge in call.inputs)
+        return network
 
     def to_json(self) -> str:
         """Return the graph as JSON text (docs/formats.md, "Layer graph JSON")."""

@@ -25,10 +25,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "queue": ("transfer_nas.queue", "runs that wait for a job of a cluster"),
     "logs": ("transfer_nas.logs", "what the ranks logged, for programs"),
     "trace": ("transfer_nas.tracing", "what each rank did when, for Perfetto and Chrome"),
-    "birthday": ("transfer_nas.birthday", "how much of a new network a population has"),
-    "gen-models": ("transfer_nas.gen_models", "how many networks a second can be made and found"),
+    "birthday": ("transfer_nas.population.birthday", "how much of a new network a population has"),
+    "gen-models": (
+        "transfer_nas.population.gen_models",
+        "how many networks a second can be made and found",
+    ),
     "find-prefix": ("graph_meta.find_prefix", "what two networks share"),
-    "patterns": ("graph_meta.patterns", "what a run or a population reused"),
+    "patterns": ("transfer_nas.population.patterns", "what a run or a population reused"),
 }
 """Module of each, and what it is for."""
 

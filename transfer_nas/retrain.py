@@ -85,16 +85,20 @@ def _retrain(given: argparse.Namespace) -> int:
         "epochs": trainer.epochs,
         "objective": evaluation.objective,
         "objective_in_search": float(run.objective[row]),
+        "test": trainer.tested(),
         "seconds": evaluation.measures.get("train_seconds"),
         "model": str(output),
     }
     if given.json:
         command_line.print_json(result)
     else:
+        test = (result["test"] or {}).get(application.metric_name)
         print(
             f"job {result['job']}: {application.objective_name} "
             f"{application.natural(evaluation.objective):.4f} after {trainer.epochs} epochs alone, "
-            f"{application.natural(result['objective_in_search']):.4f} in the search; {output}"
+            f"{application.natural(result['objective_in_search']):.4f} in the search"
+            f"{'' if test is None else f'; {application.metric} {test:.4f} on the test rows'}; "
+            f"{output}"
         )
     return OK
 

@@ -132,6 +132,12 @@ class Settings(Common):
         metavar="DIR",
         may_change=True,  # the files may move: their digest may not change
     )
+    rows: str | None = setting(
+        None,
+        "the most rows to take for training, validation and testing, of each class alike",
+        otherwise="the application's",
+        metavar="TRAIN[,VALID[,TEST]]",
+    )
     search: str = setting(
         "evolution",
         "evolution: aging evolution; random: random genomes; halving: random genomes for few "

@@ -221,6 +221,15 @@ class TransferTrainer:
         else:
             trained_model.write_keras(path, graph, tensors, self.application)
 
+    def tested(self) -> dict[str, float] | None:
+        """Return loss and metric of the last evaluation that worked, on the test rows.
+
+        For who has chosen: a search never calls it. None if there are no test rows.
+        """
+        if self._last is None:
+            return None
+        return Trained(self._last, self.application, self.epochs).tested()
+
     def retire(self, jobs: Iterable[int]) -> None:
         """Take the models of jobs out of the candidates for ancestors."""
         try:

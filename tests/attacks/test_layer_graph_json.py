@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph_meta import GraphError, LayerGraph
-from graph_meta.testing import random_graph
+from tests.graph_meta.random_graphs import random_graph
 
 values = st.recursive(
     st.none()

@@ -30,15 +30,15 @@ LATE = (
 
 MODULES = {
     "benchmarks": "benchmarks.__main__",
-    "birthday": "transfer_nas.birthday",
+    "birthday": "transfer_nas.population.birthday",
     "cpp-store": "cpp_store.command",
     "dashboard": "transfer_nas.dashboard",
     "evolve": "transfer_nas.evolve",
     "experiments": "transfer_nas.experiments",
     "find_prefix": "graph_meta.find_prefix",
-    "gen_models": "transfer_nas.gen_models",
+    "gen_models": "transfer_nas.population.gen_models",
     "logs": "transfer_nas.logs",
-    "patterns": "graph_meta.patterns",
+    "patterns": "transfer_nas.population.patterns",
     "queue": "transfer_nas.queue",
     "report": "transfer_nas.report.__main__",
     "retrain": "transfer_nas.retrain",

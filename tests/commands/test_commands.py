@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from transfer_nas.testing import write_run
+from tests.made_up_runs import write_run
 
 from .forks import MODULES
 

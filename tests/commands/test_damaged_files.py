@@ -14,12 +14,12 @@ import pytest
 
 import cpp_store
 from cpp_store import _files, _lineage, command
-from graph_meta import find_prefix, patterns
+from graph_meta import find_prefix
 from graph_meta.graph import GraphError, LayerGraph
+from tests.made_up_runs import write_run
 from transfer_nas import evolve, experiments
-from transfer_nas.population import PopulationError, default_space, files
+from transfer_nas.population import PopulationError, default_space, files, patterns
 from transfer_nas.report import __main__ as report
-from transfer_nas.testing import write_run
 
 DELETED = object()
 ODD: list[Any] = [

@@ -28,7 +28,7 @@ SERVER = next(path for path in SERVERS if path.exists())
 GIVEN = {
     "report": """
 from pathlib import Path
-from transfer_nas.testing import write_run
+from tests.made_up_runs import write_run
 for number, name in enumerate(["first", "transfer-1", "transfer-2", "scratch-1", "scratch-2"]):
     write_run(Path("runs", name), 40, seed=number, transfer=not name.startswith("scratch"))
 """,

@@ -22,7 +22,7 @@ from graph_meta import (
     WeightSpec,
     layers,
 )
-from graph_meta.testing import random_graph
+from tests.graph_meta.random_graphs import random_graph
 
 INPUT = Layer(LayerSpec("InputLayer", {"batch_shape": [None, 4]}), (Call(()),))
 DENSE = LayerSpec("Dense", {"units": 3}, [WeightSpec((4, 3)), WeightSpec((3,), "bfloat16")])

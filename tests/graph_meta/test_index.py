@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 import cpp_store
 from graph_meta import GraphBuilder, layers
 from graph_meta.index import PrefixIndex
-from graph_meta.reference import Stored, best_matches
-from graph_meta.testing import family, mutated, random_graph
+from tests.graph_meta.random_graphs import family, mutated, random_graph
+from tests.graph_meta.reference import Stored, best_matches
 
 SCORES = (0.0, 0.0, 0.5, 1.0, -1.0, math.nan, -math.inf)
 

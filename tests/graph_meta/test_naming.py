@@ -21,9 +21,9 @@ from graph_meta import (
     LayerSpec,
     layers,
     prefix,
-    reference,
 )
-from graph_meta.testing import KINDS, mutated, random_graph, reordered, with_spec
+from tests.graph_meta import reference
+from tests.graph_meta.random_graphs import KINDS, mutated, random_graph, reordered, with_spec
 
 many = settings(max_examples=400, deadline=None)
 some = settings(max_examples=150, deadline=None)
@@ -60,7 +60,7 @@ def test_a_change_changes_a_layer_and_its_descendants_and_no_other(
     position = rng.choice([p for p, layer in enumerate(graph.layers) if layer.calls[0].inputs])
     spec = rng.choice([kind for kind in KINDS if kind != graph.layers[position].spec])
     changed = with_spec(graph, position, spec)
-    concerned = nx.descendants(reference.layer_network(graph), position) | {position}
+    concerned = nx.descendants(graph.to_networkx(), position) | {position}
     for p in range(len(graph)):
         assert (graph.digests[p] != changed.digests[p]) == (p in concerned)
 
@@ -121,7 +121,7 @@ def test_names_are_unique_and_have_their_form(rng: random.Random, size: int) -> 
 def test_another_process_with_another_hash_seed_finds_the_same_names() -> None:
     code = """
 import json, random
-from graph_meta.testing import random_graph
+from tests.graph_meta.random_graphs import random_graph
 rng = random.Random(7)
 print(json.dumps([random_graph(rng, layers=12).names for _ in range(20)]))
 """

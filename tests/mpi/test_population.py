@@ -87,7 +87,7 @@ def test_bad_input_ends_all_ranks_with_one_line(
     assert not (tmp_path / "out" / "population.json").exists()
 
 
-@pytest.mark.parametrize("module", ["evolve", "gen_models"])
+@pytest.mark.parametrize("module", ["evolve", "population.gen_models"])
 def test_a_space_that_fails_ends_all_ranks(mpiexec: MpiExec, module: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(
         "from transfer_nas.errors import SpaceError\n"
@@ -112,7 +112,7 @@ def test_a_space_that_fails_ends_all_ranks(mpiexec: MpiExec, module: str, tmp_pa
 
 
 def test_bad_flags_are_said_once(mpiexec: MpiExec) -> None:
-    done = mpiexec(2, "-m", "transfer_nas.gen_models", "--count", "0", timeout=30)
+    done = mpiexec(2, "-m", "transfer_nas.population.gen_models", "--count", "0", timeout=30)
 
     assert done.returncode == 2
     assert done.stderr.count("--count must be at least 1") == 1

@@ -13,17 +13,11 @@ from graph_meta.service import PrefixService
 PROGRAM = Path(__file__).with_name("programs") / "prefix_service.py"
 
 CASES = [
-    "one_at_a_time",
-    "without_a_thread",
-    "retirement",
     "sequence_numbers",
     "bulk",
     "serial_evolution",
-    "everybody_at_once",
-    "asking_a_rank_that_computes",
     "errors",
     "leaving_without_closing",
-    "closing_while_asked",
 ]
 
 
@@ -43,7 +37,7 @@ def test_waiting_is_cheap(mpiexec: Callable[..., "subprocess.CompletedProcess[st
 
     assert done.returncode == 0, done.stderr
     sleeping, waiting = json.loads(done.stdout)
-    # Blocking in MPI would take two seconds; both have a serving thread besides.
+    # Blocking in MPI would take two seconds.
     assert sleeping < 0.2
     assert waiting < 0.3
 
@@ -51,10 +45,10 @@ def test_waiting_is_cheap(mpiexec: Callable[..., "subprocess.CompletedProcess[st
 def test_one_process_needs_no_mpi() -> None:
     table = LayerTable(["a", "b"], [[], [0]], [4, 4])
     with PrefixService() as service:
-        service.register("first", table, score=0.5)
-        service.register_all(["second"], [table], scores=[0.5])
-        (found,) = service.best_matches_all([table])
+        service.register(["first", "second"], [table] * 2, scores=[0.5, 0.5])
+        (found,) = service.best_matches([table])
         assert found is not None and (found.model, found.positions) == ("second", [0, 1])
-        assert service.retire("second") and service.retire_all(["second"]) == [False]
-        match = service.best_match(table)
-        assert match is not None and match.model == "first"
+        assert service.retire(["second", "nobody"]) == [True, False]
+        (found,) = service.best_matches([table])
+        assert found is not None and found.model == "first"
+        assert service.stats()["models"] == 1

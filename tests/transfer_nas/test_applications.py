@@ -165,7 +165,10 @@ def test_ones_own_arrays_take_ten_lines(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "mine.py").write_text(example)
     monkeypatch.chdir(tmp_path)
     mine = data(width=30)
-    np.savez("mine.npz", **{name: getattr(mine, name) for name in vars(mine)})
+    np.savez(
+        "mine.npz",
+        **{name: getattr(mine, name) for name in vars(mine) if getattr(mine, name) is not None},
+    )
     found = applications.resolve("mine.py:application")
     assert found.data.digest == mine.digest and found.space().input_shapes == ((30,),)
 
@@ -281,8 +284,18 @@ def spoilt(value: float, at: Any = (2, 1)) -> np.ndarray:
         (X, np.where(CLASSES, 1, -1), {}, r"labels -1\.\.1, expected 0\.\.1"),
         (X, CLASSES - 1.0, SPARSE, r"labels -1\.\.1, expected 0\.\.2"),
         (X, CLASSES / 2, SPARSE, r"holds 0\.5, and sparse_cat.* for regression use"),
-        (X, [*"abcabc"], SPARSE, r"y_train holds strings \('a', 'b', …\): number them"),
-        (X, np.array([*"abcabc"], object), SPARSE, "y_train holds strings"),
+        (
+            X,
+            [*"abcabc"],
+            {"loss": "mse", "metric": "mae"},
+            r"y_train holds strings \('a', 'b', …\), and mean_squared",
+        ),
+        (
+            X,
+            np.array([*"abcabc"], object),
+            {"loss": "mse", "metric": "mae"},
+            "y_train holds strings",
+        ),
         (X, np.eye(3)[CLASSES], SPARSE, r"y_train is one-hot.*use y.argmax\(axis=1\), or loss="),
         (X, CLASSES % 2, {"output_units": 1}, r"expected 0\.\.0 .*binary_crossentropy"),
         (X, [None, 1, 2, 0, 1, 2], SPARSE, "y_train holds NaN.* in 1 of 6 rows"),

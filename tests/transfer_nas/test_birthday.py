@@ -1,4 +1,4 @@
-"""The closed form of `transfer_nas.birthday` against simulation, and the command."""
+"""The closed form of `transfer_nas.population.birthday` against simulation, and the command."""
 
 import builtins
 import json
@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transfer_nas import birthday, gen_models
-from transfer_nas.population import default_space
+from transfer_nas.population import birthday, default_space, gen_models
 from transfer_nas.spaces.feed_forward import FeedForward
 
 SMALL = FeedForward([(4,)], 2, max_depth=3, units=(8, 16), activations=("relu",))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.made_up_runs import write_run
 from transfer_nas.dashboard import Server, Sources, Watcher, main, wait_for
-from transfer_nas.testing import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -6,9 +6,9 @@ import pandas
 import pyarrow.parquet
 import pytest
 
+from tests.made_up_runs import write_run
 from transfer_nas import runs
 from transfer_nas.experiments import main
-from transfer_nas.testing import write_run
 
 
 @pytest.fixture

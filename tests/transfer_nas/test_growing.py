@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 
 from graph_meta import LayerGraph
-from transfer_nas import birthday, runs, spaces
+from tests.made_up_runs import write_run
+from transfer_nas import runs, spaces
 from transfer_nas.algorithms.evolution import AgingEvolution
 from transfer_nas.algorithms.halving import SuccessiveHalving
 from transfer_nas.algorithms.random_search import RandomSearch
 from transfer_nas.errors import SpaceError
 from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.population import birthday
 from transfer_nas.report import page
 from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import Gene, Space
-from transfer_nas.testing import check_space, write_run
+from transfer_nas.testing import check_space
 
 OWN = f"{Path(__file__).parents[2] / 'examples' / 'growing.py'}:Growing"
 SPACE = spaces.find(OWN).example()

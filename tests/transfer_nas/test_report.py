@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 import cpp_store
+from tests.made_up_runs import write_run
 from transfer_nas import runs
 from transfer_nas.algorithms.evolution import AgingEvolution
 from transfer_nas.job import DONE, Evaluation
@@ -23,7 +24,6 @@ from transfer_nas.report.progress import Group
 from transfer_nas.runs import Run
 from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import FeedForward
-from transfer_nas.testing import write_run
 from transfer_nas.transfer import StoreTransfer
 
 

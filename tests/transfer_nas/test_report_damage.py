@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.made_up_runs import write_run
 from transfer_nas import runs
 from transfer_nas.errors import InputError
 from transfer_nas.report import page
 from transfer_nas.spaces import FeedForward
-from transfer_nas.testing import write_run
 
 ODD = [None, -7, 1e300, "x", [], {"a": 1}]
 CELLS = ["", "-1", "1e308", "-1e308", "nan", "inf", "0", "99999999999", "x", "<b>", "F_x", "DONE"]

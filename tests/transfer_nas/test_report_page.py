@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.made_up_runs import write_run
 from transfer_nas import judgement, runs
 from transfer_nas.report import page as report
 from transfer_nas.report.lineage import line_of_descent
 from transfer_nas.runs import Run
 from transfer_nas.spaces import FeedForward
-from transfer_nas.testing import write_run
 
 playwright = pytest.importorskip("playwright.sync_api")
 

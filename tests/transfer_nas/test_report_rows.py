@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tests.made_up_runs import write_run
 from transfer_nas import judgement, logs, runs
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.report import explore, judged, page, rows, targets
 from transfer_nas.report.best import Architectures, retrain_command
 from transfer_nas.report.scale import Scale
 from transfer_nas.runs import Run
-from transfer_nas.testing import write_run
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.made_up_runs import write_run
 from transfer_nas import runs, trained_model
 from transfer_nas.applications import resolve
 from transfer_nas.report.best import retrain_command
 from transfer_nas.retrain import main
 from transfer_nas.spaces import FeedForward
-from transfer_nas.testing import write_run
 
 from ..conftest import SmallDisk
 

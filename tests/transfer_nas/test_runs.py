@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.made_up_runs import write_run
 from transfer_nas import runs
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.runs.reading import names
 from transfer_nas.spaces import FeedForward
-from transfer_nas.testing import write_run
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from tests.made_up_runs import write_run
 from transfer_nas import runs
 from transfer_nas.errors import RunDirectoryError
 from transfer_nas.logs import Log
 from transfer_nas.runs.__main__ import main
-from transfer_nas.testing import write_run
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from transfer_nas.applications._base import Application, Arrays, Data, SpaceChoice, as_tuple
+from transfer_nas.applications._base import Application, SpaceChoice
+from transfer_nas.applications._data import PARTS, Arrays, Data, as_tuple
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute, load_only
@@ -21,6 +22,7 @@ NAMES = (
     "combo",
     "diabetes",
     "digits",
+    "fashion_mnist",
     "nt3",
     "uno",
 )
@@ -28,6 +30,7 @@ NAMES = (
 
 __all__ = [
     "NAMES",
+    "PARTS",
     "Application",
     "Arrays",
     "Data",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-import hashlib
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from cpp_store.command_line import expected_rank
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import _network, _rows, _terms
+from transfer_nas.applications import _data, _network, _rows, _terms
+from transfer_nas.applications._data import PARTS, Arrays, Data, as_tuple
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, InputError, SpaceError, near_misses
 from transfer_nas.spaces import Choices, Space, find, from_function, shapes_of
@@ -23,65 +25,13 @@ from transfer_nas.values import Value, check_declared
 if TYPE_CHECKING:
     from transfer_nas.training.program import FitContext, Trained
 
-Arrays = npt.NDArray[np.generic] | tuple[npt.NDArray[np.generic], ...]
-"""One array, or one for each input of the model; the first axis counts the rows."""
-
 SpaceChoice = str | type[Space] | Callable[[Choices], Any]
 """The name of a space (`find`), a subclass of `Space`, or a function (`from_function`)."""
 
 T = TypeVar("T")
 
 _SYNTHETIC = "synthetic"
-_HASHED = 2**26  # bytes that are copied at a time to be hashed, of arrays that are not contiguous
-
-
-@dataclass(frozen=True)
-class Data:
-    """Rows to train on and rows to judge by.
-
-    Attributes
-    ----------
-    x_train, x_valid
-        Inputs, ``(rows, *shape)``; a tuple of arrays if the model has several inputs.
-    y_train, y_valid
-        Targets, ``(rows, ...)``, as the loss expects them.
-
-    What `Application.load` returns may hold frames, lists and labels of any dtype;
-    `Application.data` holds arrays.
-    """
-
-    x_train: Arrays
-    y_train: Arrays
-    x_valid: Arrays
-    y_valid: Arrays
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """Return 16 hexadecimal digits that stand for all bytes, shapes and dtypes."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name in ("x_train", "y_train", "x_valid", "y_valid"):
-            for array in map(np.asarray, as_tuple(getattr(self, name))):
-                digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-                for part in _bytes_of(array):
-                    digest.update(part)
-        return digest.hexdigest()
-
-
-def _bytes_of(array: npt.NDArray[Any]) -> Iterator[Any]:
-    """Yield the bytes of an array's elements in C order, copying few of them at a time."""
-    if array.dtype.hasobject:
-        yield repr(array.tolist()).encode()  # the elements' own bytes are addresses
-    elif array.flags.c_contiguous:
-        yield array.reshape(-1).view(np.uint8)
-    else:
-        step = max(1, _HASHED * len(array) // max(array.nbytes, 1))
-        for begin in range(0, len(array), step):
-            yield np.ascontiguousarray(array[begin : begin + step]).reshape(-1).view(np.uint8)
-
-
-def as_tuple(arrays: Arrays) -> tuple[npt.NDArray[np.generic], ...]:
-    """Return one array or several as a tuple of arrays."""
-    return tuple(arrays) if isinstance(arrays, tuple | list) else (arrays,)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +69,17 @@ class Application:
         Rows a step unless the user says otherwise.
     default_space
         The space to search unless the user names one.
+    validation
+        Share of the training rows that are set aside to judge by, where `load` returns no
+        validation rows; of each class alike, where there are classes.
+    rows
+        The most rows to take for training, validation and testing, as far as they are said; of each
+        class alike. None: all.
+    split_seed
+        Decides which rows these are.
+    class_weight
+        How much rows of each class count in the loss, by label; ``balanced``: all classes count
+        alike. None: all rows do.
     read
         Returns the data of the files in a directory, for `with_data`: the full-size original of a
         data set that does not come along. None: there are none to read.
@@ -153,6 +114,10 @@ class Application:
     epochs: int = 10
     batch_size: int = 32
     default_space: SpaceChoice = "dense_skip"
+    validation: float = 0.2
+    rows: Sequence[int] | None = None
+    split_seed: int = 0
+    class_weight: Mapping[Any, float] | Literal["balanced"] | None = None
     read: Callable[[Path], Data] | None = None
     generate: Callable[[int], Data] | None = None
     values: Sequence[Value] = ()
@@ -171,7 +136,26 @@ class Application:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise self._error(f"{name} must be a whole number of at least 1, not {value!r}")
+        self._check_rows()
         self._check_values()
+
+    def _check_rows(self) -> None:
+        """Raise ApplicationError unless what is said of rows can be done."""
+        if not 0 < self.validation < 1:
+            raise self._error(f"validation must be a share between 0 and 1, not {self.validation}")
+        if self.rows is not None:
+            rows = tuple(self.rows)
+            if not 0 < len(rows) <= len(PARTS) or any(not most > 0 for most in rows):
+                raise self._error(
+                    f"rows: expected one to three numbers of at least 1 (of training, validation "
+                    f"and test rows), found {self.rows!r}"
+                )
+            object.__setattr__(self, "rows", rows)
+        weight = self.class_weight
+        if weight is not None and weight != "balanced" and not isinstance(weight, Mapping):
+            raise self._error(
+                f"class_weight: expected 'balanced' or a weight for each label, found {weight!r}"
+            )
 
     def _check_values(self) -> None:
         """Raise ApplicationError unless what is declared can be measured and searched for."""
@@ -313,6 +297,28 @@ class Application:
         name = self.name.removesuffix(f"-{_SYNTHETIC}")
         return self._on(name, functools.partial(self.read, Path(source)))
 
+    def with_rows(self, most: str) -> Application:
+        """Return the same task on fewer rows.
+
+        Parameters
+        ----------
+        most
+            ``TRAIN[,VALID[,TEST]]``: how many of each at most.
+
+        Raises
+        ------
+        ApplicationError
+            It says something else.
+        """
+        parts = most.split(",")
+        if not all(part.isascii() and part.isdigit() and len(part) < 12 for part in parts):
+            raise ApplicationError(
+                f"--rows {most[:40]}: expected TRAIN, TRAIN,VALID or TRAIN,VALID,TEST as whole "
+                "numbers of at least 1"
+            )
+        rows = [*map(int, parts), *(self.rows or ())[len(parts) :]]
+        return replace(self, rows=rows)
+
     def _synthetic(self, size: str) -> Application:
         if self.generate is None:
             raise ApplicationError(f"application {self.name}: there is no synthetic data for it")
@@ -339,8 +345,8 @@ class Application:
 
     def describe_objective(self) -> dict[str, str | int]:
         """Return what an objective is here, for the record: metric, mode, validation rows."""
-        rows = len(as_tuple(self.data.y_valid)[0])
-        return {"metric": self.objective_name, "mode": self.direction, "validation_rows": rows}
+        rows = {"validation_rows": self.data.count("valid"), "test_rows": self.data.count("test")}
+        return {"metric": self.objective_name, "mode": self.direction, **rows}
 
     def space(self, chosen: SpaceChoice | None = None) -> Space:
         """Make a space for this application's shapes; None: the default space."""
@@ -371,19 +377,47 @@ class Application:
 
     def _prepared(self, data: Data) -> Data:
         """Return data as engines take it; raises ApplicationError."""
-        parts: dict[str, Arrays] = {}
+        labels = _rows.Labels(self.loss)
         shapes = shapes_of(self.input_shapes)
-        for part in ("train", "valid"):
-            x = _rows.inputs_of(f"x_{part}", getattr(data, f"x_{part}"), shapes)
-            y = _rows.targets_of(f"y_{part}", getattr(data, f"y_{part}"), len(x[0]))
-            _rows.check_rows(f"x_{part} and y_{part}", (*x, *y))
-            parts |= {f"x_{part}": _alone(x), f"y_{part}": _alone(y)}
-        terms = self._terms_for(Data(**parts))
-        for name in ("y_train", "y_valid"):
-            if not isinstance(target := parts[name], tuple):
+        found = Data(**{**data.fields(), **_arrays_of(data, shapes, labels)})
+        terms = self._terms_for(found)
+        found = self._parted(found, terms)
+        parts = found.fields()
+        for part in PARTS:
+            name = f"y_{part}"
+            if parts[name] is not None and not isinstance(parts[name], tuple):
                 parts[name] = _rows.fit(
-                    name, target, terms, self.output_units, self.output_activation, self.metric
+                    name, parts[name], terms, self.output_units, self.output_activation, self.metric
                 )
+        if self.class_weight is not None:
+            weights = _rows.class_weights(self.class_weight, parts["y_train"], terms, labels)
+            given = parts["w_train"]
+            parts["w_train"] = weights if given is None else weights * given
+        prepared = Data(**parts)
+        _warn_of_shared_rows(self.name, prepared)
+        return prepared
+
+    def _parted(self, data: Data, terms: Terms) -> Data:
+        """Set validation rows aside if there are none, and leave out rows that are too many."""
+        parts = data.fields()
+        if data.count("valid") == 0:
+            rows = data.count("train")
+            count = round(self.validation * rows)
+            if not 0 < count < rows:
+                raise ApplicationError(
+                    f"validation={self.validation:g} of {rows} training rows leaves none to train "
+                    "on or to judge by"
+                )
+            valid = _data.chosen(count, rows, _rows.classes(data.y_train, terms), self.split_seed)
+            train = np.setdiff1d(np.arange(rows), valid)
+            parts |= data.taking("valid", valid, "train") | data.taking("train", train)
+        data = Data(**parts)
+        for part, most in zip(PARTS, self.rows or (), strict=False):
+            rows = data.count(part)
+            if most < rows:
+                labels = _rows.classes(getattr(data, f"y_{part}"), terms)
+                taken = _data.chosen(most, rows, labels, self.split_seed)
+                parts |= data.taking(part, taken)
         return Data(**parts)
 
     def _terms_for(self, data: Data) -> Terms:
@@ -403,6 +437,38 @@ class Application:
             return check(*arguments)
         except ApplicationError as wrong:
             raise self._error(str(wrong)) from wrong
+
+
+def _arrays_of(
+    data: Data, shapes: Sequence[tuple[int, ...]], labels: _rows.Labels
+) -> dict[str, Any]:
+    """Return the parts of data as arrays, checked one by one."""
+    found: dict[str, Any] = {}
+    for part in PARTS:
+        given = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
+        if part != "train" and given[0] is None and given[1] is None:
+            continue
+        x = _rows.inputs_of(f"x_{part}", given[0], shapes)
+        y = _rows.targets_of(f"y_{part}", given[1], len(x[0]), labels)
+        _rows.check_rows(f"x_{part} and y_{part}", (*x, *y))
+        found |= {f"x_{part}": _alone(x), f"y_{part}": _alone(y)}
+    if data.w_train is not None:
+        found["w_train"] = _rows.weights_of(
+            "w_train", data.w_train, len(as_tuple(found["x_train"])[0])
+        )
+    return found
+
+
+def _warn_of_shared_rows(name: str, data: Data) -> None:
+    """Say how many test rows are no test, as the search sees them."""
+    if data.x_test is None:
+        return
+    shared = _data.shared_rows(data.x_test, iter((data.x_train, data.x_valid)))
+    if shared and expected_rank() == 0:
+        _log.warning(
+            "application %s: %s of %s test rows stand among the training or validation rows, too",
+            *(name, f"{shared:,}", f"{data.count('test'):,}"),
+        )
 
 
 def _alone(arrays: tuple[npt.NDArray[Any], ...]) -> Arrays:

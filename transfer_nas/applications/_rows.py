@@ -58,13 +58,116 @@ def inputs_of(name: str, given: object, shapes: Sequence[Shape]) -> tuple[Array,
     return tuple(array.view(np.uint8) if array.dtype == bool else array for array in arrays)
 
 
-def targets_of(name: str, given: object, rows: int) -> tuple[Array, ...]:
-    """Return targets as arrays, one for each output of the model; raises ApplicationError."""
+class Labels:
+    """The strings that stand for classes in targets: numbered in their order, from 0.
+
+    Those of the training rows, which come first; others are refused.
+
+    Parameters
+    ----------
+    loss
+        As the user gave it: it must be one of classes.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self._loss = _terms.plain_name(loss)
+        self.known: Array | None = None
+
+    def numbered(self, name: str, y: Array) -> Array:
+        """Return the numbers of labels; raises ApplicationError for one that is not known."""
+        loss = self._loss
+        if loss != "crossentropy" and _terms.LOSSES.get(str(loss)) not in (CLASSES, UNIT):
+            raise ApplicationError(
+                f"{name} holds strings ({', '.join(map(repr, y[:2].tolist()))}, …), and {loss} "
+                "takes numbers"
+            )
+        if self.known is None:
+            self.known = np.unique(y)
+        numbers = np.searchsorted(self.known, y).clip(max=len(self.known) - 1)
+        wrong = y[self.known[numbers] != y]
+        if len(wrong):
+            raise ApplicationError(
+                f"{name} holds the label {str(wrong[0])!r}, which no training row has"
+            )
+        return numbers.astype(np.int32)
+
+
+def targets_of(name: str, given: object, rows: int, labels: Labels) -> tuple[Array, ...]:
+    """Return targets as arrays, one for each output of the model; raises ApplicationError.
+
+    Strings, one a row, are labels and become numbers.
+    """
     several = _several_targets(given, rows)
-    arrays = tuple(_array(name, part, strings=False) for part in (several or (given,)))
+    arrays = [_array(name, part, strings=several is None) for part in (several or (given,))]
+    if arrays[0].dtype.kind in "US":
+        if arrays[0].size != len(arrays[0]):
+            raise ApplicationError(
+                f"{name} holds strings in {arrays[0].size // len(arrays[0])} columns: expected one "
+                "label a row"
+            )
+        arrays = [labels.numbered(name, arrays[0].reshape(-1))]
     for array in arrays:
         _check_finite(name, array)
-    return arrays
+    return tuple(arrays)
+
+
+def weights_of(name: str, given: object, rows: int) -> Array:
+    """Return weights of rows; raises ApplicationError."""
+    weights = _array(name, given, strings=False)
+    if weights.shape != (rows,):
+        raise ApplicationError(
+            f"{name} must hold a number a row, shape ({rows},), found {weights.shape}"
+        )
+    _check_finite(name, weights)
+    if weights.min() < 0 or not weights.any():
+        raise ApplicationError(f"{name} must not be negative, nor all 0")
+    return weights.astype(np.float32)
+
+
+def classes(y: Any, terms: Terms) -> Array | None:
+    """Return the class of each row, shape (rows,); None where targets are no classes."""
+    if isinstance(y, tuple) or not isinstance(terms.loss, str):
+        return None
+    kind = _terms.LOSSES.get(terms.loss, _terms.ANY)
+    if kind == ONE_HOT and y.ndim == 2:
+        return np.asarray(y.argmax(axis=1))
+    if kind == CLASSES or (kind == UNIT and y.size == len(y) and np.isin(y, (0, 1)).all()):
+        return np.asarray(y.reshape(len(y), -1)[:, 0])
+    return None
+
+
+def class_weights(given: Any, y: Any, terms: Terms, labels: Labels) -> Array:
+    """Return the weight of each row by its class, on average 1 if they are balanced.
+
+    Parameters
+    ----------
+    given
+        By label, or ``balanced``: rows / (classes x rows of the class), as scikit-learn has it.
+    y
+        Targets of the rows, as `fit` has them.
+    terms, labels
+        What they are.
+    """
+    found = classes(y, terms)
+    if found is None:
+        raise ApplicationError("class_weight: the targets are no classes")
+    present, numbers, counts = np.unique(found, return_inverse=True, return_counts=True)
+    if given == "balanced":
+        by_class = len(found) / (len(present) * counts)
+    else:
+        named = present if labels.known is None else labels.known[present.astype(np.int64)]
+        keys = {str(label): float(weight) for label, weight in given.items()}
+        missing = [str(label) for label in named.tolist() if _name(label) not in keys]
+        if missing:
+            raise ApplicationError(
+                f"class_weight has no weight for the label {missing[0]!r}; it has {', '.join(keys)}"
+            )
+        by_class = np.array([keys[_name(label)] for label in named.tolist()])
+    return by_class[numbers.reshape(-1)].astype(np.float32)
+
+
+def _name(label: Any) -> str:
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def check_rows(names: str, arrays: Sequence[Array]) -> None:

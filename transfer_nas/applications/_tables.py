@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transfer_nas.applications._base import Data
+from transfer_nas.applications._data import Data
 from transfer_nas.applications._files import Matrix
 
 Rows = npt.NDArray[np.int64]

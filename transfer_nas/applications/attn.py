@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from transfer_nas.applications import _files
-from transfer_nas.applications._base import Application, Data
+from transfer_nas.applications._base import Application
+from transfer_nas.applications._data import Data
 from transfer_nas.applications._screen import Screen, divided
 from transfer_nas.errors import ApplicationError
 

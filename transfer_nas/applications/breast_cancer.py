@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from transfer_nas.applications import _tables
-from transfer_nas.applications._base import Application, Data
+from transfer_nas.applications._base import Application
+from transfer_nas.applications._data import Data
 
 
 def load() -> Data:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from transfer_nas.applications import _files, _tables
-from transfer_nas.applications._base import Application, Data
+from transfer_nas.applications._base import Application
+from transfer_nas.applications._data import Data
 from transfer_nas.errors import ApplicationError
 
 _COLUMNS = 9  # longitude, latitude, age, rooms, bedrooms, population, households, income, value

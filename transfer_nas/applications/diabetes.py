@@ -6,7 +6,8 @@ The whole of the original (Efron et al., *Least angle regression*, 2004), which 
 from __future__ import annotations
 
 from transfer_nas.applications import _tables
-from transfer_nas.applications._base import Application, Data
+from transfer_nas.applications._base import Application
+from transfer_nas.applications._data import Data
 
 
 def load() -> Data:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from transfer_nas.applications import _files
-from transfer_nas.applications._base import Application, Data
+from transfer_nas.applications._base import Application
+from transfer_nas.applications._data import Data
 from transfer_nas.applications._tables import every_fourth
 
 TRAIN_ROWS = 1347  # three quarters

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from transfer_nas.applications import _files
-from transfer_nas.applications._base import Application, Data
+from transfer_nas.applications._base import Application
+from transfer_nas.applications._data import Data
 from transfer_nas.applications._files import Matrix
 from transfer_nas.applications._tables import every_fourth
 from transfer_nas.errors import ApplicationError

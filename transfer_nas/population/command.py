@@ -68,7 +68,7 @@ def run(settings: GenerationSettings, ranks: Ranks) -> int:
     with contextlib.ExitStack() as stack:
         together(ranks, lambda: _prepare(settings.directory, ranks.rank, stack))
         # Only bulk calls: a serving thread would have nothing to do.
-        service = stack.enter_context(PrefixService(comm, threaded=False))
+        service = stack.enter_context(PrefixService(comm))
         identity = description["identity"]
         writer = stack.enter_context(
             MembersWriter(settings.directory, ranks.rank, ranks.size, identity)

@@ -174,7 +174,7 @@ def generate(
         genomes = draw_genomes(space, seed, chunk.start, chunk.stop)
         models = np.arange(chunk.start, chunk.stop)
         made = _Made(space, genomes)
-        service.register_all(
+        service.register(
             [str(number) for number in chunk], made.tables, sequences=[n + 1 for n in chunk]
         )
         nobody = np.full(len(chunk), -1)
@@ -233,7 +233,7 @@ def register_members(
             # The other ranks are on their way to registering: go there, then complain.
             wrong = wrong or error
         models = population.model[chunk.start : chunk.stop][: len(tables)].tolist()
-        service.register_all(
+        service.register(
             [str(number) for number in models], tables, sequences=[n + 1 for n in models]
         )
         done += len(chunk)
@@ -263,7 +263,7 @@ def evolve(
         first, last = _share(begin, end, service.rank, service.size)
         models = lineage.model[size + first : size + last]
         made = _Made(space, lineage.genome[size + first : size + last])
-        matches = service.advance_all(
+        matches = service.advance(
             [str(number) for number in models.tolist()],
             made.tables,
             sequences=(models + 1).tolist(),

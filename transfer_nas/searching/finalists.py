@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cpp_store import files
+from transfer_nas.applications import Application
 from transfer_nas.best import ranking
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.trainer import TransferTrainer
@@ -76,8 +77,9 @@ def retrain(
     trainer: TransferTrainer,
     directory: Path,
     say: Callable[[str], None],
+    candidates: int,
 ) -> list[dict[str, Any]]:
-    """Train models fully, from the weights that they have.
+    """Train models fully, from the weights that they have, and test them.
 
     For their application's epochs, or those of the search if they are more. Nothing is frozen but
     what their space has frozen. A model whose weights are gone starts from what is stored of
@@ -92,12 +94,15 @@ def retrain(
     directory
         Where ``retrained-JOB.keras`` and ``retrained.json`` are written.
     say
-        Takes a line about each.
+        Takes lines about each.
+    candidates
+        From how many they were chosen by their validation rows.
 
     Returns
     -------
     list of dict
-        What ``retrained.json`` says of each: job, objectives in the search and now, epochs, file.
+        What ``retrained.json`` says of each: job, objectives in the search and now, what it gives
+        on the test rows (loss and metrics), epochs, file.
     """
     epochs = max(trainer.application.epochs, trainer.epochs)
     fully = trainer.with_policy(Policy("finetune", child_epochs=epochs), epochs)
@@ -111,11 +116,31 @@ def retrain(
             "objective_in_search": before.objective,
             "objective": after.objective if after.done else None,
             "status": after.status,
+            "chosen_from": candidates,
+            "test": None,
             "epochs": after.measures.get("epochs"),
         }
         if after.done:
             result["model"] = f"retrained-{before.job.id}.keras"
             fully.save_model(directory / result["model"])
+            result["test"] = fully.tested()
         results.append(result)
+        say(f"  {in_words(result, trainer.application)}")
     files.write_text(directory / "retrained.json", json.dumps(results, indent=2) + "\n")
     return results
+
+
+def in_words(result: Mapping[str, Any], application: Application) -> str:
+    """Return what came of a finalist, validation and test side by side."""
+    if result["objective"] is None:
+        return f"job {result['job']}: {result['status']}"
+    value, name = application.natural(result["objective"]), application.objective_name
+    valid = f"job {result['job']}: {name} {value:.4f} on the validation rows"
+    if result["test"] is None:
+        return valid
+    test = result["test"].get(application.metric_name)
+    count = application.data.count("test")
+    return (
+        f"{valid}, by which it is the best of {result['chosen_from']:,}; "
+        f"{application.metric} {test:.4f} on {count:,} test rows that no search saw"
+    )

@@ -296,14 +296,12 @@ class _Search:
             self._goal,
             ended_by or self._ended_by(manager),
         )
-        with writing(settings.directory):
-            text = json.dumps(summary, indent=2) + "\n"
-            files.write_text(settings.directory / "summary.json", text)
+        _write_summary(settings.directory, summary)
         code = _exit_code(manager, interruption)
         if self._given.brief:
             return code
         in_time = ended_by in (None, "timeout")
-        if in_time and (signalled := self._finish_models(finalists, trainer)):
+        if in_time and (signalled := self._finish_models(finalists, trainer, summary)):
             in_time, code = False, signalled
         if not in_time and trained_model.best_path(settings.directory).exists():
             finish = command("transfer_nas.trained_model", str(settings.directory))
@@ -319,7 +317,9 @@ class _Search:
             return "failures"
         return "space" if manager.exhausted else None
 
-    def _finish_models(self, finalists: Finalists, trainer: TransferTrainer) -> int:
+    def _finish_models(
+        self, finalists: Finalists, trainer: TransferTrainer, summary: dict[str, Any]
+    ) -> int:
         """Write ``best.keras`` and retrain the finalists; return the exit code if a signal came."""
         directory = self._settings.directory
         with Interruption() as late, contextlib.suppress(Interrupted), late.evaluating():
@@ -329,7 +329,10 @@ class _Search:
                 _write_best(directory, self._application, self._terminal)
             if finalists.best:
                 say = functools.partial(print, file=self._terminal)
-                retrain(finalists.best, trainer, directory, say)
+                summary["retrained"] = retrain(
+                    finalists.best, trainer, directory, say, summary["evaluations"]
+                )
+                _write_summary(directory, summary)
         return late.exit_code
 
     def _patience(self, what: str, silent: float = 2.0) -> contextlib.AbstractContextManager[None]:
@@ -343,6 +346,11 @@ class _Search:
             return contextlib.nullcontext(PlainProgress(terminal, timeout))  # nobody tells it
         kind = TerminalProgress if terminal.isatty() else PlainProgress
         return kind(terminal, timeout, self._goal)
+
+
+def _write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    with writing(directory):
+        files.write_text(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def _write_best(directory: Path, application: Application, terminal: TextIO) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from transfer_nas import trained_model
-from transfer_nas.applications import Application, as_tuple
+from transfer_nas.applications import PARTS, Application
 from transfer_nas.searching.manager import Status, explain
 from transfer_nas.searching.progress import Goal
 from transfer_nas.searching.worker import Servers
@@ -45,7 +45,7 @@ def opening(
         Of the weight store.
     """
     data, goal = application.data, goal_of(application)
-    train, valid = (len(as_tuple(rows)[0]) for rows in (data.x_train, data.x_valid))
+    train, valid, test = (data.count(part) for part in PARTS)
     nodes = len(set(hosts))
     ranks = f"{_some(len(hosts), 'rank')}{f' on {nodes} nodes' if nodes > 1 else ''}"
     limits = [
@@ -63,6 +63,7 @@ def opening(
     where = " on those rows" if application.objective is None else ""
     return [
         f"{application.name}: {train:,} rows to train on, {valid:,} to judge by"
+        f"{f', {test:,} to test finalists with' if test and settings.retrain else ''}"
         f"{'; the data is generated, not measured' if application.synthetic else ''}",
         f"{ranks}; space {space.name}{genes}; "
         f"search {settings.search}, {', '.join(filter(None, limits))}; transfer {transfer}",

@@ -80,6 +80,8 @@ def resolve(
         application = applications.resolve(settings.application, settings.data)
     elif settings.data is not None:
         application = application.with_data(settings.data)
+    if settings.rows is not None:
+        application = application.with_rows(settings.rows)
     _ = application.data  # wrong data shall be known before anything is written
     found = application.space(settings.space if space is None else space)
     if settings.of_search is not None:  # what an algorithm needs of a space shall be known, too

@@ -87,7 +87,14 @@ class Candidate(ABC):
 
     @abstractmethod
     def validate(self) -> Mapping[str, float]:
-        """Return ``loss`` and the application's metric by its name, on the validation rows."""
+        """Return ``loss`` and the application's metric by its name, on the validation rows.
+
+        Renews the running statistics before, see `renew_statistics`.
+        """
+
+    @abstractmethod
+    def renew_statistics(self) -> None:
+        """Make the running statistics of layers that train those of the weights (`statistics`)."""
 
     @abstractmethod
     def predict(self, rows: Arrays) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from graph_meta import LayerGraph
 from transfer_nas.applications import Application, Arrays, Data, as_tuple
+from transfer_nas.training import statistics
 from transfer_nas.training._base import Candidate, Engine, Training
 from transfer_nas.training.frozen_prefix import CACHE_BYTES, FrozenPrefixes
 from transfer_nas.transfer import Tensors
@@ -62,7 +63,7 @@ class KerasEngine(Engine):
         loop = self._loop
         keras.utils.clear_session()
         keras.utils.set_random_seed(seed % 2**32)
-        return KerasCandidate(graph, self._application, loop)
+        return KerasCandidate(graph, self._application, loop, self._batch_size)
 
     @functools.cached_property
     def _loop(self) -> KerasLoop:
@@ -120,7 +121,9 @@ class KerasLoop(ABC):
 class KerasCandidate(Candidate):
     """A Keras model; its layers carry the stable names of `graph`."""
 
-    def __init__(self, graph: LayerGraph, application: Application, loop: KerasLoop) -> None:
+    def __init__(
+        self, graph: LayerGraph, application: Application, loop: KerasLoop, batch_size: int
+    ) -> None:
         from graph_meta import keras_io
 
         self.graph = graph
@@ -128,6 +131,7 @@ class KerasCandidate(Candidate):
         self._frozen_inside = keras_io.frozen_inside(self._model)
         self._application = application
         self._loop = loop
+        self._batch_size = batch_size
         compile_model(self._model, application)
 
     def load(self, tensors: Tensors) -> None:
@@ -182,7 +186,14 @@ class KerasCandidate(Candidate):
 
     def validate(self) -> dict[str, float]:
         """See `Candidate`."""
+        self.renew_statistics()
         return self._loop.validate(self._model)
+
+    def renew_statistics(self) -> None:
+        """See `Candidate`."""
+        data = self._application.data
+        size = validation_batch_size(data, self._batch_size)
+        statistics.renew(self._model, as_tuple(data.x_train), size)
 
 
 def compile_model(model: keras.Model, application: Application) -> None:
@@ -241,7 +252,7 @@ class _FitTraining(Training):
     x
         Inputs of `network` for all rows.
     data
-        The targets.
+        Targets and weights.
     batch_size
         Rows a step.
     """
@@ -250,7 +261,7 @@ class _FitTraining(Training):
         self, model: keras.Model, network: keras.Model, x: Any, data: Data, batch_size: int
     ) -> None:
         self._model, self._network = model, network
-        self._x, self._y = as_tuple(x), as_tuple(data.y_train)
+        self._x, self._y, self._w = as_tuple(x), as_tuple(data.y_train), data.w_train
         self._batch_size = batch_size
         self._random = _random_state()
         model.optimizer.build(network.trainable_variables)
@@ -267,6 +278,7 @@ class _FitTraining(Training):
         history = self._network.fit(
             inputs(tuple(x[order] for x in self._x)),
             inputs(tuple(y[order] for y in self._y)),
+            sample_weight=None if self._w is None else self._w[order],
             batch_size=self._batch_size,
             shuffle=False,
             verbose=0,

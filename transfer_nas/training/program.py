@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import keras
 
 LOSS = "loss"
+_TESTED = 256  # rows at a time
 
 
 class Outcome(NamedTuple):
@@ -230,6 +231,7 @@ class FitContext:
         self.stopped = False
         self._reported = 0
         self._before = before
+        self._candidate = candidate
         self._context = context
         self._stack = stack
         # Before the function changes them; saved if it saves anything itself.
@@ -255,6 +257,10 @@ class FitContext:
         if kept is not None:
             return kept
         return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="fit-")))
+
+    def renew_statistics(self) -> None:
+        """Make running statistics of normalizations those of the weights, before judging them."""
+        self._candidate.renew_statistics()
 
     def report(self, epoch: int, values: Mapping[str, float]) -> bool:
         """Say what came of an epoch; return whether to stop now.
@@ -299,6 +305,16 @@ class Trained:
     def predict(self, inputs: Arrays) -> npt.NDArray[Any]:
         """Return the outputs for rows, by the engine that trained it."""
         return self._candidate.predict(inputs)
+
+    def tested(self) -> dict[str, float] | None:
+        """Return loss and metric on the test rows; None if there are none. Imports Keras."""
+        from transfer_nas.training.keras_engine import inputs
+
+        if self.data.x_test is None or self.data.y_test is None:
+            return None
+        rows = inputs(self.data.x_test), inputs(self.data.y_test)
+        found = self.model().evaluate(*rows, batch_size=_TESTED, verbose=0, return_dict=True)
+        return _named(self._application, {name: float(value) for name, value in found.items()})
 
     def model(self) -> keras.Model:
         """Return a compiled Keras model with its weights; imports Keras."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,7 @@ class TensorFlowLoop(KerasLoop):
         # Equal seeds shall give equal weights.
         tf.config.experimental.enable_op_determinism()
         self._x_train, self._y_train = _tensors((inputs(data.x_train), inputs(data.y_train)))
+        self._w_train = None if data.w_train is None else _tensors(data.w_train)
         self._valid_rows = _tensors((inputs(data.x_valid), inputs(data.y_valid)))
         self._rows = len(as_tuple(data.x_train)[0])
         self._batch_size = batch_size
@@ -73,7 +74,7 @@ class TensorFlowLoop(KerasLoop):
         """See `KerasLoop`."""
         rest = self._prefixes.rest(model, graph)
         network, x = (model, self._x_train) if rest is None else rest
-        rows = (x, self._y_train)
+        rows = Rows(x, self._y_train, self._w_train)
         return _TensorFlowTraining(model, network, rows, self._rows, self._batch_size)
 
     def validate(self, model: keras.Model) -> dict[str, float]:
@@ -92,6 +93,14 @@ class TensorFlowLoop(KerasLoop):
         return logs | {"loss": total / self._valid_count}
 
 
+class Rows(NamedTuple):
+    """What is trained on, as tensors: inputs of a network, targets, and weights or None."""
+
+    x: Any
+    y: Any
+    w: Any
+
+
 class _TensorFlowTraining(Training):
     """One trace, run once an epoch.
 
@@ -102,7 +111,7 @@ class _TensorFlowTraining(Training):
     network
         What computes its outputs from the rows: the model, or what is left of it.
     rows
-        Inputs of `network`, and targets.
+        What it is trained on; inputs are those of `network`.
     count
         Number of rows.
     batch_size
@@ -110,7 +119,7 @@ class _TensorFlowTraining(Training):
     """
 
     def __init__(
-        self, model: keras.Model, network: keras.Model, rows: Any, count: int, batch_size: int
+        self, model: keras.Model, network: keras.Model, rows: Rows, count: int, batch_size: int
     ) -> None:
         self._model = model
         self._update = _Update(model.optimizer, model.trainable_variables)
@@ -136,7 +145,7 @@ def _epoch(
     model: keras.Model,
     network: keras.Model,
     update: _Update,
-    rows: Any,
+    rows: Rows,
     count: int,
     batch_size: int,
 ) -> Any:
@@ -147,9 +156,10 @@ def _epoch(
     weights = model.trainable_variables
 
     def step(batch: Any) -> Any:
-        x, y = keras.tree.map_structure(lambda array: tf.gather(array, batch), rows)
+        x, y = keras.tree.map_structure(lambda array: tf.gather(array, batch), (rows.x, rows.y))
+        w = None if rows.w is None else tf.gather(rows.w, batch)
         with tf.GradientTape() as tape:
-            loss = model.compute_loss(x, y, network(x, training=True), training=True)
+            loss = model.compute_loss(x, y, network(x, training=True), w, training=True)
             scaled = model.optimizer.scale_loss(loss)
         gradients = tape.gradient(
             scaled, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO

@@ -170,7 +170,7 @@ std::shared_ptr<LayerInArena> Store::Impl::load(const Owner& owner, std::size_t 
                                                 const durable::File& segment) {
     auto layer = std::make_shared<LayerInArena>();
     layer->owner = owner.model;
-    layer->key = owner.keys[entry];
+    layer->key = owner.key_of(entry);
     layer->serial = layer_serial;
     layer->tensors.reserve(record.tensors.size());
     std::uint64_t total = 0;

@@ -231,7 +231,7 @@ std::vector<std::string> Store::verify() const {
     std::vector<std::string> changed;
     for (const Impl::Place& place : places) {
         if (impl_->is_intact(place)) continue;
-        changed.push_back(place.owner->model + "/" + hex(place.owner->keys[place.entry]));
+        changed.push_back(place.owner->model + "/" + hex(place.owner->key_of(place.entry)));
     }
     std::sort(changed.begin(), changed.end());
     return changed;

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from graph_meta import LayerGraph
 from transfer_nas.applications import Application, Arrays, Terms, as_tuple
+from transfer_nas.training import statistics
 from transfer_nas.training._base import Candidate, Engine
-from transfer_nas.training.arrays.layers import Array
+from transfer_nas.training.arrays.layers import Array, BatchNormalization
 from transfer_nas.training.arrays.losses import LOSSES, METRICS
 from transfer_nas.training.arrays.optimizers import OPTIMIZERS
 from transfer_nas.training.arrays.plan import Plan, new_weights, unknown
@@ -70,6 +71,8 @@ class ArrayEngine(Engine):
             return f"{terms.metric} beside {terms.loss}"
         if isinstance(data.y_train, tuple):
             return "several outputs"
+        if data.w_train is not None:
+            return "weights of rows"
         if any(x.dtype.kind not in "fiu" for x in as_tuple(data.x_train)):
             return "inputs that are no numbers"
         return None
@@ -150,6 +153,7 @@ class ArrayCandidate(Candidate):
             for name, layer in zip(graph.names, graph.layers, strict=True)
             if layer.spec.weights
         }
+        self._trainable: dict[str, list[bool]] = {}
         self._weights = {name: new_weights(spec, initial) for name, spec in self._specs.items()}
         largest = max((spec.parameters for spec in self._specs.values()), default=0)
         self._threads = 1 if largest * batch_size <= _ONE_THREAD else None
@@ -166,7 +170,7 @@ class ArrayCandidate(Candidate):
 
     def training(self, frozen: Collection[str] = (), *, epochs: int) -> ArrayTraining | None:
         """See `Candidate`."""
-        trainable = {
+        self._trainable = trainable = {
             name: [weight.trainable for weight in spec.weights]
             for name, spec in self._specs.items()
             if name not in frozen and not spec.frozen
@@ -191,10 +195,28 @@ class ArrayCandidate(Candidate):
     def validate(self) -> dict[str, float]:
         """See `Candidate`."""
         y = self._rows.y_valid
+        self.renew_statistics()
         with limited(self._threads):
             p = self._predict(self._rows.x_valid)
             loss, metric = self._terms.loss, self._terms.metric
             return {"loss": LOSSES[loss].value(y, p), metric: METRICS[metric](y, p)}
+
+    def renew_statistics(self) -> None:
+        """See `Candidate`."""
+        training = {step.layer for step in self._plan.steps if step.kind is BatchNormalization}
+        training &= self._trainable.keys()
+        if not training:
+            return
+        x, weights = self._rows.x_train, self._weights
+        gradients = {name: weights[name] for name in training}  # nobody writes to them
+        program = Program(self._plan, self._plan.steps, weights, gradients, self._rng)
+        seen = 0
+        with limited(self._threads):
+            for batch in statistics.batches(len(x[0]), _CHUNK):
+                program.set_momentum(seen / (seen + len(batch)))
+                given = dict(zip(self._plan.inputs, (rows[batch] for rows in x), strict=True))
+                program.forward(given, training=False)
+                seen += len(batch)
 
     def predict(self, rows: Arrays) -> Array:
         """See `Candidate`."""

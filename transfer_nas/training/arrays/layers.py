@@ -317,7 +317,14 @@ class BatchNormalization(Operation):
     """Normalization over all axes but the last; statistics of all batches when not training.
 
     A frozen layer takes those while training, too, as in Keras.
+
+    Attributes
+    ----------
+    momentum
+        Instead of the configuration's, also when not training; None: the configuration's.
     """
+
+    momentum: float | None = None
 
     initializers = (
         "gamma_initializer",
@@ -347,11 +354,13 @@ class BatchNormalization(Operation):
         """See `Operation`."""
         gamma, beta, moving_mean, moving_variance = self.weights
         (x,) = inputs
-        self._training = training and bool(self.gradients)
+        self._training = (training or self.momentum is not None) and bool(self.gradients)
         if self._training:
             axes = tuple(range(x.ndim - 1))
             mean, variance = x.mean(axes), x.var(axes)
-            momentum = np.float32(self.config["momentum"])
+            momentum = np.float32(
+                self.config["momentum"] if self.momentum is None else self.momentum
+            )
             for moving, now in ((moving_mean, mean), (moving_variance, variance)):
                 moving *= momentum
                 moving += now * (1 - momentum)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from transfer_nas.training._base import Training
-from transfer_nas.training.arrays.layers import Activated, Array, Operation
+from transfer_nas.training.arrays.layers import Activated, Array, BatchNormalization, Operation
 from transfer_nas.training.arrays.losses import Loss
 from transfer_nas.training.arrays.optimizers import Optimizer
 from transfer_nas.training.arrays.plan import Plan, Step
@@ -87,6 +87,12 @@ class Program:
         for operation, inputs, output in self._calls:
             values[output] = operation.forward([values[value] for value in inputs], training)
         return values
+
+    def set_momentum(self, momentum: float) -> None:
+        """Let normalizations that train average by this momentum, also when nothing trains."""
+        for operation, _, _ in self._calls:
+            if isinstance(operation, BatchNormalization):
+                operation.momentum = momentum
 
     def backward(self, gradient: Array) -> None:
         """Write the gradients of the weights, from that of the output; overwrites it."""

@@ -1,4 +1,4 @@
-"""``python -m transfer_nas.gen_models``: how many models a second can be made, named and found.
+"""``transfer-nas gen-models``: how many models a second can be made, named and found.
 
 Generation alone: nothing is trained and nothing is written. Under ``mpiexec`` the ranks share the
 work, and the models are those of ``evolve --application none`` with the same seed.
@@ -15,7 +15,9 @@ from cpp_store.command_line import OK
 from cpp_store.ranges import Range
 
 from cpp_store import command_line, ranges
+from graph_meta.service import PrefixService
 from transfer_nas.command_line import Parser, on_ranks
+from transfer_nas.population import default_space, generation
 from transfer_nas.ranks import MPIRanks, Ranks
 from transfer_nas.spaces import GeneSpace
 
@@ -28,20 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
 
-    from transfer_nas.population import default_space
-
     space = default_space(given.space)
     return on_ranks("gen_models", lambda ranks: _generate(given, space, ranks))
 
 
 def _generate(given: argparse.Namespace, space: GeneSpace, ranks: Ranks) -> int:
-    from graph_meta.service import PrefixService
-    from transfer_nas.population import generation
-
     comm = ranks.comm if isinstance(ranks, MPIRanks) else None
     ranks.share(None)  # the clock starts when all are there
     begin = time.perf_counter()
-    with PrefixService(comm, threaded=False) as service:
+    with PrefixService(comm) as service:
         made = generation.generate(
             space, given.seed, given.count, 0, service, None, lambda done: None
         )
@@ -70,7 +67,7 @@ def _generate(given: argparse.Namespace, space: GeneSpace, ranks: Ranks) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m transfer_nas.gen_models",
+        prog="python -m transfer_nas.population.gen_models",
         description="Generate models without training or writing them; say how many a second.",
     )
     parser.add_argument(

@@ -1,16 +1,16 @@
-"""What a run reused, from results.csv and from a population."""
+"""What a run reused, and what a population did."""
 
 import json
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from graph_meta import patterns
-from graph_meta.patterns import Model, Prefix
-
-COLUMNS = "p:x,objective,job_id,job_status,m:parent,m:ancestor,m:layers,m:layers_transferred"
+from tests.made_up_runs import write_run
+from transfer_nas import runs
+from transfer_nas.population import patterns, read_members, run
+from transfer_nas.population.patterns import Model, Prefix
+from transfer_nas.ranks import Alone
+from transfer_nas.settings import GenerationSettings
 
 
 def digests(*layers: int) -> tuple[bytes, ...]:
@@ -26,31 +26,19 @@ RUN = [
 ]
 
 
-@pytest.fixture
-def search(tmp_path: Path) -> Path:
-    (tmp_path / "results.csv").write_text(
-        f"{COLUMNS}\n1,0.5,0,DONE,,,4,0\n2,0.6,1,DONE,0,run/0,4,3\n3,F_nan,2,F_nan,0,,,\n"
-        "4,0.7,3,DONE,1,run/1,6,3\n"
-    )
-    return tmp_path
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "search"
+    write_run(path, 60, failures=0.1)
+    return path
 
 
 @pytest.fixture
 def population(tmp_path: Path) -> Path:
-    rows = [
-        {
-            "model": int(model.id),
-            "ancestor": None if model.ancestor is None else int(model.ancestor),
-            "layers": model.layers,
-            "layers_shared": model.transferred,
-            "digests": list(model.digests),
-        }
-        for model in RUN
-    ]
-    # Two files, the younger models in the first one.
-    pq.write_table(pa.Table.from_pylist(rows[2:]), tmp_path / "a.parquet")
-    pq.write_table(pa.Table.from_pylist(rows[:2]), tmp_path / "b.parquet")
-    return tmp_path
+    path = tmp_path / "population"
+    settings = {"population_size": 20, "evolve_count": 30, "seed": 1, "output_dir": str(path)}
+    assert run(GenerationSettings(**settings), Alone()) == 0
+    return path
 
 
 def test_prefixes_are_the_same_wherever_they_come_from() -> None:
@@ -83,15 +71,26 @@ def test_periods_cover_the_run() -> None:
 
 
 def test_reads_a_search(search: Path) -> None:
-    assert patterns.read(search) == [
-        Model("0", None, 4, 0),
-        Model("1", "0", 4, 3),
-        Model("3", "1", 6, 3),
-    ]
+    found = runs.read(search)
+
+    models = patterns.read(search)
+
+    assert len(models) == found.done.sum() < 60
+    assert [int(model.id) for model in models] == found.job[found.done].tolist()
+    assert (
+        sum(m.transferred for m in models) == found.measure("layers_transferred")[found.done].sum()
+    )
+    assert sum(m.ancestor is None for m in models) == (found.ancestor[found.done] < 0).sum()
 
 
 def test_reads_a_population_in_order_of_age(population: Path) -> None:
-    assert patterns.read(population) == RUN
+    members = read_members(population).to_pylist()
+
+    models = patterns.read(population)
+
+    assert [model.id for model in models] == [str(number) for number in range(50)]
+    assert [model.digests for model in models] == [tuple(row["digests"]) for row in members]
+    assert patterns.find(models).prefixes[0].digest != ""
 
 
 def test_an_empty_run_has_no_patterns() -> None:
@@ -103,58 +102,45 @@ def test_an_empty_run_has_no_patterns() -> None:
 def test_the_command_prints_a_table(search: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert patterns.main([str(search)]) == 0
 
+    models = patterns.read(search)
     out = capsys.readouterr().out
-    assert "3 models, 1 of them without an ancestor; 42.9% of 14 layers transferred" in out
+    assert (
+        f"{len(models)} models, " in out and f"of {sum(m.layers for m in models):,} layers" in out
+    )
 
 
 def test_the_command_prints_json(population: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert patterns.main([str(population), "--json", "--count", "1"]) == 0
 
     found = json.loads(capsys.readouterr().out)
-    assert found["depths"] == [2, 2, 1]
-    assert [prefix["uses"] for prefix in found["prefixes"]] == [2]
+    assert sum(found["depths"]) == found["models"] == 50
+    assert len(found["prefixes"]) == 1
 
 
-@pytest.mark.parametrize("rows", ["", "1,0.5,0,DONE,,,4,0\n2,0.6,1,DONE,0,run/0,4,3\n"])
-def test_the_command_draws(rows: str, tmp_path: Path) -> None:
+def test_the_command_draws(search: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    (tmp_path / "results.csv").write_text(f"{COLUMNS}\n{rows}")
 
-    assert patterns.main([str(tmp_path), "--output", str(tmp_path / "plot.svg")]) == 0
+    assert patterns.main([str(search), "--output", str(tmp_path / "plot.svg")]) == 0
 
     assert "<svg" in (tmp_path / "plot.svg").read_text()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "holds neither results.csv of a search nor Parquet files"),
-        ("a,b\n1,2\n", "line 1: there is no column job_id"),
-        (f"{COLUMNS}\n1,0.5,x,DONE,,,4,0\n", "line 2: invalid literal"),
-        (f"{COLUMNS}\n1,0.5,1,DONE,,,,0\n", "line 2: invalid literal"),
-        (f"{COLUMNS}\n1,0.5,1,DONE\n", "line 2: "),
-    ],
-)
-def test_bad_input_is_one_line(
-    content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if content is not None:
-        (tmp_path / "results.csv").write_text(content)
-
+def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert patterns.main([str(tmp_path)]) == 2
 
     err = capsys.readouterr().err
-    assert message in err and str(tmp_path) in err and err.count("\n") == 1
+    assert str(tmp_path) in err and err.count("\n") == 1
 
 
 def test_a_truncated_population_is_named(
     population: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (population / "b.parquet").write_bytes((population / "b.parquet").read_bytes()[:-9])
+    (file,) = population.glob("*.parquet")
+    file.write_bytes(file.read_bytes()[:-9])
 
     assert patterns.main([str(population)]) == 2
     err = capsys.readouterr().err
-    assert "b.parquet: the file cannot be read" in err and err.count("\n") == 1
+    assert f"{file.name}: the file cannot be read" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("flags", [["--count", "0"], ["--colour"], ["--count", "x"]])

@@ -1,4 +1,4 @@
-"""``python -m transfer_nas.birthday``: how many layers of a new model transfer from a population.
+"""``transfer-nas birthday``: how many layers of a new model transfer from a population.
 
 In a room of 23 people two are likely to share a birthday, though any two of them hardly ever do. In
 the same way two models of a space share few layers, but a new model shares many with the best of
@@ -37,16 +37,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from cpp_store.command_line import OK
 from cpp_store.ranges import Range
 from numpy.typing import NDArray
 
-from cpp_store import PrefixIndex, command_line, extras, files, ranges
+from cpp_store import PrefixIndex, command_line, ranges
 from transfer_nas.command_line import Parser
-from transfer_nas.errors import InputError
+from transfer_nas.population import _plots, default_space
 from transfer_nas.spaces import GeneSpace
 
 Floats = NDArray[np.float64]
@@ -178,9 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
     if given.output is not None:
-        _load_matplotlib()  # says what is missing before the work, not after it
-
-    from transfer_nas.population import default_space
+        _plots.matplotlib()  # says what is missing before the work, not after it
 
     space = default_space(given.space)
     genes = sum(len(gene.values) > 1 for gene in space.genes)
@@ -249,23 +246,10 @@ def _table(space: GeneSpace, rate: float, layers: float, points: Sequence[Point]
     return "\n".join(lines)
 
 
-def _load_matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError(
-            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _plot(
     path: Path, space: GeneSpace, rate: float, layers: float, points: Sequence[Point]
 ) -> None:
-    pyplot = _load_matplotlib()
+    pyplot = _plots.matplotlib()
     sizes = [point.population_size for point in points]
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for kind, label, colour in (
@@ -291,18 +275,12 @@ def _plot(
     axes.set_ylabel("layers that transfer from the best match")
     axes.set_title(f"GeneSpace {space.name}, {space.size:.2g} genomes")
     axes.legend(fontsize="small")
-    try:
-        with files.replacing(path) as fresh:
-            figure.savefig(fresh, format=path.suffix[1:] or "png")
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {path}: {error}") from error
-    finally:
-        pyplot.close(figure)
+    _plots.save(figure, path)
 
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m transfer_nas.birthday",
+        prog="python -m transfer_nas.population.birthday",
         description="Say how many layers of a new model would transfer from a population of random "
         "models: by a closed form and by simulation, and how it grows with the population.",
     )

@@ -1,6 +1,6 @@
-"""``python -m graph_meta.patterns RUN``: what a search, or a generated population, reused.
+"""``transfer-nas patterns RUN``: what a search, or a generated population, reused.
 
-Reads ``results.csv`` of a run directory or the Parquet files of a population, and says
+Reads the run directory of a search, or a population, and says
 
 * which prefixes were reused most: how often, how deep, from how many ancestors, and the name of the
   last layer of each where the digests are known (populations);
@@ -10,27 +10,23 @@ Reads ``results.csv`` of a run directory or the Parquet files of a population, a
 
 from __future__ import annotations
 
-import csv
-import os
-import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cpp_store.command_line import OK, InputError, Parser
+import numpy as np
+from cpp_store.command_line import OK
 
-from cpp_store import command_line, extras, files, ranges
+from cpp_store import command_line, ranges
+from transfer_nas import runs
+from transfer_nas.command_line import Parser
+from transfer_nas.population import _plots, files, read_members
+from transfer_nas.runs import Run
 
 _PERIODS = 20  # of time, in table and plot
-_COLUMNS = ("job_id", "job_status", "m:ancestor", "m:layers", "m:layers_transferred")
-_DONE = "DONE"
-
-
-class PatternsError(InputError):
-    """A run that cannot be read; the message names file and row."""
 
 
 @dataclass(frozen=True)
@@ -120,23 +116,17 @@ class Patterns:
     periods: list[Period]
 
 
-def read(run: Path) -> list[Model]:
-    """Return the models of a run directory or a population, oldest first.
+def read(path: Path) -> list[Model]:
+    """Return the models of a run or a population, oldest first.
 
     Raises
     ------
-    PatternsError
-        If it is neither, or a file is damaged.
+    InputError
+        It is neither, or damaged.
     """
-    if (run / "results.csv").exists():
-        try:
-            return list(_read_results(run / "results.csv"))
-        except csv.Error as error:
-            raise PatternsError(f"{run / 'results.csv'}: {error}") from error
-    members = sorted(run.glob("*.parquet"))
-    if members:
-        return _read_population(members)
-    raise PatternsError(f"{run} holds neither results.csv of a search nor Parquet files")
+    if (path / files.DESCRIPTION).exists():
+        return _members(path)
+    return _evaluated(runs.read(path))
 
 
 def find(models: Sequence[Model], count: int = 10) -> Patterns:
@@ -167,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     given = _parser().parse_args(arguments)
-    pyplot = None if given.output is None else _load_matplotlib()
+    pyplot = None if given.output is None else _plots.matplotlib()
     found = find(read(Path(given.run)), given.count)
     if given.json:
         command_line.print_json(asdict(found))
@@ -225,61 +215,34 @@ def _over_time(models: Sequence[Model]) -> list[Period]:
     return periods
 
 
-def _read_results(path: Path) -> Iterable[Model]:
-    # A damaged cell that nobody asks for costs nothing.
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = csv.DictReader(file)
-        missing = [column for column in _COLUMNS if column not in (rows.fieldnames or ())]
-        if missing:
-            raise PatternsError(f"{path}, line 1: there is no column {', '.join(missing)}")
-        for row in rows:
-            if row["job_status"] != _DONE:
-                continue
-            try:
-                yield _model_of_row(row)
-            except (TypeError, ValueError) as error:
-                raise PatternsError(f"{path}, line {rows.line_num}: {error}") from error
+def _evaluated(run: Run) -> list[Model]:
+    """Return the models of a search, in the order in which they were told."""
+    ancestors = run.ancestor  # -2: a model of another run
+    layers, transferred = run.measure("layers"), np.nan_to_num(run.measure("layers_transferred"))
+    names = {-1: None, -2: "another run"}
+    return [
+        Model(
+            str(run.job[row]),
+            names.get(ancestors[row], str(ancestors[row])),
+            int(layers[row]),
+            int(transferred[row]),
+        )
+        for row in np.flatnonzero(run.done & np.isfinite(layers))
+    ]
 
 
-def _model_of_row(row: Mapping[str, str]) -> Model:
-    # The store knows a job's model by an id that ends in the number of the job.
-    ancestor = re.search(r"(\d+)$", row["m:ancestor"])
-    return Model(
-        str(int(row["job_id"])),
-        ancestor and str(int(ancestor[1])),
-        int(row["m:layers"]),
-        int(row["m:layers_transferred"] or 0),
-    )
-
-
-def _read_population(paths: Sequence[Path]) -> list[Model]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise PatternsError("populations need pyarrow: pip install pyarrow") from error
+def _members(path: Path) -> list[Model]:
     columns = ["model", "ancestor", "layers", "layers_shared", "digests"]
-    models = []
-    for path in paths:
-        try:
-            with pa.OSFile(os.fsencode(path)) as file:  # its name need not be UTF-8
-                rows = pq.read_table(file, columns=columns, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise PatternsError(f"{path}: the file cannot be read ({error})") from error
-        models += [
-            (
-                row["model"],
-                Model(
-                    str(row["model"]),
-                    None if row["ancestor"] is None else str(row["ancestor"]),
-                    row["layers"],
-                    row["layers_shared"] or 0,
-                    tuple(row["digests"]),
-                ),
-            )
-            for row in rows.to_pylist()
-        ]
-    return [model for _, model in sorted(models, key=lambda item: item[0])]
+    return [
+        Model(
+            str(row["model"]),
+            None if row["ancestor"] is None else str(row["ancestor"]),
+            row["layers"],
+            row["layers_shared"] or 0,
+            tuple(row["digests"]),
+        )
+        for row in read_members(path).select(columns).to_pylist()
+    ]
 
 
 def _table(found: Patterns) -> str:
@@ -305,19 +268,6 @@ def _table(found: Patterns) -> str:
     return "\n".join(lines)
 
 
-def _load_matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise PatternsError(
-            f"--output needs matplotlib, which is not installed: {extras.install('plots')}"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _plot(pyplot: Any, path: Path, title: str, found: Patterns) -> None:
     figure, (over_time, depths, prefixes) = pyplot.subplots(
         1, 3, figsize=(13, 4), layout="constrained"
@@ -336,18 +286,12 @@ def _plot(pyplot: Any, path: Path, title: str, found: Patterns) -> None:
     prefixes.set_yticks(range(len(labels)), labels, fontsize="small")
     prefixes.invert_yaxis()
     prefixes.set_xlabel("times that the prefix was reused")
-    try:
-        with files.replacing(path) as fresh:
-            figure.savefig(fresh, format=path.suffix[1:] or "png")
-    except (OSError, ValueError) as error:
-        raise PatternsError(f"cannot write {path}: {error}") from error
-    finally:
-        pyplot.close(figure)
+    _plots.save(figure, path)
 
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="python -m graph_meta.patterns",
+        prog="python -m transfer_nas.population.patterns",
         description="Say which prefixes a search reused most, how deep its lineages are, and how "
         "the share of layers transferred went over time.",
     )

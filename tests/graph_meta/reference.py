@@ -22,16 +22,6 @@ CALL_SEED = 1
 LAYER_SEED = 2
 
 
-def layer_network(graph: LayerGraph) -> nx.DiGraph:
-    """Return the graph's layers by position, with an edge from each layer to those it feeds."""
-    network = nx.DiGraph()
-    network.add_nodes_from(range(len(graph)))
-    for position, layer in enumerate(graph.layers):
-        for call in layer.calls:
-            network.add_edges_from((edge.layer, position) for edge in call.inputs)
-    return network
-
-
 def input_ordinals(graph: LayerGraph) -> list[int]:
     """Return for each layer how many earlier inputs of the model have its spec; 0 for the rest."""
     ordinals = [0] * len(graph)
@@ -65,7 +55,7 @@ def prefix(a: LayerGraph, b: LayerGraph) -> dict[int, int]:
         ]
         return Call(tuple(edges), call.arguments or "")
 
-    for generation in nx.topological_generations(layer_network(a)):
+    for generation in nx.topological_generations(a.to_networkx()):
         for i in sorted(generation):
             layer = a.layers[i]
             if any(edge.layer not in matched for call in layer.calls for edge in call.inputs):
@@ -167,7 +157,7 @@ def ancestors_are_isomorphic(a: LayerGraph, i: int, b: LayerGraph, j: int) -> bo
 def _rooted_network(graph: LayerGraph, root: int) -> nx.DiGraph:
     """Return a layer and its ancestors, with a node for each layer, call and input of a call."""
     ordinals, firsts = input_ordinals(graph), first_calls(graph)
-    members = nx.ancestors(layer_network(graph), root) | {root}
+    members = nx.ancestors(graph.to_networkx(), root) | {root}
     network = nx.DiGraph()
     for position in members:
         layer = graph.layers[position]
@@ -219,7 +209,7 @@ class _Terms:
 
 def name_layers(graph: LayerGraph) -> Names:
     """Return digests, occurrences and stable names, as `cpp_store/digest.hpp` defines them."""
-    network = layer_network(graph)
+    network = graph.to_networkx()
     plain = _Terms(graph)
     depths: dict[int, int] = {}
     for position in range(len(graph)):
