@@ -4,8 +4,6 @@ Start reading at :class:`LayerGraph` (``graph.py``) and :mod:`graph_meta.naming`
 imports Keras, save the functions of :mod:`graph_meta.keras_io` when they are called.
 """
 
-from typing import TYPE_CHECKING, Any
-
 from graph_meta.graph import (
     Call,
     Edge,
@@ -17,9 +15,7 @@ from graph_meta.graph import (
     WeightSpec,
     prefix,
 )
-
-if TYPE_CHECKING:
-    from graph_meta.service import PrefixService
+from graph_meta.service import PrefixService
 
 __all__ = [
     "Call",
@@ -33,12 +29,3 @@ __all__ = [
     "WeightSpec",
     "prefix",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the service when it is asked for: it takes NumPy, and `--help` comes by here."""
-    if name == "PrefixService":
-        from graph_meta.service import PrefixService
-
-        return PrefixService
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

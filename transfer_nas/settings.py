@@ -17,7 +17,6 @@ from typing import Any, Self, TypeVar
 from cpp_store.ranges import Range
 
 from cpp_store import ranges
-from graph_meta import layers
 from transfer_nas import limits, objectives
 from transfer_nas.algorithms import ALGORITHMS
 from transfer_nas.errors import InputError, near_misses
@@ -198,7 +197,8 @@ class Settings(Common):
     )
     initializer: str | None = setting(
         None,
-        f"what kernels of new layers start from: {', '.join(layers.INITIALIZERS)}",
+        "what kernels of new layers start from: he_normal, lecun_uniform, orthogonal or another of "
+        "Keras' initializers",
         otherwise="what the space says, Keras' glorot_uniform",
         metavar="NAME",
     )
