@@ -19,7 +19,7 @@ import numpy.typing as npt
 from graph_meta import LayerGraph
 from graph_meta.graph import Layer
 from transfer_nas import tracing, trained_model, training
-from transfer_nas.applications import Application
+from transfer_nas.applications import Application, as_tuple
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import TransferError, TransferUnavailable
 from transfer_nas.job import DONE, Evaluation, Job, Measure, Report
@@ -46,6 +46,8 @@ __all__ = ["POLICIES", "TransferTrainer"]
 
 _Weights = dict[str, Sequence[npt.NDArray[Any]]]
 
+_WARM_UP, _FEWEST, _LATENCY_SECONDS = 3, 10, 0.05
+"""Predictions to leave out, and to make at least; for how long."""
 _DRAWN = 4  # networks of a space that tell which engine trains
 _log = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ class TransferTrainer:
         Gets a section for each evaluation, and one for each epoch in it.
     log_validation
         Validate after each epoch, for the log; otherwise only the last one has been.
+    latency_rows
+        Rows of the batch whose latency is measured, after training; None: it is not.
 
     Raises
     ------
@@ -111,6 +115,7 @@ class TransferTrainer:
         save_every: float = SAVE_EVERY,
         log: Log | None = None,
         log_validation: bool = False,
+        latency_rows: int | None = None,
     ) -> None:
         training.check_engine(engine)
         self.application = application
@@ -124,6 +129,7 @@ class TransferTrainer:
         self._save_every = save_every
         self._log = log or Log()
         self._log_validation = log_validation
+        self._latency_rows = latency_rows
         self._models = Models(transfer, run)
         self._transfer, self._run = transfer, run
         self._said: set[str] = set()
@@ -263,6 +269,10 @@ class TransferTrainer:
                 outcome = self._program.run(candidate, phases, context)
             measures["epochs"] = outcome.epochs
             objective = self._objective(candidate, outcome, measures)
+            if self._latency_rows is not None:
+                with tracing.span("latency"):
+                    x = self.application.data.x_valid
+                    measures["latency_ms"] = _latency(candidate, x, self._latency_rows)
             if math.isfinite(objective):
                 with _timed(measures, "store_seconds"):
                     self._put(job, candidate, objective, ancestry, phases, measures)
@@ -560,6 +570,19 @@ def _judged(values: Mapping[str, float]) -> dict[str, float]:
     """Return what an epoch's report says of the validation rows."""
     judged = {name: value for name, value in values.items() if name != LOSS}
     return judged if "val_loss" not in judged else {**judged, LOSS: judged["val_loss"]}
+
+
+def _latency(candidate: Candidate, x: Any, rows: int) -> float:
+    """Return the median milliseconds of predicting so many rows, after warming up."""
+    batch = tuple(np.take(array, range(rows), axis=0, mode="wrap") for array in as_tuple(x))
+    given = batch if isinstance(x, tuple) else batch[0]
+    taken_seconds: list[float] = []
+    begin = time.perf_counter()
+    while len(taken_seconds) < _FEWEST or time.perf_counter() - begin < _LATENCY_SECONDS:
+        before = time.perf_counter()
+        candidate.predict(given)
+        taken_seconds.append(time.perf_counter() - before)
+    return float(np.median(taken_seconds[_WARM_UP:])) * 1e3
 
 
 def _named(graph: LayerGraph) -> Iterable[tuple[str, Layer]]:

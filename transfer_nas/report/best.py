@@ -98,7 +98,7 @@ def view(run: Run, architectures: Architectures) -> View:
     pictures = [
         (f"{place + 1}. {title}", svg)
         for place, row in enumerate(ranked[:_PICTURES])
-        for title, svg in [_picture(run, row, architectures)]
+        for title, svg in [picture(run, row, architectures)]
         if svg
     ]
     notes = [architectures.why_not + " Its architectures are not drawn."]
@@ -151,7 +151,7 @@ def _table(run: Run, rows: Sequence[int]) -> Table:
     return Table("The best", columns, cells, numeric, commands, "train it alone", jobs)
 
 
-def _picture(run: Run, row: int, architectures: Architectures) -> tuple[str, str]:
+def picture(run: Run, row: int, architectures: Architectures) -> tuple[str, str]:
     """Return a title and the drawing of a model beside its ancestor, or alone if it has none."""
     graph = architectures.graph(run, row)
     if graph is None:

@@ -235,6 +235,11 @@ class Space(ABC, Generic[A]):
         return None
 
     @property
+    def whole(self) -> Space[A]:
+        """The space without the limits of a search (`transfer_nas.limits`)."""
+        return self
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Names of what `values` returns."""
         return ()
