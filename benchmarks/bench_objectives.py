@@ -66,13 +66,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=ranges.COUNT, help="(default: 20)")
     parser.add_argument("--application", default="digits", help="(default: digits)")
     parser.add_argument("--seconds", type=ranges.SECONDS, default=8.0, help="a front (default: 8)")
+    parser.add_argument(
+        "--epochs", type=ranges.EPOCHS, default=400, help="a search with stopper (default: 400)"
+    )
     given = parser.parse_args()
     seeds = given.seeds or (2 if given.quick else 20)
-    seconds, epochs = (1.0, 60) if given.quick else (given.seconds, 400)
+    seconds, epochs = (1.0, 60) if given.quick else (given.seconds, given.epochs)
     contenders = [c for c in CONTENDERS if c != "optuna" or figures.has("optuna")]
     tasks = [(given.application, seed, seconds, epochs, contenders) for seed in range(seeds)]
     with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1)) as pool:
-        found = pool.map(one_seed, tasks, 1)
+        found = []
+        for each in pool.imap(one_seed, tasks):
+            found.append(each)
+            told = ", ".join(f"{name} {value:.4g}" for name, value in each.items())
+            print(f"seed {len(found) - 1}: {told}", flush=True)
     results: dict[str, float] = {"seeds": seeds}
     for name in contenders:
         results[f"hypervolume_{name}"] = float(np.mean([each[f"front_{name}"] for each in found]))

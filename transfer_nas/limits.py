@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transfer_nas.errors import InputError, SpaceError, near_misses
+from transfer_nas.job import one_line
 
 if TYPE_CHECKING:
     from graph_meta import LayerGraph
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 QUANTITIES: Mapping[str, Callable[[LayerGraph], float]] = {
     "parameters": lambda graph: graph.parameters,
+    "flops": lambda graph: graph.flops,
     "bytes": lambda graph: graph.nbytes,
     "layers": len,
 }
@@ -187,7 +189,8 @@ class _Within:
         head = f"--limit: space {self._space.name} has nothing with {wanted}"
         try:
             graph = self._space.graph(nearest).without_dead_ends()
+            found = [f"{QUANTITIES[each.name](graph):,} {each.name}" for each in self._limits]
         except Exception as cause:  # a user's function may raise anything
-            return f"{head}: none of {_TRIES:,} could be built ({type(cause).__name__}: {cause})"
-        has = ", ".join(f"{QUANTITIES[each.name](graph):,} {each.name}" for each in self._limits)
+            return f"{head}: of {_TRIES:,} tried none could be measured ({one_line(cause)})"
+        has = ", ".join(found)
         return f"{head}: the nearest of {2 * _TRIES:,} tried has {has}; raise the limit"

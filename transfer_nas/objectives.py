@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from transfer_nas.errors import InputError, near_misses
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 COSTS: Mapping[str, str] = {
     "parameters": "parameters",
+    "flops": "flops",
     "bytes": "bytes_whole_copy",
     "layers": "layers",
     "latency_ms": "latency_ms",
@@ -154,8 +155,19 @@ class Objectives(Sequence[Objective]):
 
     @classmethod
     def from_json(cls, found: object) -> Objectives | None:
-        """Undo `to_json`; None for anything else."""
-        try:
-            return cls(tuple(Objective(**each) for each in found)) if found else None  # type: ignore[attr-defined]
-        except (TypeError, AttributeError):
+        """Undo `to_json`; None for anything else, as a file may hold anything."""
+        names = {each.name for each in fields(Objective)}
+        if not isinstance(found, list) or len(found) < 2:
             return None
+        for each in found:
+            if not (
+                isinstance(each, dict)
+                and each.keys() == names
+                and isinstance(each["name"], str)
+                and each["direction"] in _DIRECTIONS
+                and isinstance(each["measure"], str | None)
+                and isinstance(each["negated"], bool)
+                and isinstance(each["logarithmic"], bool)
+            ):
+                return None
+        return cls(tuple(Objective(**each) for each in found))

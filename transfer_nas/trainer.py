@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from graph_meta.graph import Layer
+from graph_meta.graph import GraphError, Layer
 from transfer_nas import tracing, trained_model, training
 from transfer_nas.applications import Application, as_tuple
 from transfer_nas.checkpoint import Checkpoint
@@ -178,11 +178,11 @@ class TransferTrainer:
         -------
         Evaluation
             With the measures ``ancestor`` (model id), ``layers``, ``layers_transferred``,
-            ``parameters``, ``bytes_transferred``, ``bytes_stored``, ``bytes_whole_copy`` (what the
-            model takes without sharing), ``match_seconds``, ``build_seconds``, ``load_seconds``
-            (reading and setting weights), ``train_seconds`` (with judging), ``store_seconds``,
-            ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and ``transfer_error``
-            where the transfer method failed (the candidate then goes without it), and what the
+            ``parameters``, ``flops``, ``bytes_transferred``, ``bytes_stored``, ``bytes_whole_copy``
+            (what the model takes without sharing), ``match_seconds``, ``build_seconds``,
+            ``load_seconds`` (reading and setting weights), ``train_seconds`` (with judging),
+            ``store_seconds``, ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and
+            ``transfer_error`` where the transfer method failed (the candidate then goes without it), and what the
             application declares. ``F_nan`` if
             objective or loss is not a finite number; ``F_`` and the exception's name for whatever
             building or training raised. A failure's measure ``error`` says why, in one line.
@@ -288,6 +288,8 @@ class TransferTrainer:
             "bytes_stored": 0,
             "bytes_whole_copy": graph.nbytes,
         }
+        with contextlib.suppress(GraphError):  # nobody knows what a layer of the user's own costs
+            measures["flops"] = graph.flops
         if self._unreported:
             measures["transfer_error"] = self._unreported.popitem()[1]
         return measures

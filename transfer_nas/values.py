@@ -130,6 +130,7 @@ CORE: tuple[Value, ...] = (
     Value("timestamp_gather", "s", help="likewise: when the manager had the result"),
     Value("rank", help="that evaluated", kind=int),
     Value("parameters", help="of the model", kind=int),
+    Value("flops", help="of one row's forward pass; a multiply-add counts as two", kind=int),
     Value("latency_ms", "ms", help="of a batch of --latency_rows rows, if it is an objective"),
     Value("transfer_error", help="why it went without transfer", kind=str),
     Value("error", help="why it failed", kind=str),

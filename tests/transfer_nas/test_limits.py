@@ -51,7 +51,7 @@ def test_limits_are_read_with_and_without_their_bound() -> None:
 @pytest.mark.parametrize("beta", [0.0, 3.0])
 def test_no_candidate_of_an_evolution_exceeds_a_limit(beta: float) -> None:
     plain = get("dense_skip", [(64,)], 10)
-    bounds = limits.parse("parameters<20000,layers<=14")
+    bounds = limits.parse("parameters<20000,layers<=14,flops<38000")
     space = limits.within(plain, bounds)
     search = AgingEvolution(space, 32, 8, seed=1, beta=beta)
     largest = 0.0
@@ -60,6 +60,7 @@ def test_no_candidate_of_an_evolution_exceeds_a_limit(beta: float) -> None:
         parameters = quantity(plain, job.architecture, "parameters")
         assert parameters < 20_000
         assert quantity(plain, job.architecture, "layers") <= 14
+        assert quantity(plain, job.architecture, "flops") < 38_000
         largest = max(largest, parameters)
         search.tell(Evaluation(job, DONE, parameters))  # what pushes against the limit
     assert largest > 15_000
@@ -111,6 +112,21 @@ def test_what_is_rare_is_found_step_by_step() -> None:
     for genome in found:
         assert plain.graph(genome).parameters <= least + 200
         assert plain.graph(space.mutate(genome, rng)).parameters <= least + 200
+
+
+def test_what_cannot_be_measured_keeps_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_TRIES", 10)  # each of them is a Keras model
+
+    def model(choices):
+        import keras
+
+        inputs = keras.Input((4,))
+        hidden = keras.layers.Dense(choices.choose("units", [2, 3]))(inputs)
+        return keras.Model(inputs, keras.layers.UnitNormalization()(hidden))
+
+    space = transfer_nas.spaces.from_function(model)([(4,)], 2)
+    with pytest.raises(InputError, match="none could be measured"):
+        limits.within(space, limits.parse("flops<1"))
 
 
 def test_a_candidate_all_of_whose_mutations_exceed_a_limit_has_none() -> None:

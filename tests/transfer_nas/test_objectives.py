@@ -70,7 +70,9 @@ def test_names_mean_the_metric_costs_and_what_is_declared() -> None:
     found = Objectives.of("val_accuracy:max,bytes:min,train_seconds:min", digits)
     assert [each.measure for each in found] == [None, "bytes_whole_copy", "train_seconds"]
     assert Objectives.from_json(json.loads(json.dumps(found.to_json()))) == found
-    assert Objectives.from_json([{"name": 1}]) is None
+    for field, wrong in (("name", 1), ("direction", "up"), ("measure", 2), ("negated", "x")):
+        assert Objectives.from_json([{**each, field: wrong} for each in found.to_json()]) is None
+    assert Objectives.from_json([{"name": "x"}] * 2) is Objectives.from_json({}) is None
     error = replace(digits, metric="mean_absolute_error", mode="min")
     objectives = Objectives.of("val_mean_absolute_error:min,layers:min", error)
     one = Evaluation(Job(0, ()), DONE, -0.25, {"layers": 3})
