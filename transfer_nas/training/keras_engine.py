@@ -409,7 +409,7 @@ class _FitTraining(Training):
         if learning_rate is not None:
             self._model.optimizer.learning_rate = learning_rate
         history = self._network.fit(
-            inputs(tuple(x[order] for x in self._x)),
+            inputs(tuple(_ordered(x, order) for x in self._x)),
             inputs(tuple(y[order] for y in self._y)),
             batch_size=self._batch_size,
             sample_weight=None if self._weights is None else self._weights[order],
@@ -441,6 +441,13 @@ class _FitTraining(Training):
         own = len(self._random)
         self._random = [np.array(array) for array in state[:own]]
         restore_to(self._model, state[own:])
+
+
+def _ordered(rows: Any, order: npt.NDArray[np.integer]) -> Any:
+    """Return rows, an array or a backend's tensor, in another order."""
+    import keras
+
+    return rows[order] if isinstance(rows, np.ndarray) else keras.ops.take(rows, order, axis=0)
 
 
 def _random_state() -> list[npt.NDArray[np.generic]]:

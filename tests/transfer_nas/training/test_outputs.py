@@ -195,3 +195,37 @@ def test_says_when_networks_have_other_outputs() -> None:
         TASK.space(one)
     with pytest.raises(ApplicationError, match="output: expected a loss for each output"):
         Output(2)
+
+
+@pytest.mark.parametrize("kind", ["outputs", "mixed", "steps"])
+def test_heirs_with_frozen_layers_train_alike(kind: str) -> None:
+    """What is left behind a frozen prefix has the losses, precision and callbacks of the whole."""
+    import keras
+
+    import cpp_store
+    from transfer_nas.transfer import StoreTransfer
+
+    told: list[int] = []
+
+    class Steps(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            told.append(batch)
+
+    task = dataclasses.replace(
+        TASK,
+        epochs=4,
+        callbacks=[Steps] if kind == "steps" else (),
+        precision="mixed_bfloat16" if kind == "mixed" else "float32",
+    )
+    space = task.space()
+    genome = space.sample(np.random.default_rng(1))
+    other = (*genome[:-2], (genome[-2] + 1) % 2, genome[-1])
+    with cpp_store.embedded(memory="64MiB") as store:
+        trainer = TransferTrainer(task, space, StoreTransfer("both", store))
+        parent = trainer.evaluate(Job(0, genome, None, seed=1))
+        count = len(told)
+        child = trainer.evaluate(Job(1, other, 0, seed=2))
+    assert parent.done and child.done, (parent.measures, child.measures)
+    assert child.measures["layers_transferred"] > 1
+    assert child.objective > 0.8
+    assert (len(told) > count > 0) == (kind == "steps")
