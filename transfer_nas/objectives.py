@@ -120,7 +120,7 @@ class Objectives(Sequence[Objective]):
     @classmethod
     def of(cls, text: str, application: Application) -> Objectives:
         """Return what a text names, for an application; raises InputError for unknown names."""
-        metric, goal = application.metric_name, application.objective
+        metric, goal = (*application.metric_names, "loss")[0], application.objective
         # As Keras' history has it for the metric "accuracy", which stands for several.
         short = "accuracy" if metric.endswith("_accuracy") else metric
         ours = {short, metric, application.objective_name}

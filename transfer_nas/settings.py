@@ -46,7 +46,8 @@ class Common:
 
     application: str = setting(
         "none",
-        f"what to search a network for: {_modules('applications')}, or one's own as "
+        f"what to search a network for: {_modules('applications')}; attn, combo, nt3 and uno as "
+        "CANDLE publishes them: attn:published; or one's own as "
         "package.module:attribute or path/to/file.py:attribute; none: train nothing",
         metavar="NAME",
     )
@@ -193,6 +194,18 @@ class Settings(Common):
         otherwise="the application's",
         metavar="ROWS",
         numbers=ranges.COUNT,
+    )
+    initializer: str | None = setting(
+        None,
+        "what kernels of new layers start from: he_normal, lecun_uniform, orthogonal or another of "
+        "Keras' initializers",
+        otherwise="what the space says, Keras' glorot_uniform",
+        metavar="NAME",
+    )
+    scale_learning_rate: bool = setting(
+        False,
+        "multiply the application's learning rate by --batch_size over the application's batch "
+        "size (linear scaling)",
     )
     objectives: str | None = setting(
         None,
@@ -473,7 +486,8 @@ def settled(given: Mapping[str, Any]) -> Settings | GenerationSettings:
 
 def with_drawn(chosen: S, ranks: Ranks) -> S:
     """Choose in rank 0, for all, the seed and the directory that a user left open; collective."""
-    name = chosen.application.rpartition(":")[2] or "run"
+    stem, _, form = chosen.application.partition(":")
+    name = f"{stem}-{form}" if form and stem.isidentifier() else form or stem
     drawn = {
         "seed": int.from_bytes(os.urandom(4), "little"),
         "output_dir": f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}",

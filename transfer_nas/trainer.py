@@ -180,8 +180,8 @@ class TransferTrainer:
             With the measures ``ancestor`` (model id), ``layers``, ``layers_transferred``,
             ``parameters``, ``flops``, ``bytes_transferred``, ``bytes_stored``, ``bytes_whole_copy``
             (what the model takes without sharing), ``match_seconds``, ``build_seconds``,
-            ``load_seconds`` (reading and setting weights), ``train_seconds`` (with judging), ``store_seconds``,
-            ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and ``transfer_error``
+            ``load_seconds`` (reading and setting weights), ``train_seconds`` (with judging),
+            ``store_seconds``, ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and ``transfer_error``
             where the transfer method failed (the candidate then goes without it), and what the
             application declares. ``F_nan`` if
             objective or loss is not a finite number; ``F_`` and the exception's name for whatever
@@ -338,9 +338,8 @@ class TransferTrainer:
     def _tell(self, report: Report, epoch: int, values: Mapping[str, float]) -> bool:
         """Report an epoch, with what the search maximises if that is known."""
         application = self.application
-        known = values.get(application.objective or application.metric_name)
-        if known is not None:
-            values = {**values, "objective": application.natural(known)}
+        with contextlib.suppress(Exception):  # what is measured at the end only, or a user's error
+            values = {**values, "objective": application.objective_of(_judged(values))}
         return report(epoch, values)
 
     @functools.cached_property
@@ -494,18 +493,16 @@ class TransferTrainer:
             What it measures is not what it declares.
         """
         application, metrics = self.application, outcome.metrics
-        metric = metrics[application.metric_name]
-        if not (math.isfinite(metric) and math.isfinite(metrics.get(LOSS, 0.0))):
+        own_metrics = [metrics[n] for n in application.metric_names if n in metrics]
+        if not all(map(math.isfinite, (*own_metrics, metrics.get(LOSS, 0.0)))):
             return math.nan
         found: dict[str, Any] = dict(metrics)
         if application.measure is not None:
             with tracing.span("measure"):
                 returned = application.measure(Trained(candidate, application, outcome.epochs))
             found |= check_found("measure()", application.values, returned)
-        own = taken(application.declared, found)
-        measures |= own
-        goal = application.objective
-        return application.natural(metric if goal is None else float(own[goal]))
+        measures |= taken(application.declared, found)
+        return application.objective_of(found)
 
     def _put(
         self,
@@ -569,6 +566,12 @@ class _Ancestry:
     loaded: _Weights = field(default_factory=dict)
     parent: tuple[LayerGraph, Tensors] | None = None
     is_shared: bool = True
+
+
+def _judged(values: Mapping[str, float]) -> dict[str, float]:
+    """Return what an epoch's report says of the validation rows."""
+    judged = {name: value for name, value in values.items() if name != LOSS}
+    return judged if "val_loss" not in judged else {**judged, LOSS: judged["val_loss"]}
 
 
 def _latency(candidate: Candidate, x: Any, rows: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Architectures:
             space = spaces.get(
                 own_space or name,
                 found.get("input_shapes", []),
-                int(found.get("output_units", 1)),
+                found.get("output_units", 1),
                 found.get("output_activation"),
             )
         except (SpaceError, TypeError, ValueError) as error:
@@ -105,10 +106,39 @@ def view(run: Run, architectures: Architectures) -> View:
     return View(
         "best",
         "Best models",
-        tables=[_table(run, ranked)],
+        tables=[*_retrained(run), _table(run, ranked)],
         pictures=pictures,
         notes=() if architectures.space is not None else notes,
     )
+
+
+def _retrained(run: Run) -> list[Table]:
+    """Return the table of the finalists: by validation and by test rows, side by side."""
+    scale, cells, jobs = Scale.of(run), [], list[int | None]()
+    found = [each for each in run.summary.get("retrained") or [] if isinstance(each, dict)]
+    for each in found:
+        after, test = each.get("objective"), each.get("test")
+        jobs.append(each.get("job"))
+        cells.append(
+            [
+                f"job {each.get('job')}",
+                scale.text(each.get("objective_in_search", math.nan)),
+                "–" if after is None else scale.text(after),
+                _tested(test),
+                f"{each.get('chosen_from', 0):,}",
+                f"{each.get('epochs') or 0:,}",
+            ]
+        )
+    values = (f"{scale.name} in the search", f"{scale.name} retrained", "on test rows")
+    columns = ("model", *values, "chosen from", "epochs")
+    title = "Trained fully, and tested with rows that no search saw"
+    return [Table(title, columns, cells, frozenset({1, 2, 4, 5}), jobs={0: jobs})] if cells else []
+
+
+def _tested(test: object) -> str:
+    if not isinstance(test, dict):
+        return "no test rows"
+    return ", ".join(f"{name} {value:.4f}" for name, value in test.items() if name != "loss")
 
 
 def retrain_command(run: Run, job: int) -> str:

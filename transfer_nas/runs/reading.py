@@ -377,7 +377,7 @@ def described(content: bytes, file: Path) -> dict[str, Any]:
         and 0 <= description["started"] < 1e11  # seconds since the epoch
         and isinstance(space, dict)
         and isinstance(space.get("name", ""), str)
-        and isinstance(space.get("output_activation"), str | None)
+        and isinstance(space.get("output_activation"), str | list | None)
         and _chosen(space)
     ):
         raise RunDirectoryError(f"{file}: not a search's run.json")

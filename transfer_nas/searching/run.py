@@ -433,17 +433,22 @@ def _open(
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
     values = application.declared
+    goal = None if application.objective is None else application.objective_name
     if settings.resume:
-        chosen = {**settings.fixed(), **namespace, "objective": application.objective}
+        chosen = {**settings.fixed(), **namespace, "objective": goal}
         directory = RunDirectory.resume(
             settings.directory, space, chosen, provenance, values=values
         )
         exit_codes.forget(settings.directory)
         return directory
-    extra = {**provenance, "objective": application.describe_objective()}
+    extra = {
+        **provenance,
+        "objective": application.describe_objective(),
+        "training": application.describe_training(),
+    }
     chosen = {**settings.to_dict(), **namespace}
-    if application.objective is not None:
-        chosen["objective"] = application.objective
+    if goal is not None:
+        chosen["objective"] = goal
     after = worker.objectives(settings, application)
     if after is not None:
         extra["objectives"] = after.to_json()

@@ -16,6 +16,7 @@ from transfer_nas.searching.progress import Goal
 from transfer_nas.searching.worker import Servers
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import GeneSpace, Space
+from transfer_nas.values import CORE_NAMES
 
 _SHOWN = 12  # models on the front, on the terminal
 
@@ -103,6 +104,8 @@ def summarize(
         "mode": "min" if goal.minimized else "max",
         "best_objective": best and best.objective,
         "best_value": best and goal.value(best.objective),
+        "best_measures": best
+        and {name: value for name, value in best.measures.items() if name not in CORE_NAMES},
         "best_job": best and best.job.id,
         "best_values": best and space.values(best.job.architecture),
         "best_architecture": best and space.to_json(best.job.architecture),

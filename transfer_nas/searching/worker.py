@@ -26,7 +26,7 @@ from transfer_nas.searching import addresses as store_address
 from transfer_nas.searching.evaluation import checkpoints_path
 from transfer_nas.settings import Settings
 from transfer_nas.sharing import SHARINGS
-from transfer_nas.spaces import GeneSpace, Space
+from transfer_nas.spaces import GeneSpace, Space, with_initializer
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import TransferMethod
@@ -83,8 +83,12 @@ def resolve(
         application = application.with_data(settings.data)
     if settings.rows is not None:
         application = application.with_rows(settings.rows)
+    if settings.scale_learning_rate:
+        application = application.with_scaled_rate(settings.batch_size)
     _ = application.data  # wrong data shall be known before anything is written
     found = application.space(settings.space if space is None else space)
+    if settings.initializer is not None:
+        found = with_initializer(found, settings.initializer)
     if settings.limit is not None:
         found = limits.within(found, limits.parse(settings.limit))
     _ = objectives(settings, application)
