@@ -49,7 +49,7 @@ from transfer_nas.transfer import NoTransfer, StoreTransfer
 QUESTION = figures.Question(
     compares="fronts with random search's and Optuna's, and trainings with and without a stopper",
     seconds=900,
-    quick_seconds=25,
+    quick_seconds=5,
 )
 TARGETS: figures.Targets = {
     "hypervolume_over_random": ("at least", 1.1),
@@ -71,7 +71,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     seeds = given.seeds or (2 if given.quick else 20)
-    seconds, epochs = (1.0, 60) if given.quick else (given.seconds, given.epochs)
+    seconds, epochs = (0.3, 30) if given.quick else (given.seconds, given.epochs)
     contenders = [c for c in CONTENDERS if c != "optuna" or figures.has("optuna")]
     tasks = [(given.application, seed, seconds, epochs, contenders) for seed in range(seeds)]
     with multiprocessing.get_context("spawn").Pool(min(2, os.cpu_count() or 1)) as pool:

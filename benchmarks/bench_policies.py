@@ -29,7 +29,7 @@ from transfer_nas.training.policy import Policy
 QUESTION = figures.Question(
     compares="searches with one option of transfer changed at a time, on the same seeds",
     seconds=700,
-    quick_seconds=14,
+    quick_seconds=9,
 )
 TARGETS: figures.Targets = {}
 FIRST_SEED = 100
@@ -63,8 +63,8 @@ def conditions(epochs: int) -> dict[str, Condition]:
 
 
 def main() -> None:
-    given = figures.parser(__doc__, "one seed, 0.4 s a search").parse_args()
-    seeds, budget = (1, 0.4) if given.quick else (10, 8.0)
+    given = figures.parser(__doc__, "one seed, 0.2 s a search").parse_args()
+    seeds, budget = (1, 0.2) if given.quick else (10, 8.0)
     found: dict[tuple[str, str], list[Search]] = {}
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for application in GOALS:

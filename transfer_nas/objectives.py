@@ -120,24 +120,21 @@ class Objectives(Sequence[Objective]):
     @classmethod
     def of(cls, text: str, application: Application) -> Objectives:
         """Return what a text names, for an application; raises InputError for unknown names."""
-        metric, goal = (*application.metric_names, "loss")[0], application.objective
-        # As Keras' history has it for the metric "accuracy", which stands for several.
-        short = "accuracy" if metric.endswith("_accuracy") else metric
-        ours = {short, metric, application.objective_name}
-        values = {each.name: each for each in application.declared if each.kind is not str}
-        known = [*COSTS, *values, *([f"val_{short}"] if goal is None else [])]
+        goal = application.objective_name
+        values = {
+            _short(each.name): each.name for each in application.declared if each.kind is not str
+        }
         found = []
         for name, direction in parse(text):
-            plain = name.removeprefix("val_")
-            if goal is None and plain in ours:
+            plain = _short(name.removeprefix("val_"))
+            if plain == _short(goal):
                 found.append(Objective(name, direction, negated=application.direction == "min"))
-            elif name in values or plain in values:
-                found.append(Objective(name, direction, name if name in values else plain))
-            elif plain == short and metric in values:
-                found.append(Objective(name, direction, metric))
             elif name in COSTS:
                 found.append(Objective(name, direction, COSTS[name], logarithmic=True))
+            elif plain in values:
+                found.append(Objective(name, direction, values[plain]))
             else:
+                known = [*COSTS, *values, f"val_{_short(goal)}"]
                 raise InputError(f"--objectives {name}: {near_misses(name, known)}")
         return cls(tuple(found))
 
@@ -171,3 +168,8 @@ class Objectives(Sequence[Objective]):
             ):
                 return None
         return cls(tuple(Objective(**each) for each in found))
+
+
+def _short(name: str) -> str:
+    """Return a metric's name as Keras' history has it: ``accuracy`` stands for several."""
+    return "accuracy" if name.endswith("_accuracy") else name
