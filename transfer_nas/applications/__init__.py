@@ -23,6 +23,7 @@ NAMES = (
     "diabetes",
     "digits",
     "fashion_mnist",
+    "mnist1d",
     "nt3",
     "uno",
 )
