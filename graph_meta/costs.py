@@ -34,8 +34,12 @@ def flops(layers: Sequence[Layer]) -> int:
     shapes: list[list[tuple[Shape, ...]]] = []  # of the outputs of each call of each layer
     for spec, calls in layers:
         outputs = []
-        for call in calls:
-            given = tuple([shapes[layer][of][tensor] for layer, of, tensor in call.inputs])
+        for inputs, _ in calls:
+            if len(inputs) == 1:  # as nearly everywhere: a search asks this of every candidate
+                layer, of, tensor = inputs[0]
+                given: tuple[Shape, ...] = (shapes[layer][of][tensor],)
+            else:
+                given = tuple([shapes[layer][of][tensor] for layer, of, tensor in inputs])
             operations, made = spec.costs.get(given) or _cost(spec, given)
             total += operations
             outputs.append(made)

@@ -55,8 +55,8 @@ def write(directory: Path, graph: LayerGraph, tensors: Tensors, application: App
     found: dict[str, Any] | None = None
     if len(targets) == 1:
         predicted = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
-        loss, metric, _ = application.terms
-        found = judge(targets[0][at], np.asarray(predicted), loss, metric)
+        terms = application.terms
+        found = judge(targets[0][at], np.asarray(predicted), terms.loss, terms.metric)
     path = directory / NAME
     if found is None:
         path.unlink(missing_ok=True)

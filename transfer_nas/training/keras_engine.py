@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,12 @@ import numpy.typing as npt
 
 from graph_meta import LayerGraph
 from transfer_nas.applications import Application, Arrays, Data, as_tuple
+from transfer_nas.applications import _terms as terms_of
+from transfer_nas.applications._terms import SCORES
 from transfer_nas.training import statistics
 from transfer_nas.training._base import Candidate, Engine, Training
 from transfer_nas.training.frozen_prefix import CACHE_BYTES, FrozenPrefixes
+from transfer_nas.training.scores import score
 from transfer_nas.transfer import Tensors
 
 if TYPE_CHECKING:
@@ -70,14 +74,15 @@ class KerasEngine(Engine):
         """Return the loop for the backend that Keras uses."""
         import keras
 
-        data, batch_size = self._application.data, self._batch_size
+        application, batch_size = self._application, self._batch_size
+        data = application.data
         prefixes = FrozenPrefixes(data, validation_batch_size(data, batch_size), self._cache_bytes)
         if keras.backend.backend() == "tensorflow":
             from transfer_nas.training.tensorflow_loop import TensorFlowLoop
 
-            loop: KerasLoop = TensorFlowLoop(data, batch_size, prefixes)
+            loop: KerasLoop = TensorFlowLoop(application, batch_size, prefixes)
         else:
-            loop = FitLoop(data, batch_size, prefixes)
+            loop = FitLoop(application, batch_size, prefixes)
         # Keras' objects are cycles, so each candidate's memory comes back by a collection. That of
         # a process with TensorFlow in it takes 0.2 s unless what stays is set apart.
         gc.collect()
@@ -90,19 +95,23 @@ class KerasLoop(ABC):
 
     Parameters
     ----------
-    data
-        Training and validation rows.
+    application
+        Its training and validation rows, losses and metrics.
     batch_size
         Rows a step.
     prefixes
         Computes frozen prefixes of models for these rows.
     """
 
-    @abstractmethod
-    def __init__(self, data: Data, batch_size: int, prefixes: FrozenPrefixes) -> None: ...
+    def __init__(self, application: Application, batch_size: int, prefixes: FrozenPrefixes) -> None:
+        self._application = application
+        self._batch_size = batch_size
+        self._prefixes = prefixes
 
     @abstractmethod
-    def training(self, model: keras.Model, graph: LayerGraph) -> Training:
+    def training(
+        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = ()
+    ) -> Training:
         """Begin a training of `model`, which was compiled just before and has something to train.
 
         Parameters
@@ -111,11 +120,101 @@ class KerasLoop(ABC):
             The model; its frozen layers are not trainable.
         graph
             What it is, by the stable names that its layers carry.
+        callbacks
+            What is to be told of single steps.
         """
 
-    @abstractmethod
+    @functools.cached_property
+    def _valid_rows(self) -> tuple[Any, Any]:
+        """Inputs and targets of the validation rows, on the device."""
+        import keras
+
+        data = self._application.data
+        rows = (inputs(data.x_valid), inputs(data.y_valid))
+        tensors: tuple[Any, Any] = keras.tree.map_structure(keras.ops.convert_to_tensor, rows)
+        return tensors
+
     def validate(self, model: keras.Model) -> dict[str, float]:
-        """Return ``loss`` and the compiled metrics by name, on the validation rows."""
+        """Return ``loss`` and the application's metrics, on the validation rows."""
+        data = self._application.data
+        size = validation_batch_size(data, self._batch_size)
+        return judge(model, self._application, *self._valid_rows, data.count("valid"), size)
+
+
+def judge(
+    model: keras.Model, application: Application, x: Any, y: Any, count: int, size: int
+) -> dict[str, float]:
+    """Return ``loss`` and the application's metrics, by their names.
+
+    Calls the model batch by batch: a trace would cost more than it saves.
+
+    Parameters
+    ----------
+    model
+        Compiled.
+    application
+        Whose metrics.
+    x, y
+        Inputs and targets as the model takes them, arrays or tensors.
+    count
+        How many rows they have.
+    size
+        Rows to judge at once.
+    """
+    import keras
+
+    metrics = [
+        (name, i, term if term in SCORES else _metric(term, name))
+        for i, judged in enumerate(application.terms.outputs)
+        for name, term in judged.metrics.items()
+    ]
+    keeps = any(isinstance(metric, str) for _, _, metric in metrics)
+    total, kept = 0.0, list[list[Any]]()
+    for begin in range(0, count, size):
+        some = slice(begin, begin + size)
+        rows, targets = keras.tree.map_structure(lambda array, at=some: array[at], (x, y))
+        with _no_gradients():
+            predicted = model(rows, training=False)
+            loss = model.compute_loss(rows, targets, predicted, training=False)
+            total += float(loss) * min(size, count - begin)
+            true, outputs = keras.tree.flatten(targets), keras.tree.flatten(predicted)
+            for _, i, metric in metrics:
+                if not isinstance(metric, str):
+                    metric.update_state(true[i], outputs[i])
+        if keeps:
+            kept.append([keras.ops.convert_to_numpy(each) for each in (*true, *outputs)])
+    whole = [np.concatenate(parts) for parts in zip(*kept, strict=True)]
+    found = {"loss": total / count}
+    for name, i, metric in metrics:
+        if isinstance(metric, str):
+            found[name] = score(metric, whole[i], whole[len(whole) // 2 + i])
+        else:
+            found[name] = float(metric.result())
+    return found
+
+
+def _metric(term: Any, name: str) -> Any:
+    """Return a new Keras metric."""
+    import keras
+
+    found = keras.metrics.get(terms_of.new(term))
+    if isinstance(found, keras.metrics.Metric):
+        return found
+    return keras.metrics.MeanMetricWrapper(found, name=name)
+
+
+@contextlib.contextmanager
+def _no_gradients() -> Iterator[None]:
+    """Let a backend keep nothing for gradients."""
+    import keras
+
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.no_grad():
+        yield
 
 
 class KerasCandidate(Candidate):
@@ -132,6 +231,9 @@ class KerasCandidate(Candidate):
         self._application = application
         self._loop = loop
         self._batch_size = batch_size
+        for layer in self._model.layers if application.precision != "float32" else ():
+            if layer.name not in self._model.output_names:  # the last ones keep their digits
+                layer.dtype_policy = application.precision
         compile_model(self._model, application)
 
     def load(self, tensors: Tensors) -> None:
@@ -152,13 +254,22 @@ class KerasCandidate(Candidate):
             if layer.weights and layer.name in names
         }
 
-    def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
+    @property
+    def model(self) -> keras.Model:
         """See `Candidate`."""
-        model = self.network(frozen)
-        return self._loop.training(model, self.graph) if model.trainable_variables else None
+        return self._model
 
-    def network(self, frozen: Collection[str] = ()) -> keras.Model:
-        """See `Candidate`: compiled, with a new optimizer."""
+    def training(
+        self, frozen: Collection[str] = (), *, epochs: int, callbacks: Sequence[Any] = ()
+    ) -> Training | None:
+        """See `Candidate`."""
+        model = self.network(frozen, epochs)
+        if not model.trainable_variables:
+            return None
+        return self._loop.training(model, self.graph, callbacks)
+
+    def network(self, frozen: Collection[str] = (), epochs: int | None = None) -> keras.Model:
+        """See `Candidate`: compiled, with a new optimizer for so many epochs."""
         own = zip(self.graph.names, self.graph.layers, strict=True)
         frozen = {*frozen, *(name for name, layer in own if layer.spec.frozen)}
         for layer in self._model.layers:
@@ -166,7 +277,7 @@ class KerasCandidate(Candidate):
         for part in self._frozen_inside:
             part.trainable = False
         if self._model.trainable_variables:
-            compile_model(self._model, self._application)
+            compile_model(self._model, self._application, epochs, self._batch_size)
         return self._model
 
     def predict(self, rows: Arrays) -> npt.NDArray[Any]:
@@ -180,9 +291,9 @@ class KerasCandidate(Candidate):
             batch = tuple(array[begin : begin + size] for array in arrays)
             outputs = self._model(inputs(batch), training=False)
             predicted.append(keras.tree.map_structure(keras.ops.convert_to_numpy, outputs))
-        return np.asarray(
-            keras.tree.map_structure(lambda *parts: np.concatenate(parts), *predicted)
-        )
+        whole = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *predicted)
+        alone: npt.NDArray[Any] = whole  # a list of arrays where there are several outputs
+        return alone
 
     def validate(self) -> dict[str, float]:
         """See `Candidate`."""
@@ -196,17 +307,40 @@ class KerasCandidate(Candidate):
         statistics.renew(self._model, as_tuple(data.x_train), size)
 
 
-def compile_model(model: keras.Model, application: Application) -> None:
-    """Compile a model as the application says; its optimizer is new."""
+def compile_model(
+    model: keras.Model,
+    application: Application,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """Compile a model as the application says; its optimizer is new.
+
+    Parameters
+    ----------
+    model
+        The model.
+    application
+        Says losses, metrics and optimizer. Metrics that Keras does not have (`training.scores`) are
+        left out.
+    epochs, batch_size
+        Of the training, for a schedule of the learning rate; None: the application's.
+    """
     import keras
 
     terms = application.terms
-    optimizer = keras.optimizers.get(terms.optimizer)
-    optimizer.learning_rate = application.learning_rate
+    rows = len(as_tuple(application.data.x_train)[0])
+    steps = -(-rows // (batch_size or application.batch_size)) * (epochs or application.epochs)
+    losses = [terms_of.new(judged.loss) for judged in terms.outputs]
+    metrics = [
+        [terms_of.new(term) for term in judged.metrics.values() if term not in SCORES]
+        for judged in terms.outputs
+    ]
+    alone = len(losses) == 1
     model.compile(
-        optimizer=optimizer,
-        loss=terms.loss,
-        metrics=[terms.metric],
+        optimizer=application.new_optimizer(steps),
+        loss=losses[0] if alone else losses,
+        loss_weights=None if alone else [judged.weight for judged in terms.outputs],
+        metrics=metrics[0] if alone else metrics,
         jit_compile=keras.backend.backend() == "jax",  # it has no other way to run fast
     )
 
@@ -214,30 +348,21 @@ def compile_model(model: keras.Model, application: Application) -> None:
 class FitLoop(KerasLoop):
     """Keras' own loop; any backend."""
 
-    def __init__(self, data: Data, batch_size: int, prefixes: FrozenPrefixes) -> None:
-        self._data = data
-        self._batch_size = batch_size
-        self._prefixes = prefixes
-
-    def training(self, model: keras.Model, graph: LayerGraph) -> Training:
+    def training(
+        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = ()
+    ) -> Training:
         """See `KerasLoop`."""
         rest = self._prefixes.rest(model, graph)
-        if rest is None:
-            return _FitTraining(model, model, self._data.x_train, self._data, self._batch_size)
-        network, x = rest
-        network.compile(model.optimizer, model.loss, jit_compile=model.jit_compile)
-        return _FitTraining(model, network, x, self._data, self._batch_size)
-
-    def validate(self, model: keras.Model) -> dict[str, float]:
-        """See `KerasLoop`."""
-        logs = model.evaluate(
-            inputs(self._data.x_valid),
-            self._data.y_valid,
-            batch_size=validation_batch_size(self._data, self._batch_size),
-            verbose=0,
-            return_dict=True,
-        )
-        return {name: float(value) for name, value in logs.items()}
+        network, x = (model, self._application.data.x_train) if rest is None else rest
+        if network is not model:
+            network.compile(
+                model.optimizer,
+                model.loss,
+                loss_weights=model._compile_loss._user_loss_weights,
+                jit_compile=model.jit_compile,
+            )
+        rows = (x, self._application.data.y_train, self._application.data.w_train)
+        return _FitTraining(model, network, rows, self._batch_size, callbacks)
 
 
 class _FitTraining(Training):
@@ -249,24 +374,31 @@ class _FitTraining(Training):
         The model.
     network
         What is fitted: the model, or what is left of it, with the same optimizer.
-    x
-        Inputs of `network` for all rows.
-    data
-        Targets and weights.
+    rows
+        Inputs of `network`, targets and weights for all rows.
     batch_size
         Rows a step.
+    callbacks
+        What is told of single steps.
     """
 
     def __init__(
-        self, model: keras.Model, network: keras.Model, x: Any, data: Data, batch_size: int
+        self,
+        model: keras.Model,
+        network: keras.Model,
+        rows: tuple[Any, Any, Any],
+        batch_size: int,
+        callbacks: Sequence[Any],
     ) -> None:
         self._model, self._network = model, network
-        self._x, self._y, self._w = as_tuple(x), as_tuple(data.y_train), data.w_train
+        x, y, self._weights = rows
+        self._x, self._y = as_tuple(x), as_tuple(y)
         self._batch_size = batch_size
+        self._callbacks = callbacks
         self._random = _random_state()
         model.optimizer.build(network.trainable_variables)
 
-    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float | None) -> float:
         """See `Training`."""
         import keras
 
@@ -274,18 +406,31 @@ class _FitTraining(Training):
         again = keras.callbacks.LambdaCallback(
             on_train_begin=lambda _: _set_random_state(self._random)
         )
-        self._model.optimizer.learning_rate = learning_rate
+        if learning_rate is not None:
+            self._model.optimizer.learning_rate = learning_rate
         history = self._network.fit(
             inputs(tuple(x[order] for x in self._x)),
             inputs(tuple(y[order] for y in self._y)),
-            sample_weight=None if self._w is None else self._w[order],
             batch_size=self._batch_size,
+            sample_weight=None if self._weights is None else self._weights[order],
             shuffle=False,
             verbose=0,
-            callbacks=[again],
+            callbacks=[again, *map(self._steps_for, self._callbacks)],
         )
         self._random = _random_state()
         return float(history.history["loss"][-1])
+
+    def _steps_for(self, callback: Any) -> Any:
+        """Return what tells a callback of single steps, and ends the epoch if it says so."""
+        import keras
+
+        def end(batch: int, logs: Any) -> None:
+            callback.on_train_batch_end(batch, logs)
+            self._network.stop_training |= self._model.stop_training
+
+        return keras.callbacks.LambdaCallback(
+            on_train_batch_begin=callback.on_train_batch_begin, on_train_batch_end=end
+        )
 
     def state(self) -> list[npt.NDArray[np.generic]]:
         """See `Training`."""

@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import Data, as_tuple
+from transfer_nas.applications import Application, as_tuple
 from transfer_nas.training._base import Training
 from transfer_nas.training.frozen_prefix import FrozenPrefixes
 from transfer_nas.training.keras_engine import (
+    FitLoop,
     KerasLoop,
     inputs,
     restore_to,
     state_of,
-    validation_batch_size,
 )
 
 if TYPE_CHECKING:
@@ -53,44 +53,28 @@ _ELEMENTWISE = (
 class TensorFlowLoop(KerasLoop):
     """The rows stay on the device."""
 
-    def __init__(self, data: Data, batch_size: int, prefixes: FrozenPrefixes) -> None:
+    def __init__(self, application: Application, batch_size: int, prefixes: FrozenPrefixes) -> None:
         import tensorflow as tf
 
+        super().__init__(application, batch_size, prefixes)
         # Equal seeds shall give equal weights.
         tf.config.experimental.enable_op_determinism()
+        data = application.data
         self._x_train, self._y_train = _tensors((inputs(data.x_train), inputs(data.y_train)))
         self._w_train = None if data.w_train is None else _tensors(data.w_train)
-        self._valid_rows = _tensors((inputs(data.x_valid), inputs(data.y_valid)))
         self._rows = len(as_tuple(data.x_train)[0])
-        self._batch_size = batch_size
-        self._valid_count = len(as_tuple(data.x_valid)[0])
-        size = validation_batch_size(data, batch_size)
-        self._valid_batches = [
-            slice(begin, begin + size) for begin in range(0, self._valid_count, size)
-        ]
-        self._prefixes = prefixes
 
-    def training(self, model: keras.Model, graph: LayerGraph) -> Training:
-        """See `KerasLoop`."""
+    def training(
+        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = ()
+    ) -> Training:
+        """See `KerasLoop`; who wants to be told of single steps has Keras' own loop."""
+        if callbacks:
+            loop = FitLoop(self._application, self._batch_size, self._prefixes)
+            return loop.training(model, graph, callbacks)
         rest = self._prefixes.rest(model, graph)
         network, x = (model, self._x_train) if rest is None else rest
         rows = Rows(x, self._y_train, self._w_train)
         return _TensorFlowTraining(model, network, rows, self._rows, self._batch_size)
-
-    def validate(self, model: keras.Model) -> dict[str, float]:
-        """Call the model batch by batch: a trace would cost more than it saves."""
-        import keras
-
-        model.reset_metrics()
-        total = 0.0
-        for batch in self._valid_batches:
-            x, y = keras.tree.map_structure(lambda rows, at=batch: rows[at], self._valid_rows)
-            predicted = model(x, training=False)
-            loss = model.compute_loss(x, y, predicted, training=False)
-            total += float(loss) * len(keras.tree.flatten(y)[0])
-            metrics = model.compute_metrics(x, y, predicted)
-        logs = {name: float(value) for name, value in metrics.items()}
-        return logs | {"loss": total / self._valid_count}
 
 
 class Rows(NamedTuple):
@@ -126,9 +110,10 @@ class _TensorFlowTraining(Training):
         with _gradients_unregistered():
             self._epoch = _epoch(model, network, self._update, rows, count, batch_size)
 
-    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float | None) -> float:
         """See `Training`."""
-        self._model.optimizer.learning_rate = learning_rate
+        if learning_rate is not None:
+            self._model.optimizer.learning_rate = learning_rate
         return float(self._epoch(_tensors(order.astype(np.int32))))
 
     def state(self) -> list[npt.NDArray[np.generic]]:
