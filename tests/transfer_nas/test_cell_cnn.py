@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import transfer_nas
@@ -15,6 +16,7 @@ from transfer_nas.spaces import (
     CellCnn,
     Choices,
     Scalar,
+    SeriesCnn,
     from_function,
     with_initializer,
 )
@@ -154,7 +156,8 @@ def test_images_are_not_halved_to_nothing() -> None:
     assert most((4, 9)) == 1
     assert most((8, 8)) == 2
     assert most((32, 32, 3)) == 3
-    assert most((32, 32, 3), max_downsamples=9) == 4
+    assert most((16, 16, 3), max_downsamples=9) == 3
+    assert most((32, 32, 3), max_downsamples=9) == 3  # the stem is the fourth
     for downsample in ("max_pooling", "strided"):
         space = CellCnn([(9, 9, 3)], 2, downsampling=(downsample,))
         assert space.plan(genome_of(space, downsamples=2)).downsamples == 2
@@ -197,6 +200,33 @@ def test_options_that_make_no_sense_are_clear_errors() -> None:
         CellCnn([(8, 8)], 2, sizes=(16, 4))
 
 
+def test_the_stem_halves_large_images_and_long_series() -> None:
+    def strides(space: CellCnn) -> list[int]:
+        stem = next(
+            x.spec for x in space.graph(genome_of(space)).layers if "strides" in x.spec.config
+        )
+        return list(stem.config["strides"])
+
+    assert strides(CellCnn([(23, 28)], 2)) == [1, 1]
+    assert strides(CellCnn([(24, 28)], 2)) == [2, 2]
+    assert strides(SeriesCnn([(255, 3)], 2)) == [1]
+    assert strides(SeriesCnn([(256, 3)], 2)) == [2]
+
+
+def test_series_have_layers_of_one_axis_and_refuse_what_is_no_series() -> None:
+    space = SeriesCnn([(40,)], 10, "softmax")
+    rng = np.random.default_rng(1)
+    classes = {
+        layer.spec.class_name for _ in range(50) for layer in space.graph(space.sample(rng)).layers
+    }
+    assert {"Conv1D", "MaxPooling1D", "AveragePooling1D", "GlobalMaxPooling1D"} <= classes
+    assert not any("2D" in name for name in classes)
+    with pytest.raises(SpaceError, match=r"space series_cnn: expected one series .*, found \("):
+        SeriesCnn([(8, 8, 3)], 2)
+    with pytest.raises(SpaceError, match="space series_cnn: unknown cell 'separable'"):
+        SeriesCnn([(8, 8)], 2, cells=("separable",))
+
+
 def test_genes_of_initializers_and_regularizers() -> None:
     from graph_meta import keras_io
 
@@ -223,8 +253,6 @@ def test_genes_of_initializers_and_regularizers() -> None:
 
 @pytest.mark.parametrize("name", [*REGISTRY, "function"])
 def test_any_space_starts_from_another_initializer(name: str) -> None:
-    import numpy as np
-
     from graph_meta import keras_io
 
     def function(choices: Choices) -> Any:
@@ -242,7 +270,7 @@ def test_any_space_starts_from_another_initializer(name: str) -> None:
     assert "GlorotUniform" not in changed.graph(genome).to_json()
     assert "LecunNormal" not in space.graph(genome).to_json()
     assert changed.describe() == space.describe() | {"initializer": "lecun_normal"}
-    if name != "cell_cnn":  # large, and tested above
+    if name not in ("cell_cnn", "series_cnn"):  # large, and tested above
         names = keras_io.from_keras(changed.build(genome)).names
         assert sorted(names) == sorted(changed.graph(genome).names)
     with pytest.raises(SpaceError, match="unknown initializer 'lecun'; did you mean 'lecun_"):

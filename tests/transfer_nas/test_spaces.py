@@ -25,6 +25,7 @@ from transfer_nas.spaces import (
     FeedForward,
     GeneSpace,
     Nt3,
+    SeriesCnn,
     Uno,
     _function,
     from_function,
@@ -61,6 +62,9 @@ VARIANTS: dict[str, GeneSpace] = {
     "function": FUNCTION([(8, 8)], 10),
     "cell_cnn": CellCnn([(8, 8)], 10, "softmax"),
     "cell_cnn, colours": CellCnn([(4, 6, 3)], 2, "softmax", depths=(4, 5), sizes=(8, 12)),
+    "cell_cnn, large": CellCnn([(24, 28)], 10, "softmax"),
+    "series_cnn": SeriesCnn([(40,)], 10, "softmax"),
+    "series_cnn, channels": SeriesCnn([(25, 3)], 2, "softmax", depths=(8, 9)),
 }
 
 
@@ -240,7 +244,8 @@ def test_unknown_names_suggest_near_misses() -> None:
     with pytest.raises(SpaceError, match="did you mean 'dense_skip'"):
         spaces.find("denseskip")
     with pytest.raises(
-        SpaceError, match="Known: attn, cell_cnn, combo, dense_skip, feed_forward, nt3, uno"
+        SpaceError,
+        match="Known: attn, cell_cnn, combo, dense_skip, feed_forward, nt3, series_cnn, uno",
     ):
         spaces.find("resnet50")
 

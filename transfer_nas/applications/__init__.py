@@ -25,6 +25,7 @@ NAMES = (
     "diabetes",
     "digits",
     "fashion_mnist",
+    "mnist1d",
     "nt3",
     "uno",
 )

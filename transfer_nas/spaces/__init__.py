@@ -28,7 +28,7 @@ from transfer_nas.spaces._base import (
 from transfer_nas.spaces._function import Choices, from_function
 from transfer_nas.spaces._initializer import with_initializer
 from transfer_nas.spaces.attn import Attn
-from transfer_nas.spaces.cell_cnn import CellCnn
+from transfer_nas.spaces.cell_cnn import CellCnn, SeriesCnn
 from transfer_nas.spaces.combo import Combo
 from transfer_nas.spaces.dense_skip import DenseSkip
 from transfer_nas.spaces.feed_forward import FeedForward
@@ -36,7 +36,8 @@ from transfer_nas.spaces.nt3 import Nt3
 from transfer_nas.spaces.uno import Uno
 
 REGISTRY: Mapping[str, type[GeneSpace]] = {
-    space.name: space for space in (Attn, CellCnn, Combo, DenseSkip, FeedForward, Nt3, Uno)
+    space.name: space
+    for space in (Attn, CellCnn, Combo, DenseSkip, FeedForward, Nt3, SeriesCnn, Uno)
 }
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Nt3",
     "Randomness",
     "Scalar",
+    "SeriesCnn",
     "Space",
     "Uno",
     "find",

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
@@ -151,12 +151,54 @@ def level_widths(types: tuple[LevelType, ...], shape: Shape, size: int) -> tuple
     return tuple(max(MIN_WIDTH, round(width)) for width in widths)
 
 
+class _Axes(NamedTuple):
+    """What differs between networks on series (1 axis) and on images (2).
+
+    Attributes
+    ----------
+    number
+        Of axes beside that of the channels.
+    large
+        Size from which on the stem halves each axis. Otherwise the levels before the first
+        downsample would cost four times as much, and they cost most.
+    """
+
+    number: int
+    large: int
+    convolution: Callable[..., LayerTemplate]
+    max_pooling: Callable[..., LayerTemplate]
+    average_pooling: Callable[..., LayerTemplate]
+    #: From all places to a vector, by the value of gene ``pooling``.
+    poolings: Mapping[str, LayerTemplate]
+
+
+_SERIES = _Axes(
+    1,
+    256,
+    layers.conv1d,
+    layers.max_pooling1d,
+    layers.average_pooling1d,
+    {"average": layers.global_average_pooling1d(), "max": layers.global_max_pooling1d()},
+)
+_IMAGES = _Axes(
+    2,
+    24,
+    layers.conv2d,
+    layers.max_pooling2d,
+    layers.average_pooling2d,
+    {"average": layers.global_average_pooling2d(), "max": layers.global_max_pooling2d()},
+)
+
+
 class _Levels:
     """Adds the levels of one network, all with the same normalization and activation."""
 
-    __slots__ = ("_activation", "_builder", "_normalize")
+    __slots__ = ("_activation", "_axes", "_builder", "_normalize")
 
-    def __init__(self, builder: GraphBuilder, *, normalize: bool, activation: str) -> None:
+    def __init__(
+        self, axes: _Axes, builder: GraphBuilder, *, normalize: bool, activation: str
+    ) -> None:
+        self._axes = axes
         self._builder = builder
         self._normalize = normalize
         self._activation = activation
@@ -166,7 +208,7 @@ class _Levels:
     ) -> Edge:
         """Add a convolution, its normalization and, unless `linear`, its activation."""
         # Batch normalization has a bias of its own, and goes before the activation.
-        template = layers.conv2d(
+        template = self._axes.convolution(
             width,
             kernel,
             strides=strides,
@@ -236,7 +278,7 @@ class _Levels:
     def inception(self, edge: Edge, width: int) -> Edge:
         """1x1, 1x1 then 3x3, and pooling then 1x1, joined (Szegedy et al., *GoogLeNet*, 2015)."""
         third, left_over = divmod(width, 3)
-        pooled = self._builder.add(layers.max_pooling2d(3, strides=1, padding="same"), edge)
+        pooled = self._builder.add(self._axes.max_pooling(3, strides=1, padding="same"), edge)
         branches = (
             self.convolution(edge, third + left_over, 1),
             self.convolution(self.convolution(edge, third, 1), third, 3),
@@ -246,11 +288,12 @@ class _Levels:
 
     def max_pooling(self, edge: Edge, width: int) -> Edge:
         """Halve by the maximum of 2x2 places, then a 1x1 convolution to the new width."""
-        return self.convolution(self._builder.add(layers.max_pooling2d(2), edge), width, 1)
+        return self.convolution(self._builder.add(self._axes.max_pooling(2), edge), width, 1)
 
     def average_pooling(self, edge: Edge, width: int) -> Edge:
         """Halve by the mean of 2x2 places, then a 1x1 convolution to the new width."""
-        return self.convolution(self._builder.add(layers.average_pooling2d(2), edge), width, 1)
+        pooled = self._builder.add(self._axes.average_pooling(2), edge)
+        return self.convolution(pooled, width, 1)
 
     def strided(self, edge: Edge, width: int) -> Edge:
         """Halve by a 3x3 convolution with strides of 2."""
@@ -271,10 +314,6 @@ _DOWNSAMPLES: dict[str, Level] = {
     "max_pooling": _Levels.max_pooling,
     "average_pooling": _Levels.average_pooling,
     "strided": _Levels.strided,
-}
-_POOLINGS: dict[str, LayerTemplate] = {
-    "average": layers.global_average_pooling2d(),
-    "max": layers.global_max_pooling2d(),
 }
 _SHAPES: tuple[Shape, ...] = ("rectangle", "trapezoid", "grow", "exponential")
 
@@ -298,11 +337,12 @@ class CellCnn(GeneSpace):
     Parameters
     ----------
     input_shapes
-        One image (rows, columns) or (rows, columns, channels) of at least 4 x 4.
+        One image (rows, columns) or (rows, columns, channels) of at least 4 x 4. From 24 x 24 on
+        the stem halves it, too.
     output_units, output_activation
         See `Space`.
     cells, downsampling, shapes, activations
-        Names to choose from.
+        Names to choose from. No cells: all of them.
     sizes
         Widths of the stem to choose from, each at least 8.
     depths
@@ -322,13 +362,19 @@ class CellCnn(GeneSpace):
 
     name = "cell_cnn"
 
+    _axes: ClassVar[_Axes] = _IMAGES
+    _all_cells: ClassVar[Sequence[str]] = tuple(_CELLS)
+    _expected: ClassVar[str] = (
+        "one image (rows, columns) or (rows, columns, channels) of at least 4 x 4"
+    )
+
     def __init__(
         self,
         input_shapes: Sequence[Sequence[int]],
         output_units: Units,
         output_activation: Activation = None,
         *,
-        cells: Sequence[str] = tuple(_CELLS),
+        cells: Sequence[str] | None = None,
         downsampling: Sequence[str] = tuple(_DOWNSAMPLES),
         shapes: Sequence[Shape] = _SHAPES,
         sizes: Sequence[int] = (8, 16, 24, 32),
@@ -341,29 +387,33 @@ class CellCnn(GeneSpace):
         regularizers: Sequence[float] | None = None,
     ) -> None:
         super().__init__(input_shapes, output_units, output_activation)
-        image = self.input_shapes[0]
-        if len(self.input_shapes) != 1 or len(image) not in (2, 3) or min(image[:2]) < 4:
-            raise self._misfit(
-                "one image (rows, columns) or (rows, columns, channels) of at least 4 x 4"
-            )
-        most = min(max_downsamples, (min(image[:2]) // _MIN_SIDE).bit_length() - 1)
+        axes, image = self._axes.number, self.input_shapes[0]
+        side = min(image[:axes], default=0)
+        if len(self.input_shapes) != 1 or len(image) not in (axes, axes + 1) or side < 4:
+            raise self._misfit(self._expected)
+        cells = self._all_cells if cells is None else cells
+        self._stem = _Levels.conv3 if side < self._axes.large else _Levels.strided
+        if self._stem is _Levels.strided:
+            side = -(-side // 2)
+        most = min(max_downsamples, (side // _MIN_SIDE).bit_length() - 1)
         fewest = 2 * most + 2
         depths = tuple(range(fewest, fewest + 6)) if depths is None else tuple(depths)
         self._check_options(most, depths, sizes, dense_layers)
 
-        self._cells = [self._named("cell", name, _CELLS) for name in cells]
+        known = {name: _CELLS[name] for name in self._all_cells}
+        self._cells = [self._named("cell", name, known) for name in cells]
         self._downsampling = [self._named("downsample", n, _DOWNSAMPLES) for n in downsampling]
         self._shapes = [self._named("shape", name, {n: n for n in _SHAPES}) for name in shapes]
         self._sizes = tuple(sizes)
         self._depths = depths
         self._activations = tuple(activations)
-        self._pooling = tuple(_POOLINGS.values())
+        self._pooling = tuple(self._axes.poolings.values())
         self._dense = [
             (None, *(layers.dense(units, activation=name) for units in dense_units))
             for name in activations
         ]
         self._dense_units = (0, *dense_units)
-        self._reshape = layers.reshape((*image, 1)) if len(image) == 2 else None
+        self._reshape = layers.reshape((*image, 1)) if len(image) == axes else None
         self.genes = (
             Gene("cell", tuple(cells)),
             Gene("depth", depths),
@@ -373,11 +423,11 @@ class CellCnn(GeneSpace):
             Gene("size", tuple(sizes)),
             Gene("normalization", ("none", "batch")),
             Gene("activation", tuple(activations)),
-            Gene("pooling", tuple(_POOLINGS)),
+            Gene("pooling", tuple(self._axes.poolings)),
             *(Gene(f"dense_{i}", self._dense_units) for i in range(dense_layers)),
         )
         if not all(gene.values for gene in self.genes):
-            raise SpaceError("space cell_cnn: nothing to choose from")
+            raise SpaceError(f"space {self.name}: nothing to choose from")
         self._kernel_genes = self._genes_of_kernels(initializers, regularizers)
         self.genes += self._kernel_genes
 
@@ -394,31 +444,33 @@ class CellCnn(GeneSpace):
             factors = tuple(float(factor) for factor in regularizers)
             if any(not 0 <= factor < 1 for factor in factors):
                 raise SpaceError(
-                    f"space cell_cnn: regularizers must be factors from 0 to 1, found {factors}"
+                    f"space {self.name}: regularizers must be factors from 0 to 1, found {factors}"
                 )
             genes.append(Gene("regularizer", factors))
         return tuple(genes)
 
-    @staticmethod
+    @classmethod
     def _check_options(
-        most: int, depths: Sequence[int], sizes: Sequence[int], dense_layers: int
+        cls, most: int, depths: Sequence[int], sizes: Sequence[int], dense_layers: int
     ) -> None:
         if most < 1 or dense_layers < 0:
-            raise SpaceError("space cell_cnn: nothing to choose from")
+            raise SpaceError(f"space {cls.name}: nothing to choose from")
         if any(depth < 2 * most + 2 for depth in depths):
             raise SpaceError(
-                f"space cell_cnn: {most} downsamples need a depth of {2 * most + 2} levels or "
+                f"space {cls.name}: {most} downsamples need a depth of {2 * most + 2} levels or "
                 f"more, found {min(depths)}"
             )
         if any(size < _MIN_SIZE for size in sizes):
             raise SpaceError(
-                f"space cell_cnn: sizes must be at least {_MIN_SIZE}, found {min(sizes)}"
+                f"space {cls.name}: sizes must be at least {_MIN_SIZE}, found {min(sizes)}"
             )
 
-    @staticmethod
-    def _named(what: str, name: str, known: Mapping[str, T]) -> T:
+    @classmethod
+    def _named(cls, what: str, name: str, known: Mapping[str, T]) -> T:
         if name not in known:
-            raise SpaceError(f"space cell_cnn: unknown {what} {name!r}; {near_misses(name, known)}")
+            raise SpaceError(
+                f"space {cls.name}: unknown {what} {name!r}; {near_misses(name, known)}"
+            )
         return known[name]
 
     @classmethod
@@ -443,12 +495,15 @@ class CellCnn(GeneSpace):
         ) = genome[: len(genome) - len(self._kernel_genes)]
         builder = GraphBuilder()
         levels = _Levels(
-            builder, normalize=bool(normalization), activation=self._activations[activation]
+            self._axes,
+            builder,
+            normalize=bool(normalization),
+            activation=self._activations[activation],
         )
         types = level_types(self._depths[depth], downsamples + 1)
         widths = level_widths(types, self._shapes[shape], self._sizes[size])
         makers: dict[LevelType, Level] = {
-            "stem": _Levels.conv3,
+            "stem": self._stem,
             "cell": self._cells[cell],
             "downsample": self._downsampling[downsample],
         }
@@ -502,3 +557,22 @@ class CellCnn(GeneSpace):
         """Build the Keras model of a genome and log its plan; see `Space.build`."""
         logger.info("%s", self.plan(genome))
         return super().build(tuple(genome))
+
+
+class SeriesCnn(CellCnn):
+    """`CellCnn` on one series (steps,) or (steps, channels) of at least 4 steps.
+
+    The genes are the same, with 1-d layers. Cells are those that need nothing else: no depthwise
+    convolutions. The stem halves series of 256 steps or more.
+    """
+
+    name = "series_cnn"
+
+    _axes = _SERIES
+    _all_cells = ("conv3", "conv5", "residual", "bottleneck", "inception")
+    _expected = "one series (steps,) or (steps, channels) of at least 4 steps"
+
+    @classmethod
+    def example(cls) -> SeriesCnn:
+        """Make this space for series of 40 numbers in ten classes; see `Space.example`."""
+        return cls([(40,)], 10, "softmax")
