@@ -10,7 +10,9 @@ import importlib
 from pathlib import Path
 
 from transfer_nas.applications._base import Application, SpaceChoice
+from transfer_nas.applications._batches import Batch, Batches
 from transfer_nas.applications._data import PARTS, Arrays, Data, as_tuple
+from transfer_nas.applications._disk import OnDisk, shuffled
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute, load_only
@@ -33,11 +35,15 @@ __all__ = [
     "PARTS",
     "Application",
     "Arrays",
+    "Batch",
+    "Batches",
     "Data",
+    "OnDisk",
     "SpaceChoice",
     "Terms",
     "as_tuple",
     "resolve",
+    "shuffled",
 ]
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import Application, Arrays, Data, as_tuple
-from transfer_nas.training import statistics
+from transfer_nas.applications import Application, Arrays, Batches, Data, as_tuple
+from transfer_nas.training import augmentation, statistics
 from transfer_nas.training._base import Candidate, Engine, Training
+from transfer_nas.training.feeding import Feed
 from transfer_nas.training.frozen_prefix import CACHE_BYTES, FrozenPrefixes
 from transfer_nas.transfer import Tensors
 
@@ -63,21 +64,30 @@ class KerasEngine(Engine):
         loop = self._loop
         keras.utils.clear_session()
         keras.utils.set_random_seed(seed % 2**32)
-        return KerasCandidate(graph, self._application, loop, self._batch_size)
+        return KerasCandidate(graph, self._application, loop, self._batch_size, seed)
 
     @functools.cached_property
     def _loop(self) -> KerasLoop:
         """Return the loop for the backend that Keras uses."""
         import keras
 
-        data, batch_size = self._application.data, self._batch_size
-        prefixes = FrozenPrefixes(data, validation_batch_size(data, batch_size), self._cache_bytes)
-        if keras.backend.backend() == "tensorflow":
-            from transfer_nas.training.tensorflow_loop import TensorFlowLoop
-
-            loop: KerasLoop = TensorFlowLoop(data, batch_size, prefixes)
+        data, batch_size, augment = (
+            self._application.data,
+            self._batch_size,
+            self._application.augment,
+        )
+        is_fed = data.is_streamed or (augment is not None and not augmentation.layers_of(augment))
+        # Activations are those of rows that stay as they are, and fit into memory.
+        cached = self._cache_bytes if augment is None and not is_fed else 0
+        prefixes = FrozenPrefixes(data, validation_batch_size(data, batch_size), cached)
+        loop: KerasLoop
+        if keras.backend.backend() != "tensorflow":
+            loop = (FedLoop if is_fed else FitLoop)(data, batch_size, prefixes, augment)
         else:
-            loop = FitLoop(data, batch_size, prefixes)
+            from transfer_nas.training import tensorflow_loop
+
+            kind = tensorflow_loop.TensorFlowFedLoop if is_fed else tensorflow_loop.TensorFlowLoop
+            loop = kind(data, batch_size, prefixes, augment)
         # Keras' objects are cycles, so each candidate's memory comes back by a collection. That of
         # a process with TensorFlow in it takes 0.2 s unless what stays is set apart.
         gc.collect()
@@ -96,13 +106,20 @@ class KerasLoop(ABC):
         Rows a step.
     prefixes
         Computes frozen prefixes of models for these rows.
+    augment
+        See `Application`.
     """
 
-    @abstractmethod
-    def __init__(self, data: Data, batch_size: int, prefixes: FrozenPrefixes) -> None: ...
+    def __init__(
+        self, data: Data, batch_size: int, prefixes: FrozenPrefixes, augment: Any = None
+    ) -> None:
+        self._data = data
+        self._batch_size = batch_size
+        self._prefixes = prefixes
+        self._augment = augment
 
     @abstractmethod
-    def training(self, model: keras.Model, graph: LayerGraph) -> Training:
+    def training(self, model: keras.Model, graph: LayerGraph, seed: int = 0) -> Training:
         """Begin a training of `model`, which was compiled just before and has something to train.
 
         Parameters
@@ -111,7 +128,14 @@ class KerasLoop(ABC):
             The model; its frozen layers are not trainable.
         graph
             What it is, by the stable names that its layers carry.
+        seed
+            Of augmentation, and of sources of batches that take one.
         """
+
+    def augmented(self, model: keras.Model, seed: int) -> keras.Model:
+        """Return the model, behind the layers that augment its inputs if there are any."""
+        layers = None if self._augment is None else augmentation.layers_of(self._augment)
+        return augmentation.before(model, layers, seed) if layers else model
 
     @abstractmethod
     def validate(self, model: keras.Model) -> dict[str, float]:
@@ -122,11 +146,17 @@ class KerasCandidate(Candidate):
     """A Keras model; its layers carry the stable names of `graph`."""
 
     def __init__(
-        self, graph: LayerGraph, application: Application, loop: KerasLoop, batch_size: int
+        self,
+        graph: LayerGraph,
+        application: Application,
+        loop: KerasLoop,
+        batch_size: int,
+        seed: int,
     ) -> None:
         from graph_meta import keras_io
 
         self.graph = graph
+        self._seed = seed
         self._model = keras_io.to_keras(graph)
         self._frozen_inside = keras_io.frozen_inside(self._model)
         self._application = application
@@ -155,7 +185,9 @@ class KerasCandidate(Candidate):
     def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
         """See `Candidate`."""
         model = self.network(frozen)
-        return self._loop.training(model, self.graph) if model.trainable_variables else None
+        if not model.trainable_variables:
+            return None
+        return self._loop.training(model, self.graph, self._seed)
 
     def network(self, frozen: Collection[str] = ()) -> keras.Model:
         """See `Candidate`: compiled, with a new optimizer."""
@@ -214,30 +246,46 @@ def compile_model(model: keras.Model, application: Application) -> None:
 class FitLoop(KerasLoop):
     """Keras' own loop; any backend."""
 
-    def __init__(self, data: Data, batch_size: int, prefixes: FrozenPrefixes) -> None:
-        self._data = data
-        self._batch_size = batch_size
-        self._prefixes = prefixes
-
-    def training(self, model: keras.Model, graph: LayerGraph) -> Training:
+    def training(self, model: keras.Model, graph: LayerGraph, seed: int = 0) -> Training:
         """See `KerasLoop`."""
         rest = self._prefixes.rest(model, graph)
-        if rest is None:
-            return _FitTraining(model, model, self._data.x_train, self._data, self._batch_size)
-        network, x = rest
-        network.compile(model.optimizer, model.loss, jit_compile=model.jit_compile)
+        network, x = (self.augmented(model, seed), self._data.x_train) if rest is None else rest
+        if network is not model:
+            network.compile(model.optimizer, model.loss, jit_compile=model.jit_compile)
         return _FitTraining(model, network, x, self._data, self._batch_size)
 
     def validate(self, model: keras.Model) -> dict[str, float]:
         """See `KerasLoop`."""
-        logs = model.evaluate(
-            inputs(self._data.x_valid),
-            self._data.y_valid,
-            batch_size=validation_batch_size(self._data, self._batch_size),
-            verbose=0,
-            return_dict=True,
-        )
-        return {name: float(value) for name, value in logs.items()}
+        size = validation_batch_size(self._data, self._batch_size)
+        return evaluate(model, self._data, "valid", size)
+
+
+class FedLoop(FitLoop):
+    """The same for what is not in memory, or changed by a function for each epoch."""
+
+    def training(self, model: keras.Model, graph: LayerGraph, seed: int = 0) -> Training:
+        """See `KerasLoop`."""
+        network = self.augmented(model, seed)
+        if network is not model:
+            network.compile(model.optimizer, model.loss, jit_compile=model.jit_compile)
+        function = self._augment if network is model else None
+        feed = Feed(self._data, "train", self._batch_size, function)
+        return _FedTraining(model, network, feed, seed, self.fit)
+
+    def fit(self, network: keras.Model, **fed: Any) -> Any:
+        """Fit once through what is fed; return Keras' history."""
+        return network.fit(**fed, shuffle=False)
+
+
+def evaluate(model: keras.Model, data: Data, part: str, size: int) -> dict[str, float]:
+    """Return ``loss`` and the compiled metrics by name, on the rows of a part."""
+    x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
+    if all(isinstance(array, np.ndarray) for array in as_tuple(x)):
+        logs = model.evaluate(inputs(x), inputs(y), batch_size=size, verbose=0, return_dict=True)
+    else:
+        with Feed(data, part, size).epoch() as fed:
+            logs = model.evaluate(**fed, return_dict=True)
+    return {name: float(value) for name, value in logs.items()}
 
 
 class _FitTraining(Training):
@@ -289,13 +337,59 @@ class _FitTraining(Training):
 
     def state(self) -> list[npt.NDArray[np.generic]]:
         """See `Training`."""
-        return [*self._random, *state_of(self._model)]
+        return [*self._random, *state_of(self._model, self._network)]
 
     def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
         """See `Training`."""
         own = len(self._random)
         self._random = [np.array(array) for array in state[:own]]
-        restore_to(self._model, state[own:])
+        restore_to(self._model, self._network, state[own:])
+
+
+class _FedTraining(Training):
+    """Fits one epoch at a time, fed batch by batch; see `_FitTraining`."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        network: keras.Model,
+        feed: Feed,
+        seed: int,
+        fit: Callable[..., Any],
+    ) -> None:
+        self._model, self._network, self._feed = model, network, feed
+        self._seed, self._fit = seed, fit
+        self._epochs = 0
+        self._random = _random_state()
+        model.optimizer.build(network.trainable_variables)
+
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+        """See `Training`."""
+        import keras
+
+        again = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda _: _set_random_state(self._random)
+        )
+        self._model.optimizer.learning_rate = learning_rate
+        seed = int(np.random.SeedSequence((self._seed, self._epochs)).generate_state(1)[0])
+        with self._feed.epoch(order, seed) as fed:
+            fed["callbacks"].append(again)
+            history = self._fit(self._network, **fed)
+        self._epochs += 1
+        self._random = _random_state()
+        return float(history.history["loss"][-1])
+
+    def state(self) -> list[npt.NDArray[np.generic]]:
+        """See `Training`."""
+        epochs = np.array(self._epochs)
+        return [epochs, *self._random, *state_of(self._model, self._network)]
+
+    def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
+        """See `Training`."""
+        own = 1 + len(self._random)
+        self._epochs = int(state[0])
+        self._random = [np.array(array) for array in state[1:own]]
+        restore_to(self._model, self._network, state[own:])
 
 
 def _random_state() -> list[npt.NDArray[np.generic]]:
@@ -321,22 +415,40 @@ def _generators() -> list[Any]:
     return [torch.default_generator, *torch.cuda.default_generators]
 
 
-def state_of(model: keras.Model) -> list[npt.NDArray[np.generic]]:
-    """Return weights, seeds and optimizer's variables of a model in training."""
+def state_of(model: keras.Model, network: keras.Model) -> list[npt.NDArray[np.generic]]:
+    """Return weights, seeds and optimizer's variables of a model in training.
+
+    Parameters
+    ----------
+    model
+        The model.
+    network
+        What is trained in its place: it may have seeds of its own, of augmentation.
+    """
     import keras
 
-    variables = [*model.variables, *model.optimizer.variables]
+    variables = _variables(model, network)
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
 
 
-def restore_to(model: keras.Model, state: Sequence[npt.NDArray[np.generic]]) -> None:
+def restore_to(
+    model: keras.Model, network: keras.Model, state: Sequence[npt.NDArray[np.generic]]
+) -> None:
     """Undo what happened since `state_of`."""
     from graph_meta import keras_io
 
-    variables = [*model.variables, *model.optimizer.variables]
-    for variable, array in zip(variables, state, strict=True):
+    for variable, array in zip(_variables(model, network), state, strict=True):
         variable.assign(array)
     keras_io.derive_state(model)
+
+
+def _variables(model: keras.Model, network: keras.Model) -> list[Any]:
+    own = {id(variable) for variable in model.variables}
+    others = [variable for variable in network.variables if id(variable) not in own]
+    # A network that was compiled counts the optimizer's among its own.
+    optimizers = {id(variable) for variable in model.optimizer.variables}
+    others = [variable for variable in others if id(variable) not in optimizers]
+    return [*model.variables, *others, *model.optimizer.variables]
 
 
 def inputs(x: Arrays) -> Any:
@@ -347,5 +459,7 @@ def inputs(x: Arrays) -> Any:
 
 def validation_batch_size(data: Data, batch_size: int) -> int:
     """Return how many rows to judge at once."""
+    if isinstance(data.x_valid, Batches):
+        return batch_size
     row = sum(array[:1].nbytes for array in as_tuple(data.x_valid))
     return max(batch_size, _VALIDATION_BYTES // max(row, 1))

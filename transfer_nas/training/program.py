@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import Application, Arrays, Data, as_tuple
+from transfer_nas.applications import Application, Arrays, Data
 from transfer_nas.job import Report
 from transfer_nas.logs import Log
 from transfer_nas.training._base import Candidate
@@ -131,10 +131,10 @@ class Epochs(Program):
         running = candidate.training(phase.frozen, epochs=phase.epochs)
         if running is None:
             return phase.epochs, False
-        rows = len(as_tuple(application.data.x_train)[0])
+        steps = application.data.steps
         for epoch in range(context.resumption.first_epoch(number, running, rng), phase.epochs):
             rate = policy.learning_rate(application.learning_rate, epoch, phase.epochs)
-            loss = running.epoch(rng.permutation(rows), rate)
+            loss = running.epoch(rng.permutation(steps), rate)
             step = before + epoch + 1
             section = context.log.section("epoch", step)
             section.set(loss=loss, learning_rate=rate)
@@ -308,13 +308,12 @@ class Trained:
 
     def tested(self) -> dict[str, float] | None:
         """Return loss and metric on the test rows; None if there are none. Imports Keras."""
-        from transfer_nas.training.keras_engine import inputs
+        from transfer_nas.training.keras_engine import evaluate
 
-        if self.data.x_test is None or self.data.y_test is None:
+        if self.data.x_test is None:
             return None
-        rows = inputs(self.data.x_test), inputs(self.data.y_test)
-        found = self.model().evaluate(*rows, batch_size=_TESTED, verbose=0, return_dict=True)
-        return _named(self._application, {name: float(value) for name, value in found.items()})
+        found = evaluate(self.model(), self.data, "test", _TESTED)
+        return _named(self._application, found)
 
     def model(self) -> keras.Model:
         """Return a compiled Keras model with its weights; imports Keras."""

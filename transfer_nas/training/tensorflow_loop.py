@@ -23,6 +23,7 @@ from transfer_nas.applications import Data, as_tuple
 from transfer_nas.training._base import Training
 from transfer_nas.training.frozen_prefix import FrozenPrefixes
 from transfer_nas.training.keras_engine import (
+    FedLoop,
     KerasLoop,
     inputs,
     restore_to,
@@ -53,27 +54,25 @@ _ELEMENTWISE = (
 class TensorFlowLoop(KerasLoop):
     """The rows stay on the device."""
 
-    def __init__(self, data: Data, batch_size: int, prefixes: FrozenPrefixes) -> None:
-        import tensorflow as tf
-
-        # Equal seeds shall give equal weights.
-        tf.config.experimental.enable_op_determinism()
+    def __init__(
+        self, data: Data, batch_size: int, prefixes: FrozenPrefixes, augment: Any = None
+    ) -> None:
+        super().__init__(data, batch_size, prefixes, augment)
+        _be_deterministic()
         self._x_train, self._y_train = _tensors((inputs(data.x_train), inputs(data.y_train)))
         self._w_train = None if data.w_train is None else _tensors(data.w_train)
         self._valid_rows = _tensors((inputs(data.x_valid), inputs(data.y_valid)))
         self._rows = len(as_tuple(data.x_train)[0])
-        self._batch_size = batch_size
         self._valid_count = len(as_tuple(data.x_valid)[0])
         size = validation_batch_size(data, batch_size)
         self._valid_batches = [
             slice(begin, begin + size) for begin in range(0, self._valid_count, size)
         ]
-        self._prefixes = prefixes
 
-    def training(self, model: keras.Model, graph: LayerGraph) -> Training:
+    def training(self, model: keras.Model, graph: LayerGraph, seed: int = 0) -> Training:
         """See `KerasLoop`."""
         rest = self._prefixes.rest(model, graph)
-        network, x = (model, self._x_train) if rest is None else rest
+        network, x = (self.augmented(model, seed), self._x_train) if rest is None else rest
         rows = Rows(x, self._y_train, self._w_train)
         return _TensorFlowTraining(model, network, rows, self._rows, self._batch_size)
 
@@ -91,6 +90,28 @@ class TensorFlowLoop(KerasLoop):
             metrics = model.compute_metrics(x, y, predicted)
         logs = {name: float(value) for name, value in metrics.items()}
         return logs | {"loss": total / self._valid_count}
+
+
+class TensorFlowFedLoop(FedLoop):
+    """Keras' own loop, which leaves nothing of its traces behind."""
+
+    def __init__(
+        self, data: Data, batch_size: int, prefixes: FrozenPrefixes, augment: Any = None
+    ) -> None:
+        super().__init__(data, batch_size, prefixes, augment)
+        _be_deterministic()
+
+    def fit(self, network: keras.Model, **fed: Any) -> Any:
+        """See `FedLoop`."""
+        with _gradients_unregistered():
+            return super().fit(network, **fed)
+
+
+def _be_deterministic() -> None:
+    import tensorflow as tf
+
+    # Equal seeds shall give equal weights.
+    tf.config.experimental.enable_op_determinism()
 
 
 class Rows(NamedTuple):
@@ -121,7 +142,7 @@ class _TensorFlowTraining(Training):
     def __init__(
         self, model: keras.Model, network: keras.Model, rows: Rows, count: int, batch_size: int
     ) -> None:
-        self._model = model
+        self._model, self._network = model, network
         self._update = _Update(model.optimizer, model.trainable_variables)
         with _gradients_unregistered():
             self._epoch = _epoch(model, network, self._update, rows, count, batch_size)
@@ -133,11 +154,11 @@ class _TensorFlowTraining(Training):
 
     def state(self) -> list[npt.NDArray[np.generic]]:
         """See `Training`."""
-        return state_of(self._model)
+        return state_of(self._model, self._network)
 
     def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
         """See `Training`."""
-        restore_to(self._model, state)
+        restore_to(self._model, self._network, state)
         self._update.read()
 
 

@@ -62,6 +62,10 @@ class ArrayEngine(Engine):
     def misfit(application: Application) -> str | None:
         """Return what of an application is not known here; None: nothing."""
         data, terms = application.data, application.terms
+        if data.is_streamed:
+            return "data that is not in memory"
+        if application.augment is not None:
+            return "augmentation"
         known = {"loss": LOSSES, "metric": METRICS, "optimizer": OPTIMIZERS}
         for what, names in known.items():
             name = getattr(terms, what)

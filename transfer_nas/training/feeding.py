@@ -1,0 +1,173 @@
+"""Feeds Keras with what is not in memory, or changes from epoch to epoch: rows on disk, sources of
+batches, and rows that a function augments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from transfer_nas.applications import Batch, Batches, Data, OnDisk, as_tuple, shuffled
+
+_PIECE_BYTES = 2**26  # of inputs that are read together, beside as many that are being read
+
+Order = npt.NDArray[np.integer]
+
+
+class Feed:
+    """One part of the data, batch by batch, for ``fit`` and ``evaluate`` of Keras on any backend.
+
+    Rows on disk are read by a thread of the feed's own, some batches ahead, in an order that is
+    kind to disks (`shuffled`). A source of batches is gone through once an epoch; a
+    `tf.data.Dataset` goes to Keras as it is.
+
+    Parameters
+    ----------
+    data, part
+        What is fed: ``train`` or ``valid``, or ``test``.
+    batch_size
+        Rows a batch, unless the source decides.
+    augment
+        ``augment(x, rng)`` returns other inputs for a batch; None: they stay as they are.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        part: str,
+        batch_size: int,
+        augment: Callable[[Any, np.random.Generator], Any] | None = None,
+    ) -> None:
+        self._x: Any = getattr(data, f"x_{part}")
+        self._y: Any = getattr(data, f"y_{part}")
+        self._w = data.w_train if part == "train" else None
+        self._batch_size = batch_size
+        self._augment = augment
+
+    @contextlib.contextmanager
+    def epoch(self, order: Order | None = None, seed: int = 0) -> Iterator[dict[str, Any]]:
+        """Give the arguments of ``fit`` or ``evaluate`` for once through the data.
+
+        Parameters
+        ----------
+        order
+            Numbers of rows, or of the batches of a source; None: as they are.
+        seed
+            Of this epoch.
+
+        Raises
+        ------
+        Exception
+            What the source raises, rather than what Keras makes of it; ApplicationError if it ends
+            early.
+        """
+        import keras
+
+        raised: list[Exception] = []
+        seen: list[int] = []
+
+        def count(batch: int, logs: object = None) -> None:
+            seen.append(batch)
+
+        counter = keras.callbacks.LambdaCallback(on_train_batch_end=count)
+        counter.on_test_batch_end = count
+        try:
+            yield {"x": self._given(order, seed, raised), "callbacks": [counter], "verbose": 0}
+        except Exception:
+            if raised:
+                raise raised[0] from None
+            raise
+        if raised:
+            raise raised[0]
+        if isinstance(self._x, Batches) and len(seen) < len(self._x):
+            self._x.ended(len(seen))
+
+    def _given(self, order: Order | None, seed: int, raised: list[Exception]) -> Any:
+        source = self._x
+        if not isinstance(source, Batches):
+            return self._recorded(self._rows(order), seed, raised)
+        if source.is_tensorflow and self._augment is None:
+            return source.source.take(len(source))
+        order = np.arange(len(source)) if order is None else order
+        if source.is_indexed:
+            return _dataset(
+                source, lambda at: self._fed(source.batch(int(order[at])), seed, at), raised
+            )
+        return self._recorded(source.epoch(order, seed), seed, raised)
+
+    def _recorded(
+        self, batches: Iterator[Batch], seed: int, raised: list[Exception]
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield batches as Keras takes them; it is a generator, by which Keras knows it."""
+        try:
+            for number, batch in enumerate(batches):
+                yield self._fed(batch, seed, number)
+        except Exception as cause:
+            raised.append(cause)
+            raise
+
+    def _fed(self, batch: Batch, seed: int, number: int) -> tuple[Any, ...]:
+        x: Any = batch.x if len(batch.x) > 1 else batch.x[0]
+        if self._augment is not None:
+            x = self._augment(x, np.random.default_rng((seed, number)))
+        return (x, batch.y) if batch.w is None else (x, batch.y, batch.w)
+
+    def _rows(self, order: Order | None) -> Iterator[Batch]:
+        x: tuple[Any, ...] = as_tuple(self._x)
+        size = self._batch_size
+        row_bytes = max(1, sum(array[:1].nbytes for array in x))
+        if order is None:
+            order = np.arange(len(x[0]))
+        elif any(isinstance(array, OnDisk) for array in x):
+            block = max(array.block for array in x if isinstance(array, OnDisk))
+            order = shuffled(order, block, row_bytes, _PIECE_BYTES)
+        step = size * max(1, _PIECE_BYTES // (row_bytes * size))
+        pieces = [order[begin : begin + step] for begin in range(0, len(order), step)]
+        with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
+            coming: Future[Batch] = reader.submit(self._read, pieces[0])
+            for following in [*pieces[1:], None]:
+                read = coming.result()
+                if following is not None:
+                    coming = reader.submit(self._read, following)
+                for begin in range(0, len(read.x[0]), size):
+                    yield _cut(read, slice(begin, begin + size))
+
+    def _read(self, rows: Order) -> Batch:
+        y = tuple(array[rows] for array in as_tuple(self._y))
+        return Batch(
+            tuple(array[rows] for array in as_tuple(self._x)),
+            y if isinstance(self._y, tuple) else y[0],
+            None if self._w is None else self._w[rows],
+        )
+
+
+def _cut(batch: Batch, rows: slice) -> Batch:
+    y: Any = batch.y
+    y = tuple(array[rows] for array in y) if isinstance(y, tuple) else y[rows]
+    return Batch(tuple(x[rows] for x in batch.x), y, None if batch.w is None else batch.w[rows])
+
+
+def _dataset(source: Batches, get: Callable[[int], Any], raised: list[Exception]) -> Any:
+    """Return a `PyDataset` of numbered batches, with as many workers as the user's has."""
+    import keras
+
+    options = {"workers": 1, "use_multiprocessing": False, "max_queue_size": 10}
+
+    class Ordered(keras.utils.PyDataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return len(source)
+
+        def __getitem__(self, number: int) -> Any:
+            try:
+                return get(number)
+            except Exception as cause:
+                raised.append(cause)
+                raise
+
+    own = {name: getattr(source.source, name, value) for name, value in options.items()}
+    return Ordered(**own)
