@@ -5,7 +5,9 @@ batches, and rows that a function augments.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,8 +25,8 @@ class Feed:
     """One part of the data, batch by batch, for ``fit`` and ``evaluate`` of Keras on any backend.
 
     Rows on disk are read by a thread of the feed's own, some batches ahead, in an order that is
-    kind to disks (`shuffled`). A source of batches is gone through once an epoch; a
-    `tf.data.Dataset` goes to Keras as it is.
+    kind to disks (`shuffled`). A source of batches is gone through once an epoch, by as many
+    threads as a `PyDataset` has workers; a `tf.data.Dataset` goes to Keras as it is.
 
     Parameters
     ----------
@@ -77,15 +79,22 @@ class Feed:
         counter = keras.callbacks.LambdaCallback(on_train_batch_end=count)
         counter.on_test_batch_end = count
         try:
-            yield {"x": self._given(order, seed, raised), "callbacks": [counter], "verbose": 0}
+            given, steps = self._given(order, seed, raised), self._steps
+            yield {"x": given, "steps": steps, "callbacks": [counter], "verbose": 0}
         except Exception:
             if raised:
                 raise raised[0] from None
             raise
         if raised:
             raise raised[0]
-        if isinstance(self._x, Batches) and len(seen) < len(self._x):
+        if isinstance(self._x, Batches) and len(seen) < self._steps:
             self._x.ended(len(seen))
+
+    @property
+    def _steps(self) -> int:
+        if isinstance(self._x, Batches):
+            return len(self._x)
+        return -(-len(as_tuple(self._x)[0]) // self._batch_size)
 
     def _given(self, order: Order | None, seed: int, raised: list[Exception]) -> Any:
         source = self._x
@@ -95,9 +104,9 @@ class Feed:
             return source.source.take(len(source))
         order = np.arange(len(source)) if order is None else order
         if source.is_indexed:
-            return _dataset(
-                source, lambda at: self._fed(source.batch(int(order[at])), seed, at), raised
-            )
+            workers = max(1, getattr(source.source, "workers", 1))  # of a PyDataset
+            calls = [functools.partial(source.batch, int(number)) for number in order]
+            return self._recorded(_ahead(calls, workers, 2 * workers), seed, raised)
         return self._recorded(source.epoch(order, seed), seed, raised)
 
     def _recorded(
@@ -128,14 +137,9 @@ class Feed:
             order = shuffled(order, block, row_bytes, _PIECE_BYTES)
         step = size * max(1, _PIECE_BYTES // (row_bytes * size))
         pieces = [order[begin : begin + step] for begin in range(0, len(order), step)]
-        with ThreadPoolExecutor(1, thread_name_prefix="rows") as reader:
-            coming: Future[Batch] = reader.submit(self._read, pieces[0])
-            for following in [*pieces[1:], None]:
-                read = coming.result()
-                if following is not None:
-                    coming = reader.submit(self._read, following)
-                for begin in range(0, len(read.x[0]), size):
-                    yield _cut(read, slice(begin, begin + size))
+        for read in _ahead([functools.partial(self._read, piece) for piece in pieces], 1, 1):
+            for begin in range(0, len(read.x[0]), size):
+                yield _cut(read, slice(begin, begin + size))
 
     def _read(self, rows: Order) -> Batch:
         y = tuple(array[rows] for array in as_tuple(self._y))
@@ -152,22 +156,13 @@ def _cut(batch: Batch, rows: slice) -> Batch:
     return Batch(tuple(x[rows] for x in batch.x), y, None if batch.w is None else batch.w[rows])
 
 
-def _dataset(source: Batches, get: Callable[[int], Any], raised: list[Exception]) -> Any:
-    """Return a `PyDataset` of numbered batches, with as many workers as the user's has."""
-    import keras
-
-    options = {"workers": 1, "use_multiprocessing": False, "max_queue_size": 10}
-
-    class Ordered(keras.utils.PyDataset):  # type: ignore[misc]
-        def __len__(self) -> int:
-            return len(source)
-
-        def __getitem__(self, number: int) -> Any:
-            try:
-                return get(number)
-            except Exception as cause:
-                raised.append(cause)
-                raise
-
-    own = {name: getattr(source.source, name, value) for name, value in options.items()}
-    return Ordered(**own)
+def _ahead(calls: Sequence[Callable[[], Batch]], workers: int, ahead: int) -> Iterator[Batch]:
+    """Yield what calls return, in their order; threads make some of them ahead."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="batches") as threads:
+        coming: deque[Future[Batch]] = deque()
+        for call in calls:
+            coming.append(threads.submit(call))
+            if len(coming) > ahead:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()

@@ -272,9 +272,9 @@ class FedLoop(FitLoop):
         feed = Feed(self._data, "train", self._batch_size, function)
         return _FedTraining(model, network, feed, seed, self.fit)
 
-    def fit(self, network: keras.Model, **fed: Any) -> Any:
+    def fit(self, network: keras.Model, *, steps: int, **fed: Any) -> Any:
         """Fit once through what is fed; return Keras' history."""
-        return network.fit(**fed, shuffle=False)
+        return network.fit(**fed, steps_per_epoch=steps, shuffle=False)
 
 
 def evaluate(model: keras.Model, data: Data, part: str, size: int) -> dict[str, float]:
