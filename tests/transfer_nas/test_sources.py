@@ -313,7 +313,7 @@ def loses_targets() -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (ends_early, "ended after 1 of 3 batches"),
+        (ends_early, "ended before its 3 batches"),
         (changes_shapes, r"changes its shapes: x of the first batch has \(4,\).* one \(3,\)"),
         (loses_targets, r"x and y of a batch must have as many rows, found \[16, 3\]"),
     ],
@@ -335,7 +335,7 @@ def test_a_dataset_that_ends_early_fails_the_candidate() -> None:
 
     found = evaluated(task)
 
-    assert not found.done and "ended after 15 of 20 batches" in str(found.measures["error"])
+    assert not found.done and "ended before its 20 batches" in str(found.measures["error"])
 
 
 def endless() -> Any:
@@ -357,7 +357,7 @@ GOOD = POINTS[VALID], LABELS[VALID]
         (lambda: Data(Numbered(TRAIN, (2, 2)), None, *GOOD, version="1"), r"of shapes \[\(4,\)\]"),
         (
             lambda: Data(Batches(lambda: iter(()), 4), None, *GOOD, version="1"),
-            "ended after 0 of 4",
+            "ended before its 4",
         ),
         (
             lambda: Data(Batches(lambda: iter([POINTS]), 1), None, *GOOD, version="1"),

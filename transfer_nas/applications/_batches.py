@@ -75,7 +75,7 @@ class Batches:
     @functools.cached_property
     def first(self) -> Batch:
         """The first batch; what the others look like, but for the number of rows."""
-        return next(self._raw(np.arange(1), 0), None) or self.ended(0)
+        return next(self._raw(np.arange(1), 0), None) or self.ended()
 
     @property
     def rows(self) -> int:
@@ -100,14 +100,12 @@ class Batches:
         ApplicationError
             It ends early, or the shape of a batch is not that of the first.
         """
-        count = 0
-        for batch in self._raw(order, seed):
+        for count, batch in enumerate(self._raw(order, seed), 1):
             self.check(batch)
             yield batch
-            count += 1
             if count == len(order):
                 return
-        self.ended(count)
+        self.ended()
 
     def batch(self, number: int) -> Batch:
         """Return the batch of a number, from a source that gives batches so."""
@@ -131,11 +129,11 @@ class Batches:
                 f"{[len(array) for array in (*batch.x, batch.y)]}"
             )
 
-    def ended(self, count: int) -> Any:
+    def ended(self) -> Any:
         """Raise ApplicationError, as there were too few batches."""
         raise ApplicationError(
-            f"the source of batches ended after {count} of {len(self)} batches: say how many an "
-            "epoch has, as in Batches(source, length=100)"
+            f"the source of batches ended before its {len(self)} batches: say how many an epoch "
+            "has, as in Batches(source, length=100)"
         )
 
     def _raw(self, order: npt.NDArray[np.integer], seed: int) -> Iterator[Batch]:

@@ -68,27 +68,16 @@ class Feed:
             What the source raises, rather than what Keras makes of it; ApplicationError if it ends
             early.
         """
-        import keras
-
         raised: list[Exception] = []
-        seen: list[int] = []
-
-        def count(batch: int, logs: object = None) -> None:
-            seen.append(batch)
-
-        counter = keras.callbacks.LambdaCallback(on_train_batch_end=count)
-        counter.on_test_batch_end = count
         try:
             given, steps = self._given(order, seed, raised), self._steps
-            yield {"x": given, "steps": steps, "callbacks": [counter], "verbose": 0}
+            yield {"x": given, "steps": steps, "verbose": 0}
         except Exception:
             if raised:
                 raise raised[0] from None
             raise
         if raised:
             raise raised[0]
-        if isinstance(self._x, Batches) and len(seen) < self._steps:
-            self._x.ended(len(seen))
 
     @property
     def _steps(self) -> int:
@@ -101,7 +90,7 @@ class Feed:
         if not isinstance(source, Batches):
             return self._recorded(self._rows(order), seed, raised)
         if source.is_tensorflow and self._augment is None:
-            return source.source.take(len(source))
+            return _whole(source, raised)
         order = np.arange(len(source)) if order is None else order
         if source.is_indexed:
             workers = max(1, getattr(source.source, "workers", 1))  # of a PyDataset
@@ -154,6 +143,22 @@ def _cut(batch: Batch, rows: slice) -> Batch:
     y: Any = batch.y
     y = tuple(array[rows] for array in y) if isinstance(y, tuple) else y[rows]
     return Batch(tuple(x[rows] for x in batch.x), y, None if batch.w is None else batch.w[rows])
+
+
+def _whole(source: Batches, raised: list[Exception]) -> Any:
+    """Return a `tf.data.Dataset` that fails where it would end early."""
+    import tensorflow as tf
+
+    def fail() -> Iterator[Any]:
+        try:
+            yield source.ended()
+        except Exception as cause:
+            raised.append(cause)
+            raise
+
+    given, length = source.source, len(source)
+    behind = tf.data.Dataset.from_generator(fail, output_signature=given.element_spec)
+    return given.take(length).concatenate(behind).take(length)
 
 
 def _ahead(calls: Sequence[Callable[[], Batch]], workers: int, ahead: int) -> Iterator[Batch]:

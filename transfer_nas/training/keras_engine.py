@@ -373,8 +373,7 @@ class _FedTraining(Training):
         self._model.optimizer.learning_rate = learning_rate
         seed = int(np.random.SeedSequence((self._seed, self._epochs)).generate_state(1)[0])
         with self._feed.epoch(order, seed) as fed:
-            fed["callbacks"].append(again)
-            history = self._fit(self._network, **fed)
+            history = self._fit(self._network, callbacks=[again], **fed)
         self._epochs += 1
         self._random = _random_state()
         return float(history.history["loss"][-1])
