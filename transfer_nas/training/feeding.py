@@ -50,6 +50,7 @@ class Feed:
         self._w = data.w_train if part == "train" else None
         self._batch_size = batch_size
         self._augment = augment
+        self._raised: list[Exception] = []
 
     @contextlib.contextmanager
     def epoch(self, order: Order | None = None, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -68,9 +69,10 @@ class Feed:
             What the source raises, rather than what Keras makes of it; ApplicationError if it ends
             early.
         """
-        raised: list[Exception] = []
+        raised = self._raised
+        raised.clear()
         try:
-            given, steps = self._given(order, seed, raised), self._steps
+            given, steps = self._given(order, seed), self._steps
             yield {"x": given, "steps": steps, "verbose": 0}
         except Exception:
             if raised:
@@ -85,29 +87,43 @@ class Feed:
             return len(self._x)
         return -(-len(as_tuple(self._x)[0]) // self._batch_size)
 
-    def _given(self, order: Order | None, seed: int, raised: list[Exception]) -> Any:
+    def _given(self, order: Order | None, seed: int) -> Any:
         source = self._x
         if not isinstance(source, Batches):
-            return self._recorded(self._rows(order), seed, raised)
+            return self._recorded(self._rows(order), seed)
         if source.is_tensorflow and self._augment is None:
-            return _whole(source, raised)
+            return self._dataset
         order = np.arange(len(source)) if order is None else order
         if source.is_indexed:
             workers = max(1, getattr(source.source, "workers", 1))  # of a PyDataset
             calls = [functools.partial(source.batch, int(number)) for number in order]
-            return self._recorded(_ahead(calls, workers, 2 * workers), seed, raised)
-        return self._recorded(source.epoch(order, seed), seed, raised)
+            return self._recorded(_ahead(calls, workers, 2 * workers), seed)
+        return self._recorded(source.epoch(order, seed), seed)
 
-    def _recorded(
-        self, batches: Iterator[Batch], seed: int, raised: list[Exception]
-    ) -> Iterator[tuple[Any, ...]]:
+    def _recorded(self, batches: Iterator[Batch], seed: int) -> Iterator[tuple[Any, ...]]:
         """Yield batches as Keras takes them; it is a generator, by which Keras knows it."""
         try:
             for number, batch in enumerate(batches):
                 yield self._fed(batch, seed, number)
         except Exception as cause:
-            raised.append(cause)
+            self._raised.append(cause)
             raise
+
+    @functools.cached_property
+    def _dataset(self) -> Any:
+        """The user's `tf.data.Dataset`, which fails where it would end early."""
+        import tensorflow as tf
+
+        def fail() -> Iterator[Any]:
+            try:
+                yield self._x.ended()
+            except Exception as cause:
+                self._raised.append(cause)
+                raise
+
+        given, length = self._x.source, len(self._x)
+        behind = tf.data.Dataset.from_generator(fail, output_signature=given.element_spec)
+        return given.take(length).concatenate(behind).take(length)
 
     def _fed(self, batch: Batch, seed: int, number: int) -> tuple[Any, ...]:
         x: Any = batch.x if len(batch.x) > 1 else batch.x[0]
@@ -143,22 +159,6 @@ def _cut(batch: Batch, rows: slice) -> Batch:
     y: Any = batch.y
     y = tuple(array[rows] for array in y) if isinstance(y, tuple) else y[rows]
     return Batch(tuple(x[rows] for x in batch.x), y, None if batch.w is None else batch.w[rows])
-
-
-def _whole(source: Batches, raised: list[Exception]) -> Any:
-    """Return a `tf.data.Dataset` that fails where it would end early."""
-    import tensorflow as tf
-
-    def fail() -> Iterator[Any]:
-        try:
-            yield source.ended()
-        except Exception as cause:
-            raised.append(cause)
-            raise
-
-    given, length = source.source, len(source)
-    behind = tf.data.Dataset.from_generator(fail, output_signature=given.element_spec)
-    return given.take(length).concatenate(behind).take(length)
 
 
 def _ahead(calls: Sequence[Callable[[], Batch]], workers: int, ahead: int) -> Iterator[Batch]:
