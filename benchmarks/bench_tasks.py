@@ -122,7 +122,7 @@ def measure(
         fitted["batch_size"] = BATCH
 
     def ours() -> None:
-        training.epoch(rng.permutation(task.data.steps), 1e-3)
+        training.epoch(rng.permutation(task.data.ordered), 1e-3)
 
     def keras_fit() -> None:
         if isinstance(x, Batches):

@@ -14,12 +14,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cpp_store import _core
+from graph_meta import costs
 from graph_meta.naming import GraphError, canonical_json, label, plain
 
 if TYPE_CHECKING:
     import networkx as nx
 
     from cpp_store import LayerTable
+    from graph_meta.costs import Cost
     from graph_meta.layers import LayerTemplate
 
 __all__ = [
@@ -118,6 +120,7 @@ class LayerSpec:
         "_layers",
         "class_name",
         "config",
+        "costs",
         "identity",
         "key",
         "nbytes",
@@ -134,6 +137,8 @@ class LayerSpec:
     key: bytes
     nbytes: int
     parameters: int
+    #: What `graph_meta.costs` has found, by the shapes of the inputs.
+    costs: dict[tuple[Shape, ...], Cost]
     #: What naming needs of a layer, in one attribute: (key, label, nbytes).
     identity: tuple[bytes, bytes, int]
 
@@ -165,6 +170,7 @@ class LayerSpec:
         if self.nbytes >= 2**63:
             raise GraphError(f"layer class {class_name}: its weights have over 2^63 bytes")
         self.identity = (self.key, label(class_name).encode(), self.nbytes)
+        self.costs = {}
         self._layers: dict[tuple[Edge, ...], Layer] = {}
 
     @property
@@ -416,6 +422,19 @@ class LayerGraph:
     def parameters(self) -> int:
         """Number of elements of all weights."""
         return sum(layer.spec.parameters for layer in self.layers)
+
+    @cached_property
+    def flops(self) -> int:
+        """Floating-point operations of one row's forward pass outside of training.
+
+        A multiplication and its addition count as two (`graph_meta.costs` has the rest).
+
+        Raises
+        ------
+        GraphError
+            Those of a layer's class are not known, or the size of one of its inputs is not.
+        """
+        return costs.flops(self.layers)
 
     def __len__(self) -> int:
         return len(self.layers)

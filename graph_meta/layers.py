@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
-from graph_meta.graph import LayerSpec, Shape, WeightSpec
+from graph_meta.graph import Layer, LayerGraph, LayerSpec, Shape, WeightSpec
 from graph_meta.naming import GraphError, canonical_json
 
 Padding = Literal["valid", "same", "causal"]
@@ -23,6 +23,54 @@ Shapes = tuple[Shape, ...]
 Inference = Callable[[Shapes], tuple[tuple[WeightSpec, ...], Shapes]]
 
 _CACHE = 4096  # templates of one kind; a search space has at most a few hundred
+
+INITIALIZERS: Mapping[str, str] = {
+    "glorot_normal": "GlorotNormal",
+    "glorot_uniform": "GlorotUniform",
+    "he_normal": "HeNormal",
+    "he_uniform": "HeUniform",
+    "lecun_normal": "LecunNormal",
+    "lecun_uniform": "LecunUniform",
+}
+"""Keras' initializers of kernels that need no more than their names: name -> class."""
+
+_KERNELS = ("kernel", "depthwise", "pointwise")
+
+
+def with_kernels(graph: LayerGraph, initializer: str | None = None, l2: float = 0.0) -> LayerGraph:
+    """Return a graph whose kernels start from another initializer, or cost their squares.
+
+    Parameters
+    ----------
+    graph
+        Its layers with a kernel are changed where they have Keras' default.
+    initializer
+        One of `INITIALIZERS`; None: the default.
+    l2
+        What the sum of a kernel's squares is multiplied by in the loss; 0: nothing.
+    """
+    made = [
+        Layer(_with_kernels(layer.spec, initializer, l2), layer.calls) for layer in graph.layers
+    ]
+    return LayerGraph(made, graph.inputs, graph.outputs)
+
+
+@lru_cache(_CACHE)
+def _with_kernels(spec: LayerSpec, initializer: str | None, l2: float) -> LayerSpec:
+    config = dict(spec.config)
+    for kernel in _KERNELS:
+        if config.get(f"{kernel}_initializer") != "GlorotUniform":
+            continue
+        if initializer is not None:
+            config[f"{kernel}_initializer"] = INITIALIZERS[initializer]
+        if l2:
+            regularizer = {"class_name": "L2", "config": {"l2": l2}, "module": "keras.regularizers"}
+            config.setdefault(f"{kernel}_regularizer", regularizer)
+    return (
+        spec
+        if config == spec.config
+        else LayerSpec(spec.class_name, config, spec.weights, spec.state)
+    )
 
 
 class LayerTemplate:

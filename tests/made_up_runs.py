@@ -18,6 +18,7 @@ from graph_meta.index import PrefixIndex
 from transfer_nas.algorithms.evolution import AgingEvolution
 from transfer_nas.job import DONE, Evaluation, Job, Measure
 from transfer_nas.logs import Log
+from transfer_nas.objectives import Objectives
 from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import DenseSkip, GeneSpace, Space
 
@@ -38,6 +39,7 @@ def write_run(
     mode: str = "max",
     curves: bool = False,
     settings: dict[str, Any] | None = None,
+    objectives: Objectives | None = None,
 ) -> None:
     """Write the run directory of a search whose trainings are made up.
 
@@ -70,12 +72,15 @@ def write_run(
         Whether the ranks log the epochs of each evaluation.
     settings
         Replace some of those in ``run.json``.
+    objectives
+        Of a search for several.
     """
     space = space or DenseSkip.example()
     rng = np.random.default_rng(seed)
     genes = space.genes if isinstance(space, GeneSpace) else ()
     weights = [rng.normal(size=len(gene.values)) for gene in genes]
     algorithm = AgingEvolution(space, population_size, max(1, population_size // 4), seed)
+    algorithm.objectives = objectives
     index = PrefixIndex()
     chosen = {
         "application": "digits",
@@ -91,6 +96,8 @@ def write_run(
         "ranks": [{"rank": rank, "host": "host", "threads": 1} for rank in range(ranks)],
         "objective": {"metric": metric, "mode": mode, "validation_rows": 450},
     }
+    if objectives is not None:
+        extra["objectives"] = objectives.to_json()
     directory = RunDirectory.create(path, space, chosen, extra)
     with directory, ExitStack() as stack:
         logs = [

@@ -6,6 +6,7 @@ import dataclasses
 import html
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ def search(
     algorithm: str | type[Algorithm] = "evolution",
     sharing: str | type[Sharing] = "prefix",
     transfer: str | type[TransferMethod] = "store",
+    limits: str | Sequence[str] = (),
     progress: bool = True,
     **settings: Any,
 ) -> Run:
@@ -55,6 +57,8 @@ def search(
         (see `transfer_nas.spaces.from_function`), or None: the application's.
     algorithm, sharing, transfer
         A name as on the command line, or a class that a module defines.
+    limits
+        What no candidate may exceed, such as ``["parameters<100000"]``; see `transfer_nas.limits`.
     progress
         Whether to show it.
     **settings
@@ -81,6 +85,7 @@ def search(
             "search": named(algorithm, ALGORITHMS),
             "sharing": named(sharing, SHARINGS),
             "transfer": named(transfer, TRANSFERS),
+            "limit": (limits if isinstance(limits, str) else ",".join(limits)) or None,
             **settings,
         }
     )

@@ -92,12 +92,13 @@ def _retrain(given: argparse.Namespace) -> int:
     if given.json:
         command_line.print_json(result)
     else:
-        test = (result["test"] or {}).get(application.metric_name)
+        name = application.tested_name
+        test = (result["test"] or {}).get(name)
         print(
             f"job {result['job']}: {application.objective_name} "
             f"{application.natural(evaluation.objective):.4f} after {trainer.epochs} epochs alone, "
             f"{application.natural(result['objective_in_search']):.4f} in the search"
-            f"{'' if test is None else f'; {application.metric} {test:.4f} on the test rows'}; "
+            f"{'' if test is None else f'; {name} {test:.4f} on the test rows'}; "
             f"{output}"
         )
     return OK

@@ -50,6 +50,8 @@ class Setting:
         Whether a resumed run may have another value than the run had before.
     only
         A setting and the value that it must have for this one to mean anything.
+    repeats
+        Whether it is a list: a text with commas, a flag that may be given several times.
     """
 
     help: str
@@ -59,6 +61,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     may_change: bool = False
     only: tuple[str, str] | None = None
+    repeats: bool = False
 
 
 def setting(default: Any, help: str, **details: Any) -> Any:
@@ -130,11 +133,20 @@ def add_flags(parser: argparse.ArgumentParser, kinds: Iterable[type[Dataclass]])
                 continue
             parser.add_argument(
                 f"--{field.name}",
+                action=_Joined if known.repeats else "store",
                 metavar=known.metavar or field.name.upper(),
                 type=known.numbers
                 or (Range() if int in kinds else FINITE if float in kinds else str),
                 help=f"{known.help} (default: {otherwise})".replace("%", "%%"),
             )
+
+
+class _Joined(argparse.Action):
+    """Puts a comma between the values of a flag that is given several times."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, flag: Any = None) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, value if before is None else f"{before},{value}")
 
 
 def _fields(kind: type[Dataclass]) -> Iterator[tuple[dataclasses.Field[Any], Setting]]:

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 from cpp_store.ranges import Range
 
 from cpp_store import ranges
+from transfer_nas import limits, objectives
 from transfer_nas.algorithms import ALGORITHMS
 from transfer_nas.errors import InputError, near_misses
 from transfer_nas.plugins import Registry
@@ -24,6 +25,7 @@ from transfer_nas.ranks import Ranks
 from transfer_nas.schema import check, setting, settings_of, split
 from transfer_nas.searching import addresses as store_address
 from transfer_nas.sharing import SHARINGS
+from transfer_nas.stopping import STOPS
 
 _PLUGINS: Mapping[str, Registry[Any]] = {"search": ALGORITHMS, "sharing": SHARINGS}
 """By the setting that names one."""
@@ -44,7 +46,8 @@ class Common:
 
     application: str = setting(
         "none",
-        f"what to search a network for: {_modules('applications')}, or one's own as "
+        f"what to search a network for: {_modules('applications')}; attn, combo, nt3 and uno as "
+        "CANDLE publishes them: attn:published; or one's own as "
         "package.module:attribute or path/to/file.py:attribute; none: train nothing",
         metavar="NAME",
     )
@@ -145,6 +148,14 @@ class Settings(Common):
         "one's own as package.module:Class or path/to/file.py:Class",
         metavar="ALGORITHM",
     )
+    stop: str = setting(
+        "none",
+        "end trainings that promise little, whatever the algorithm. asha: after 1, 3, 9, ... "
+        "epochs all but the best third; median: who was never as good as half of the others on "
+        "average",
+        metavar="NAME",
+        choices=STOPS,
+    )
     max_evals: int | None = setting(
         None,
         "evaluations, failures included",
@@ -183,6 +194,39 @@ class Settings(Common):
         otherwise="the application's",
         metavar="ROWS",
         numbers=ranges.COUNT,
+    )
+    initializer: str | None = setting(
+        None,
+        "what kernels of new layers start from: he_normal, lecun_uniform, orthogonal or another of "
+        "Keras' initializers",
+        otherwise="what the space says, Keras' glorot_uniform",
+        metavar="NAME",
+    )
+    scale_learning_rate: bool = setting(
+        False,
+        "multiply the application's learning rate by --batch_size over the application's batch "
+        "size (linear scaling)",
+    )
+    objectives: str | None = setting(
+        None,
+        "what to search for if that is several things at once: NAME:max or NAME:min for each, "
+        "with commas; val_ and the metric's name, "
+        f"{', '.join(objectives.COSTS)}, or what the application declares",
+        otherwise="the application's objective",
+        metavar="NAME:max|min,...",
+        repeats=True,
+    )
+    latency_rows: int = setting(
+        1, "rows of the batch whose latency is measured", metavar="ROWS", numbers=ranges.COUNT
+    )
+    limit: str | None = setting(
+        None,
+        "what no candidate may exceed, checked before anything is trained, in quotes: "
+        f"'NAME<NUMBER' or 'NAME<=NUMBER', NAME one of {', '.join(limits.QUANTITIES)}; give it "
+        "several times for several",
+        otherwise="no limit",
+        metavar="LIMIT",
+        repeats=True,
     )
     transfer: str = setting(
         "store",
@@ -347,6 +391,15 @@ class Settings(Common):
         mine, others = split(plain, cls)
         settings = cls(**mine)
         check(settings)
+        if settings.limit is not None:
+            limits.parse(settings.limit)
+        if settings.objectives is not None:
+            objectives.parse(settings.objectives)
+            if settings.stop != "none":
+                raise InputError(
+                    f"--stop {settings.stop} goes by the application's objective alone, and would "
+                    "end small models that --objectives is after: leave one of them out"
+                )
         for name, known in settings_of(cls).items():
             if known.only is not None and name in mine:
                 which, value = known.only
@@ -433,7 +486,8 @@ def settled(given: Mapping[str, Any]) -> Settings | GenerationSettings:
 
 def with_drawn(chosen: S, ranks: Ranks) -> S:
     """Choose in rank 0, for all, the seed and the directory that a user left open; collective."""
-    name = chosen.application.rpartition(":")[2] or "run"
+    stem, _, form = chosen.application.partition(":")
+    name = f"{stem}-{form}" if form and stem.isidentifier() else form or stem
     drawn = {
         "seed": int.from_bytes(os.urandom(4), "little"),
         "output_dir": f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}",

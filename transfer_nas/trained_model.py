@@ -117,10 +117,16 @@ def best_path(directory: Path) -> Path:
     return directory / f"best{SUFFIX}"
 
 
+def front_path(directory: Path, job: int) -> Path:
+    """Where a search for several objectives keeps the model of a job on the front."""
+    return directory / "front" / f"{job}{SUFFIX}"
+
+
 def finish(directory: Path, application: Application) -> Path:
     """Turn the best model of a run directory into ``best.keras``, if that is still to be done.
 
-    Beside it goes what it predicts on the validation rows (`judgement`).
+    Beside it goes what it predicts on the validation rows (`judgement`). Likewise those on the
+    front of several objectives, into ``front/JOB.keras``.
 
     Returns
     -------
@@ -136,6 +142,9 @@ def finish(directory: Path, application: Application) -> Path:
         except Exception:  # outputs and targets of a user's may be anything; the model is there
             _log.warning("%s was not written", judgement.NAME, exc_info=True)
         best.unlink()
+    for kept in sorted((directory / "front").glob(f"*{SUFFIX}")):
+        write_keras(kept.with_suffix(".keras"), *read(kept), application)
+        kept.unlink()
     return path
 
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from graph_meta.graph import Layer
+from graph_meta.graph import GraphError, Layer
 from transfer_nas import tracing, trained_model, training
-from transfer_nas.applications import Application
+from transfer_nas.applications import Application, as_tuple
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import TransferError, TransferUnavailable
 from transfer_nas.job import DONE, Evaluation, Job, Measure, Report
@@ -46,6 +46,8 @@ __all__ = ["POLICIES", "TransferTrainer"]
 
 _Weights = dict[str, Sequence[npt.NDArray[Any]]]
 
+_WARM_UP, _FEWEST, _LATENCY_SECONDS = 3, 10, 0.05
+"""Predictions to leave out, and to make at least; for how long."""
 _DRAWN = 4  # networks of a space that tell which engine trains
 _log = logging.getLogger(__name__)
 
@@ -88,6 +90,8 @@ class TransferTrainer:
         Gets a section for each evaluation, and one for each epoch in it.
     log_validation
         Validate after each epoch, for the log; otherwise only the last one has been.
+    latency_rows
+        Rows of the batch whose latency is measured, after training; None: it is not.
 
     Raises
     ------
@@ -111,6 +115,7 @@ class TransferTrainer:
         save_every: float = SAVE_EVERY,
         log: Log | None = None,
         log_validation: bool = False,
+        latency_rows: int | None = None,
     ) -> None:
         training.check_engine(engine)
         self.application = application
@@ -124,6 +129,7 @@ class TransferTrainer:
         self._save_every = save_every
         self._log = log or Log()
         self._log_validation = log_validation
+        self._latency_rows = latency_rows
         self._models = Models(transfer, run)
         self._transfer, self._run = transfer, run
         self._said: set[str] = set()
@@ -172,11 +178,11 @@ class TransferTrainer:
         -------
         Evaluation
             With the measures ``ancestor`` (model id), ``layers``, ``layers_transferred``,
-            ``parameters``, ``bytes_transferred``, ``bytes_stored``, ``bytes_whole_copy`` (what the
-            model takes without sharing), ``match_seconds``, ``build_seconds``, ``load_seconds``
-            (reading and setting weights), ``train_seconds`` (with judging), ``store_seconds``,
-            ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and ``transfer_error``
-            where the transfer method failed (the candidate then goes without it), and what the
+            ``parameters``, ``flops``, ``bytes_transferred``, ``bytes_stored``, ``bytes_whole_copy``
+            (what the model takes without sharing), ``match_seconds``, ``build_seconds``,
+            ``load_seconds`` (reading and setting weights), ``train_seconds`` (with judging),
+            ``store_seconds``, ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and
+            ``transfer_error`` where the transfer method failed (the candidate then goes without it), and what the
             application declares. ``F_nan`` if
             objective or loss is not a finite number; ``F_`` and the exception's name for whatever
             building or training raised. A failure's measure ``error`` says why, in one line.
@@ -263,6 +269,10 @@ class TransferTrainer:
                 outcome = self._program.run(candidate, phases, context)
             measures["epochs"] = outcome.epochs
             objective = self._objective(candidate, outcome, measures)
+            if self._latency_rows is not None:
+                with tracing.span("latency"):
+                    x = self.application.data.x_valid
+                    measures["latency_ms"] = _latency(candidate, x, self._latency_rows)
             if math.isfinite(objective):
                 with _timed(measures, "store_seconds"):
                     self._put(job, candidate, objective, ancestry, phases, measures)
@@ -278,6 +288,8 @@ class TransferTrainer:
             "bytes_stored": 0,
             "bytes_whole_copy": graph.nbytes,
         }
+        with contextlib.suppress(GraphError):  # nobody knows what a layer of the user's own costs
+            measures["flops"] = graph.flops
         if self._unreported:
             measures["transfer_error"] = self._unreported.popitem()[1]
         return measures
@@ -326,9 +338,8 @@ class TransferTrainer:
     def _tell(self, report: Report, epoch: int, values: Mapping[str, float]) -> bool:
         """Report an epoch, with what the search maximises if that is known."""
         application = self.application
-        known = values.get(application.objective or application.metric_name)
-        if known is not None:
-            values = {**values, "objective": application.natural(known)}
+        with contextlib.suppress(Exception):  # what is measured at the end only, or a user's error
+            values = {**values, "objective": application.objective_of(_judged(values))}
         return report(epoch, values)
 
     @functools.cached_property
@@ -482,18 +493,16 @@ class TransferTrainer:
             What it measures is not what it declares.
         """
         application, metrics = self.application, outcome.metrics
-        metric = metrics[application.metric_name]
-        if not (math.isfinite(metric) and math.isfinite(metrics.get(LOSS, 0.0))):
+        own_metrics = [metrics[n] for n in application.metric_names if n in metrics]
+        if not all(map(math.isfinite, (*own_metrics, metrics.get(LOSS, 0.0)))):
             return math.nan
         found: dict[str, Any] = dict(metrics)
         if application.measure is not None:
             with tracing.span("measure"):
                 returned = application.measure(Trained(candidate, application, outcome.epochs))
             found |= check_found("measure()", application.values, returned)
-        own = taken(application.declared, found)
-        measures |= own
-        goal = application.objective
-        return application.natural(metric if goal is None else float(own[goal]))
+        measures |= taken(application.declared, found)
+        return application.objective_of(found)
 
     def _put(
         self,
@@ -557,6 +566,25 @@ class _Ancestry:
     loaded: _Weights = field(default_factory=dict)
     parent: tuple[LayerGraph, Tensors] | None = None
     is_shared: bool = True
+
+
+def _judged(values: Mapping[str, float]) -> dict[str, float]:
+    """Return what an epoch's report says of the validation rows."""
+    judged = {name: value for name, value in values.items() if name != LOSS}
+    return judged if "val_loss" not in judged else {**judged, LOSS: judged["val_loss"]}
+
+
+def _latency(candidate: Candidate, x: Any, rows: int) -> float:
+    """Return the median milliseconds of predicting so many rows, after warming up."""
+    batch = tuple(np.take(array, range(rows), axis=0, mode="wrap") for array in as_tuple(x))
+    given = batch if isinstance(x, tuple) else batch[0]
+    taken_seconds: list[float] = []
+    begin = time.perf_counter()
+    while len(taken_seconds) < _FEWEST or time.perf_counter() - begin < _LATENCY_SECONDS:
+        before = time.perf_counter()
+        candidate.predict(given)
+        taken_seconds.append(time.perf_counter() - before)
+    return float(np.median(taken_seconds[_WARM_UP:])) * 1e3
 
 
 def _named(graph: LayerGraph) -> Iterable[tuple[str, Layer]]:

@@ -130,12 +130,14 @@ CORE: tuple[Value, ...] = (
     Value("timestamp_gather", "s", help="likewise: when the manager had the result"),
     Value("rank", help="that evaluated", kind=int),
     Value("parameters", help="of the model", kind=int),
+    Value("flops", help="of one row's forward pass; a multiply-add counts as two", kind=int),
+    Value("latency_ms", "ms", help="of a batch of --latency_rows rows, if it is an objective"),
     Value("transfer_error", help="why it went without transfer", kind=str),
     Value("error", help="why it failed", kind=str),
 )
 """What every search measures; a column may be empty."""
 
-_NAMES = frozenset(value.name for value in CORE)
+CORE_NAMES = frozenset(value.name for value in CORE)
 _OURS = {"loss", "objective", "job_id", "job_status"}
 
 
@@ -145,7 +147,7 @@ def check_declared(values: Sequence[object]) -> None:
     for value in values:
         if not isinstance(value, Value):
             raise InputError(f"values: expected transfer_nas.values.Value, found {value!r:.60}")
-        if value.name in _NAMES or value.name in _OURS:
+        if value.name in CORE_NAMES or value.name in _OURS:
             raise InputError(f"value {value.name}: the name is taken by what every search measures")
         if value.name in names:
             raise InputError(f"value {value.name} is declared twice")
@@ -177,7 +179,7 @@ def check_found(whence: str, declared: Iterable[Value], found: object) -> Mappin
 
 def own(declared: Mapping[str, Value]) -> list[Value]:
     """Return the values of these that are not the core's."""
-    return [value for name, value in declared.items() if name not in _NAMES]
+    return [value for name, value in declared.items() if name not in CORE_NAMES]
 
 
 def declared_in(description: Mapping[str, Any]) -> dict[str, Value]:

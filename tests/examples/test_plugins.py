@@ -15,7 +15,7 @@ from transfer_nas.__main__ import COMMANDS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLUGINS = {
-    "two objectives": ["--search", f"{EXAMPLES}/two_objectives.py:TwoObjectives", "--members", "6"],
+    "two objectives": ["--objectives", "val_accuracy:max,parameters:min", "--population_size", "6"],
     "own sharing": ["--sharing", f"{EXAMPLES}/own_sharing.py:WorthIt", "--population_size", "6"],
     "parent only": ["--sharing", "parent", "--population_size", "6"],
 }
@@ -62,7 +62,11 @@ def test_a_file_of_ones_own_on_three_ranks(tmp_path: Path, name: str) -> None:
     assert [row["job_id"] for row in found[: len(before)]] == [row["job_id"] for row in before]
     assert sorted(int(row["job_id"]) for row in found) == list(range(EVALUATIONS))
     assert {row["job_status"] for row in found} == {"DONE"}
-    assert json.loads(out)["evaluations"] == EVALUATIONS
+    summary = json.loads(out)
+    assert summary["evaluations"] == EVALUATIONS
+    if name == "two objectives":
+        models = {file.name for file in (path / "front").iterdir()}
+        assert models == {f"{model['job']}.keras" for model in summary["front"]}
     children = [row for row in found if row["m:parent"]]
     assert children
     run = json.loads((path / "run.json").read_text())["id"]

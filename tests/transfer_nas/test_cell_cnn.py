@@ -4,11 +4,20 @@ import itertools
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import transfer_nas
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces import CellCnn, Scalar
+from transfer_nas.spaces import (
+    REGISTRY,
+    CellCnn,
+    Choices,
+    Scalar,
+    from_function,
+    with_initializer,
+)
 from transfer_nas.spaces.cell_cnn import MIN_WIDTH, level_types, level_widths
 
 SHAPES = ("rectangle", "trapezoid", "grow", "exponential")
@@ -186,3 +195,69 @@ def test_options_that_make_no_sense_are_clear_errors() -> None:
         CellCnn([(8, 8)], 2, depths=(5, 9))
     with pytest.raises(SpaceError, match="sizes must be at least 8, found 4"):
         CellCnn([(8, 8)], 2, sizes=(16, 4))
+
+
+def test_genes_of_initializers_and_regularizers() -> None:
+    from graph_meta import keras_io
+
+    space = CellCnn(
+        [(8, 8)], 3, "softmax", initializers=("glorot_uniform", "he_normal"), regularizers=(0, 1e-4)
+    )
+    assert [gene.name for gene in space.genes[-2:]] == ["initializer", "regularizer"]
+    for cell, initializer, regularizer in itertools.product(
+        ("conv3", "separable", "inverted"), ("glorot_uniform", "he_normal"), (0.0, 1e-4)
+    ):
+        genome = genome_of(space, cell=cell, initializer=initializer, regularizer=regularizer)
+        graph, model = space.graph(genome), space.build(genome)
+        assert sorted(graph.names) == sorted(keras_io.from_keras(model).names)
+        text = graph.to_json()
+        assert ("HeNormal" in text) == (initializer == "he_normal")
+        assert ("L2" in text) == (regularizer > 0) == (len(model.losses) > 0)
+        assert space.plan(genome).layers == len(graph)
+    plain = CellCnn([(8, 8)], 3, "softmax")
+    assert plain.graph(genome_of(plain)) == space.graph(genome_of(space))
+    for options in ({"initializers": ("he_norml",)}, {"regularizers": (-1.0,)}):
+        with pytest.raises(SpaceError, match=r"space cell_cnn: (unknown initializer|regularizers)"):
+            CellCnn([(8, 8)], 3, "softmax", **options)
+
+
+@pytest.mark.parametrize("name", [*REGISTRY, "function"])
+def test_any_space_starts_from_another_initializer(name: str) -> None:
+    import numpy as np
+
+    from graph_meta import keras_io
+
+    def function(choices: Choices) -> Any:
+        import keras
+
+        inputs = keras.Input((12,))
+        own = keras.layers.Dense(choices.integer("width", 4, 8), kernel_initializer="ones")
+        return keras.Model(inputs, keras.layers.Dense(3)(own(inputs)))
+
+    kind = from_function(function) if name == "function" else REGISTRY[name]
+    space = kind([(12,)], 3) if name == "function" else kind.example()
+    changed = with_initializer(space, "lecun_normal")
+    genome = space.sample(np.random.default_rng(0))
+    assert "LecunNormal" in changed.graph(genome).to_json()
+    assert "GlorotUniform" not in changed.graph(genome).to_json()
+    assert "LecunNormal" not in space.graph(genome).to_json()
+    assert changed.describe() == space.describe() | {"initializer": "lecun_normal"}
+    if name != "cell_cnn":  # large, and tested above
+        names = keras_io.from_keras(changed.build(genome)).names
+        assert sorted(names) == sorted(changed.graph(genome).names)
+    with pytest.raises(SpaceError, match="unknown initializer 'lecun'; did you mean 'lecun_"):
+        with_initializer(space, "lecun")
+
+
+def test_a_search_with_an_initializer(tmp_path: Path) -> None:
+    run = transfer_nas.search(
+        "breast_cancer",
+        max_evals=3,
+        epochs=1,
+        seed=1,
+        initializer="he_normal",
+        output_dir=tmp_path / "run",
+        progress=False,
+    )
+    assert run.done.all() and run.description["space"]["initializer"] == "he_normal"
+    assert "HeNormal" in (tmp_path / "run/best.safetensors").read_bytes()[:20_000].decode("latin")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.made_up_runs import write_run
 from transfer_nas import judgement, runs
+from transfer_nas.objectives import Objective, Objectives
 from transfer_nas.report import page as report
 from transfer_nas.report.lineage import line_of_descent
 from transfer_nas.runs import Run
@@ -271,6 +272,41 @@ def test_readable_at_400_pixels(browser: Any, files: dict[str, Path], scheme: st
     assert page.evaluate(f"{CHECKS}.contrast()") == []
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, dark[4:-1].split(","))) < 150) == (scheme == "dark")
+    assert not opened.complaints
+    page.context.close()
+
+
+AFTER = Objectives(
+    (
+        Objective("val_accuracy", "max"),
+        Objective("parameters", "min", "parameters", logarithmic=True),
+    )
+)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (400, "dark")])
+def test_the_front_is_drawn_and_names_its_models(
+    browser: Any, tmp_path: Path, width: int, scheme: str
+) -> None:
+    write_run(tmp_path / "run", 60, failures=0.1, objectives=AFTER)
+    found = runs.read(tmp_path / "run")
+    (tmp_path / "page.html").write_text(report.render(report.content([found])))
+    opened = open_page(browser, tmp_path / "page.html", width=width, scheme=scheme)
+    page = opened.page
+    drawn = draw_all(page)
+    assert drawn["run0-front-models"] == drawn["run0-front-over-time"] == "xy"
+    for name in ("front-models", "front-over-time"):
+        assert page.query_selector(f'[data-chart="run0-{name}"]').evaluate(INK)
+    page.focus('[data-chart="run0-front-models"]')
+    page.keyboard.press("End")
+    assert "job " in page.locator("#run0-front output").first.inner_text()
+    table = page.locator("#run0-front table").inner_text()
+    assert all(f"job {job}" in table for job in found.front.members)
+    assert page.locator("#run0-front .drawing svg").count() == min(6, len(found.front.members))
+    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(wide) == 0
+    assert page.evaluate(f"{CHECKS}.withoutHint()") == []
+    assert page.evaluate(f"{CHECKS}.contrast()") == []
     assert not opened.complaints
     page.context.close()
 

@@ -225,7 +225,7 @@ def test_sources_of_batches_train_and_judge(kind: str) -> None:
 
     task = application(load)
 
-    assert (task.data.count("train"), task.data.count("valid"), task.data.steps) == (240, 80, 15)
+    assert (task.data.count("train"), task.data.count("valid"), task.data.ordered) == (240, 80, 15)
     found, again = evaluated(task), evaluated(application(load))
     assert found.done, found.measures
     assert found.objective > 0.9
@@ -242,7 +242,7 @@ def assert_goes_on(task: Application) -> None:
     engine = engines(task, BATCH, 4, "keras")[0]
     space = task.space()
     graph = space.graph(space.sample(np.random.default_rng(0)))
-    orders = [np.random.default_rng(n).permutation(task.data.steps) for n in range(2)]
+    orders = [np.random.default_rng(n).permutation(task.data.ordered) for n in range(2)]
 
     def trained(state: Any = None) -> tuple[Any, list[Any]]:
         candidate = engine.candidate(graph, 3)

@@ -13,6 +13,7 @@ from transfer_nas.errors import InputError
 from transfer_nas.job import Evaluation, Job
 
 if TYPE_CHECKING:
+    from transfer_nas.objectives import Objectives
     from transfer_nas.spaces import Space
 
 _MASK = 2**64 - 1
@@ -70,12 +71,17 @@ class Algorithm(ABC):
 
     Attributes
     ----------
+    objectives
+        What the search is after if that is several things at once: then an algorithm may select by
+        `Objectives.scores`. Set by who makes the search, before the first `ask`; None: by
+        `Evaluation.objective`.
     useful_in_flight
         How many jobs may wait to be evaluated before asking for more makes the search worse,
         because they are asked without the results of the others; None: any number.
     """
 
     name: ClassVar[str]
+    objectives: Objectives | None = None
     useful_in_flight: int | None = None
 
     @dataclass(frozen=True)

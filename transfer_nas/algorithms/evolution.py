@@ -34,6 +34,10 @@ class AgingEvolution(Algorithm):
     the rank of its winner, whose distribution is known (`_rank_ends`). That is the same
     as drawing `sample_size` members and comparing them, at a cost that does not depend on it.
 
+    With several `objectives` the order is NSGA-II's (`best.by_dominance`): by fronts of the
+    population, on each of them those first that have no others near. It is made anew when a member
+    came or went and a parent is wanted, so results may come in any order and number.
+
     Parameters
     ----------
     space
@@ -104,6 +108,7 @@ class AgingEvolution(Algorithm):
             self._gene_ends = gene_weights(space, beta).cumsum().tolist()
         self._members: deque[Evaluation] = deque()  # oldest first
         self._ranking: list[tuple[float, int, Job]] = []  # worst first
+        self._ordered: list[Job] = []  # with several objectives: best first, empty until wanted
         self._rank_ends: list[float] = []
         self._ranked = 0  # number of members that `_rank_ends` is for
 
@@ -124,6 +129,10 @@ class AgingEvolution(Algorithm):
 
     def _learn(self, evaluation: Evaluation) -> list[int]:
         self._members.append(evaluation)
+        if self.objectives is not None:
+            self._ordered = []
+            full = len(self._members) > self.population_size
+            return [self._members.popleft().job.id] if full else []
         # Ties go to the newer member, as ties between matches do.
         insort(self._ranking, (evaluation.objective, evaluation.job.id, evaluation.job))
         if len(self._members) <= self.population_size:
@@ -134,12 +143,20 @@ class AgingEvolution(Algorithm):
 
     def _tournament(self, draws: Draws) -> Job:
         """Return the winner among members drawn without replacement."""
-        count = len(self._ranking)
+        count = len(self._members)
         if self._ranked != count:
             self._rank_ends = _rank_ends(count, min(self.sample_size, count))
             self._ranked = count
         rank = bisect_right(self._rank_ends, draws.uniform())
-        return self._ranking[-1 - rank][2]
+        if self.objectives is None:
+            return self._ranking[-1 - rank][2]
+        if not self._ordered:
+            from transfer_nas.best import by_dominance  # NumPy is not for --help
+
+            members = [*self._members]
+            order = by_dominance([self.objectives.scores(member) for member in members])
+            self._ordered = [members[position].job for position in order]
+        return self._ordered[rank]
 
     def _mutate(self, architecture: Any, draws: Draws) -> Any:
         if self._gene_ends is None:

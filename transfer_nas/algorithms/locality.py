@@ -37,7 +37,9 @@ def gene_weights(space: Space, beta: float) -> NDArray[np.float64]:
     choice = np.array([len(gene.values) > 1 for gene in space.genes])
     if not choice.any():
         raise SpaceError(f"space {space.name} holds one genome: there is nothing to mutate")
-    exponents = np.where(choice, beta * np.array(kept_shares(space)), -np.inf)
+    exponents = np.where(
+        choice, beta * np.array(kept_shares(with_genes(space.whole, "beta"))), -np.inf
+    )
     weights = np.exp(exponents - exponents.max())
     return np.asarray(weights / weights.sum())
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from transfer_nas.applications._base import Application, SpaceChoice
 from transfer_nas.applications._batches import Batch, Batches
+from transfer_nas.applications._callbacks import EarlyStopping, ReduceLROnPlateau
 from transfer_nas.applications._data import PARTS, Arrays, Data, as_tuple
 from transfer_nas.applications._disk import OnDisk, shuffled
+from transfer_nas.applications._output import Output
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute, load_only
@@ -38,7 +40,10 @@ __all__ = [
     "Batch",
     "Batches",
     "Data",
+    "EarlyStopping",
     "OnDisk",
+    "Output",
+    "ReduceLROnPlateau",
     "SpaceChoice",
     "Terms",
     "as_tuple",
@@ -53,7 +58,8 @@ def resolve(spec: str, data: str | None = None) -> Application:
     Parameters
     ----------
     spec
-        A name in `NAMES`, or ``package.module:attribute`` or ``path/to/file.py:attribute`` of an
+        A name in `NAMES`, with another form of it behind a colon (``attn:published``), or
+        ``package.module:attribute`` or ``path/to/file.py:attribute`` of an
         `Application`; of a file that holds one only, ``path/to/file.py`` will do.
     data
         Other data than what comes along; see `Application.with_data`.
@@ -64,8 +70,9 @@ def resolve(spec: str, data: str | None = None) -> Application:
         There is none (the message names near misses), its module does not import, the attribute
         is something else, or there is something wrong with `data`.
     """
-    if spec in NAMES:
-        found = importlib.import_module(f"transfer_nas.applications.{spec}").application
+    name, colon, form = spec.partition(":")
+    if name in NAMES:
+        found = _own(name, form if colon else "application")
     elif spec.endswith(".py"):
         found = load_only(Path(spec), Application, ApplicationError)
     elif is_plugin(spec):
@@ -78,6 +85,18 @@ def resolve(spec: str, data: str | None = None) -> Application:
     if not isinstance(found, Application):
         raise ApplicationError(f"{spec} is not a transfer_nas.applications.Application: {found!r}")
     return found if data is None else found.with_data(data)
+
+
+def _own(name: str, form: str) -> Application:
+    """Return an application of this package, or another form of it."""
+    module = importlib.import_module(f"transfer_nas.applications.{name}")
+    forms = [key for key, value in vars(module).items() if isinstance(value, Application)]
+    if form not in forms:
+        raise ApplicationError(
+            f"application {name} has no form {form!r}; {near_misses(form, forms)}"
+        )
+    found: Application = getattr(module, form)
+    return found
 
 
 def _is_application(value: object, _: str) -> bool:

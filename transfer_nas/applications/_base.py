@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +14,14 @@ import numpy.typing as npt
 from cpp_store.command_line import expected_rank
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import _data, _network, _rows, _terms
+from transfer_nas.applications import _callbacks, _data, _network, _output, _rows, _terms
 from transfer_nas.applications._batches import Batches
 from transfer_nas.applications._data import PARTS, Arrays, Data, as_tuple
-from transfer_nas.applications._terms import Terms
+from transfer_nas.applications._output import Output
+from transfer_nas.applications._terms import Judged, Terms
 from transfer_nas.errors import ApplicationError, InputError, SpaceError, near_misses
 from transfer_nas.spaces import Choices, Space, find, from_function, shapes_of
-from transfer_nas.values import Value, check_declared
+from transfer_nas.values import Value, check_declared, taken
 
 if TYPE_CHECKING:
     from transfer_nas.training.program import FitContext, Trained
@@ -31,6 +31,8 @@ SpaceChoice = str | type[Space] | Callable[[Choices], Any]
 
 T = TypeVar("T")
 
+LOSS = "loss"
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 _SYNTHETIC = "synthetic"
 _log = logging.getLogger(__name__)
 
@@ -53,17 +55,35 @@ class Application:
     output_activation
         Keras name of its activation; None: linear.
     loss
-        Keras name of the loss.
+        Keras name of the loss, a loss object, a function of targets and predictions, or a function
+        without arguments that makes one of these.
     metric
-        Keras name of the metric that, on the validation rows, is the objective. ``accuracy`` is the
-        one that goes with the targets, as in Keras.
+        The metric that, on the validation rows, is the objective unless `objective` says otherwise:
+        what `loss` may be, of metrics. ``accuracy`` is the one that goes with the targets, as in
+        Keras; ``auc``, ``auc_pr``, ``f1`` and ``mcc`` are `training.scores`.
+    metrics
+        Others that are measured, too: columns ``m:NAME`` of the results, as is then the first.
     mode
-        ``max`` if more of the metric is better, ``min`` if less is (the objective, which is
-        maximised, is then the metric's negative). None: as is known of the metric (`direction`).
+        ``max`` if more of what is searched for is better, ``min`` if less is (the objective, which
+        is maximised, is then its negative). None: as is known of the metric (`direction`).
+    outputs
+        Instead of `output_units`, `output_activation`, `loss`, `metric` and `metrics`, for networks
+        with several outputs.
     optimizer
-        Keras name of the optimizer.
+        Keras name of the optimizer, its configuration, an optimizer (each candidate has a copy), or
+        a function that makes one.
     learning_rate
-        Its learning rate.
+        Its learning rate; or a Keras schedule; or a function of the number of steps that a training
+        is planned for, which returns a schedule. None: the optimizer's own; 0.001 for one that was
+        given by name.
+    warmup_epochs
+        For so many epochs the learning rate rises linearly to what it is.
+    precision
+        Keras' dtype policy of all layers but the last: ``mixed_bfloat16``; weights are float32.
+    callbacks
+        What looks at a training after each epoch and may end it: `EarlyStopping`,
+        `ReduceLROnPlateau`, Keras callbacks or functions that make them, or a function that returns
+        a list of these. Each training has its own.
     epochs
         Epochs that a candidate trains unless the user says otherwise.
     batch_size
@@ -97,8 +117,9 @@ class Application:
         Returns the declared values, by name, of a trained candidate (`Trained`). Called once for
         each that was judged, before it is stored.
     objective
-        Name of the declared value that is the objective, in its direction; the metric is then a
-        value like the others. None: the metric.
+        What is searched for: the name of a metric or of a declared value, ``loss``, or a function
+        of the dictionary of all of these (`mode` then says which way is better). None: the metric;
+        the loss where there is none.
     fit
         Trains a Keras model instead of the usual loop: ``fit(model, data, context)`` returns the
         metrics on the validation rows, by name, the metric among them. `FitContext` says what it
@@ -109,13 +130,18 @@ class Application:
     name: str
     load: Callable[[], Data]
     input_shapes: Sequence[Sequence[int]] | Sequence[int] | int
-    output_units: int
-    loss: str
-    metric: str
+    output_units: int | None = None
+    loss: Any = None
+    metric: Any = None
     output_activation: str | None = None
+    metrics: Sequence[Any] = ()
     mode: Literal["max", "min"] | None = None
-    optimizer: str = "adam"
-    learning_rate: float = 1e-3
+    outputs: Sequence[Output] = ()
+    optimizer: Any = "adam"
+    learning_rate: Any = None
+    warmup_epochs: int = 0
+    precision: str = "float32"
+    callbacks: Sequence[Any] | Callable[[], Sequence[Any]] = ()
     epochs: int = 10
     batch_size: int = 32
     default_space: SpaceChoice = "dense_skip"
@@ -128,7 +154,7 @@ class Application:
     generate: Callable[[int], Data] | None = None
     values: Sequence[Value] = ()
     measure: Callable[[Trained], Mapping[str, Any]] | None = None
-    objective: str | None = None
+    objective: str | Callable[[Mapping[str, Any]], float] | None = None
     fit: Callable[[Any, Data, FitContext], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -138,12 +164,38 @@ class Application:
             raise self._error(str(wrong)) from wrong
         if self.mode is not None:
             object.__setattr__(self, "mode", self._saying(_terms.mode_of, self.mode))
-        for name in ("output_units", "epochs", "batch_size"):
+        for name in ("epochs", "batch_size", *(() if self.outputs else ("output_units",))):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            if not _output.is_count(value):
                 raise self._error(f"{name} must be a whole number of at least 1, not {value!r}")
+        self._check_training()
         self._check_rows()
         self._check_values()
+
+    def _check_training(self) -> None:
+        """Raise ApplicationError unless outputs, losses and what trains them make sense."""
+        alone = ("output_units", "output_activation", "loss", "metric", "metrics")
+        given = [name for name in alone if getattr(self, name)]
+        if self.outputs and given:
+            raise self._error(f"outputs says what {', '.join(given)} would say: leave those out")
+        if not self.outputs and self.loss is None:
+            raise self._error("expected a loss, found none")
+        if not self.outputs and self.metric is None and self.metrics:
+            raise self._error("metrics are those beside the metric, and there is no metric")
+        if isinstance(self.metrics, str) or not isinstance(self.metrics, Sequence):
+            raise self._error(f"metrics: expected a list, found {self.metrics!r:.60}")
+        if not all(isinstance(output, Output) for output in self.outputs):
+            raise self._error(f"outputs: expected a list of Output, found {self.outputs!r:.60}")
+        if not isinstance(self.warmup_epochs, int) or self.warmup_epochs < 0:
+            raise self._error(
+                f"warmup_epochs must be a whole number of at least 0, not {self.warmup_epochs!r}"
+            )
+        if self.precision not in PRECISIONS:
+            raise self._error(
+                f"unknown precision {self.precision!r}; "
+                f"{near_misses(str(self.precision), PRECISIONS)}"
+            )
+        self._saying(_output.metrics_of, self.heads)
 
     def _check_rows(self) -> None:
         """Raise ApplicationError unless what is said of rows can be done."""
@@ -182,7 +234,9 @@ class Application:
         except InputError as wrong:
             raise self._error(str(wrong)) from wrong
         measured = self.measure is not None or self.fit is not None
-        unmeasured = [v.name for v in self.values if not measured and v.name != self.metric_name]
+        unmeasured = [
+            v.name for v in self.values if not measured and v.name not in self.metric_names
+        ]
         if unmeasured:
             raise self._error(
                 f"values: {', '.join(unmeasured)} declared, and there is no function `measure` "
@@ -190,39 +244,92 @@ class Application:
             )
         if self.measure is not None and not self.values:
             raise self._error("measure() measures nothing, as no values are declared")
-        if self.objective is None:
-            return
-        names = [value.name for value in self.values]
-        if self.objective not in names:
+        goal, known = self.objective, {value.name: value for value in self.values}
+        if callable(goal):
+            if self.mode is None:
+                raise self._error(
+                    f"objective {self.objective_name}(): is more of it better, or less? Say "
+                    "mode='max' or mode='min'"
+                )
+        elif goal is not None and self.objective_name not in known:
+            names = (*known, *self.metric_names, LOSS)
+            if self.objective_name not in names:
+                raise self._error(
+                    f"objective {goal!r} is neither a metric, the loss nor a declared value; "
+                    f"{near_misses(str(goal), names)}"
+                )
+        elif goal is not None and known[self.objective_name].direction is None:
             raise self._error(
-                f"objective {self.objective!r} is not declared; "
-                f"{near_misses(str(self.objective), names)}"
-            )
-        if self.values[names.index(self.objective)].direction is None:
-            raise self._error(
-                f"objective {self.objective}: is more of it better, or less? Declare it with "
+                f"objective {goal}: is more of it better, or less? Declare it with "
                 "direction 'max' or 'min'"
             )
 
     @functools.cached_property
-    def declared(self) -> tuple[Value, ...]:
-        """What each candidate is measured for: `values`, and the metric if it is no objective."""
-        metric = self.metric_name
-        if self.objective is None or metric in [value.name for value in self.values]:
-            return tuple(self.values)
-        way = self._saying(_terms.direction_of, self.metric, self.mode)
-        return (*self.values, Value(metric, "", way, "on the validation rows"))
+    def heads(self) -> tuple[Output, ...]:
+        """The outputs, also where there is but one."""
+        if self.outputs:
+            return tuple(self.outputs)
+        metrics = () if self.metric is None else (self.metric, *self.metrics)
+        units, activation = self.output_units, self.output_activation
+        return (Output(units or 1, activation, self.loss, metrics=metrics),)
 
-    @property
-    def metric_name(self) -> str:
-        """What the metric is called among values and metrics."""
-        metric = self.metric if isinstance(self.metric, str) else type(self.metric).__name__
-        return re.sub(r"\W", "_", _terms.plain_name(metric))
+    @functools.cached_property
+    def declared(self) -> tuple[Value, ...]:
+        """What each candidate is measured for: `values`, and metrics beside the objective.
+
+        A single metric that is the objective is not among them.
+        """
+        names = {value.name for value in self.values}
+        metrics = _output.metrics_of(self.heads)
+        if list(metrics) == [self.objective_name]:
+            return tuple(self.values)
+        found = list(self.values)
+        for name, (_, metric) in metrics.items():
+            if name not in names:
+                way = _terms.known_direction(metric)
+                if name == self.objective_name or (self.mode and not callable(self.objective)):
+                    way = self._saying(_terms.direction_of, metric, None if way else self.mode)
+                found.append(Value(name, "", way, "on the validation rows"))
+        return tuple(found)
+
+    @functools.cached_property
+    def metric_names(self) -> tuple[str, ...]:
+        """What the metrics are called among values."""
+        return tuple(_output.metrics_of(self.heads))
 
     @property
     def objective_name(self) -> str:
-        """What is searched for, in words of `results.csv`: the metric, or a declared value."""
-        return str(self.metric) if self.objective is None else self.objective
+        """What is searched for, in words of `results.csv`: a metric, a value, or the loss."""
+        goal = self.objective
+        if callable(goal):
+            name = getattr(goal, "__name__", "objective")
+            return name if name.isidentifier() else "objective"
+        if goal is None:
+            return self.metric_names[0] if self.metric_names else LOSS
+        names = (*self.metric_names, LOSS, *(value.name for value in self.values))
+        plain = _terms.name_of(goal)
+        return plain if goal not in names and plain in names else str(goal)
+
+    @property
+    def tested_name(self) -> str:
+        """What is told of test rows: the objective if it is a metric, else the first, or loss."""
+        known = (*self.metric_names, LOSS)
+        return self.objective_name if self.objective_name in known else known[0]
+
+    def objective_of(self, found: Mapping[str, Any]) -> float:
+        """Return what is maximised, of loss, metrics and values by name.
+
+        Raises
+        ------
+        ValuesError
+            What is searched for is not among them, or is no number.
+        """
+        name, goal = self.objective_name, self.objective
+        if callable(goal):
+            value = Value(name).taken(goal(found))
+        else:
+            (value,) = taken([Value(name)], found).values()
+        return self.natural(float(value))
 
     @functools.cached_property
     def data(self) -> Data:
@@ -234,7 +341,9 @@ class Application:
             `load` raises; what it returns does not fit the application; or loss, metric, optimizer,
             targets and outputs do not go together.
         """
-        self._saying(_terms.check_names, self.loss, self.metric, self.optimizer)
+        losses = [head.loss for head in self.heads]
+        metrics = [metric for head in self.heads for metric in head.metrics]
+        self._saying(_terms.check_names, losses, metrics, self.optimizer)
         _ = self.direction, self.declared
         try:
             data = self.load()
@@ -250,7 +359,10 @@ class Application:
                 f"application {self.name}: load() must return transfer_nas.applications.Data, "
                 f"not {type(data).__name__}"
             )
-        return self._saying(self._prepared, data)
+        prepared = self._saying(self._prepared, data)
+        vars(self)["data"] = prepared  # where the next line looks
+        _ = self.watchers
+        return prepared
 
     @functools.cached_property
     def terms(self) -> Terms:
@@ -266,10 +378,87 @@ class Application:
         ApplicationError
             Nothing is known of the metric and `mode` does not say it, or it says the opposite.
         """
+        goal, name = self.objective, self.objective_name
+        if callable(goal):
+            return self.mode or "max"
         for value in self.values:
-            if value.name == self.objective and value.direction is not None:
+            if value.name == name and value.direction is not None:
                 return value.direction
-        return self._saying(_terms.direction_of, self.metric, self.mode)
+        metrics = _output.metrics_of(self.heads)
+        if name in metrics:
+            return self._saying(_terms.direction_of, metrics[name][1], self.mode)
+        return "min"  # the loss
+
+    @functools.cached_property
+    def watchers(self) -> tuple[_callbacks.Callback, ...]:
+        """What `callbacks` asks for; raises ApplicationError."""
+        watchers = self._saying(_callbacks.found, self.callbacks)
+        if watchers and self.fit is not None:
+            raise self._error("callbacks have no meaning with a fit of its own, which may have any")
+        known = (LOSS, f"val_{LOSS}", *(f"val_{name}" for name in self.metric_names))
+        if watchers:
+            self._saying(_callbacks.check, watchers, known, self.initial_rate is None)
+            for watcher in watchers:
+                watcher.watch(self.direction_of)
+        return watchers
+
+    def direction_of(self, monitor: str) -> Literal["max", "min"]:
+        """Return which way of what callbacks monitor is better."""
+        name = monitor.removeprefix("val_")
+        if name == self.objective_name:
+            return self.direction
+        metrics = _output.metrics_of(self.heads)
+        return "min" if name not in metrics else self._way(metrics[name][1])
+
+    def _way(self, metric: Any) -> Literal["max", "min"]:
+        return self._saying(_terms.direction_of, metric, None)
+
+    @functools.cached_property
+    def initial_rate(self) -> float | None:
+        """Learning rate before anything changes it; None: a schedule says it for each step."""
+        rate = self._rate
+        if rate is None:
+            rate = self.new_optimizer(1)._learning_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float | np.number):
+            if hasattr(rate, "get_config") or callable(rate) or isinstance(rate, dict):
+                return None
+            try:
+                rate = float(np.asarray(rate))  # a variable of Keras
+            except (TypeError, ValueError):
+                rate = -1.0
+        if not 0 <= rate < np.inf:
+            raise self._error(
+                f"learning_rate must be a number of at least 0, or a schedule, "
+                f"not {self.learning_rate!r}"
+            )
+        return float(rate)
+
+    def new_optimizer(self, steps: int) -> Any:
+        """Return a Keras optimizer for one training of so many steps; imports Keras."""
+        import keras
+
+        optimizer = keras.optimizers.get(_terms.new(self.terms_optimizer))
+        rate = self._rate
+        if callable(rate) and not hasattr(rate, "get_config"):
+            rate = rate(steps)
+        if isinstance(rate, dict):
+            rate = keras.optimizers.schedules.deserialize(rate)
+        if rate is not None and self.initial_rate is not None:
+            config = optimizer.get_config()  # that may have a schedule
+            optimizer = type(optimizer).from_config(config | {"learning_rate": rate})
+        elif rate is not None:
+            optimizer.learning_rate = rate
+        return optimizer
+
+    @property
+    def _rate(self) -> Any:
+        named = self.learning_rate is None and isinstance(self.optimizer, str)
+        return 1e-3 if named else self.learning_rate
+
+    @property
+    def terms_optimizer(self) -> Any:
+        """The optimizer, by its one name if it was given by name."""
+        return self.optimizer.lower() if isinstance(self.optimizer, str) else self.optimizer
 
     def natural(self, value: float) -> float:
         """Return the own value of what is searched for, of an objective; and the reverse."""
@@ -330,6 +519,22 @@ class Application:
         rows = [*map(int, parts), *(self.rows or ())[len(parts) :]]
         return replace(self, rows=rows)
 
+    def with_scaled_rate(self, batch_size: int | None) -> Application:
+        """Return the same task with a learning rate in proportion to the batch size; None: its own.
+
+        The linear scaling rule of Goyal et al., *Accurate, large minibatch SGD* (2017), by which
+        the searches of CANDLE's benchmarks scale, too.
+
+        Raises
+        ------
+        ApplicationError
+            Its learning rate is a schedule.
+        """
+        if self.initial_rate is None:
+            raise self._error("--scale_learning_rate scales a number, not a schedule")
+        factor = (batch_size or self.batch_size) / self.batch_size
+        return replace(self, learning_rate=self.initial_rate * factor)
+
     def _synthetic(self, size: str) -> Application:
         if self.generate is None:
             raise ApplicationError(f"application {self.name}: there is no synthetic data for it")
@@ -359,6 +564,23 @@ class Application:
         rows = {"validation_rows": self.data.count("valid"), "test_rows": self.data.count("test")}
         return {"metric": self.objective_name, "mode": self.direction, **rows}
 
+    def describe_training(self) -> dict[str, Any]:
+        """Return how candidates are trained, for the record, as JSON values."""
+        weights: Any = self.class_weight
+        if isinstance(weights, Mapping):
+            weights = {str(label): float(weight) for label, weight in weights.items()}
+        return {
+            "losses": [_shown(head.loss) for head in self.heads],
+            "metrics": list(self.metric_names),
+            "optimizer": _shown(self.optimizer),
+            "learning_rate": self.initial_rate or _shown(self._rate),
+            "warmup_epochs": self.warmup_epochs,
+            "precision": self.precision,
+            "class_weight": weights,
+            "sample_weights": self.data.w_train is not None,
+            "callbacks": [callback.describe() for callback in self.watchers],
+        }
+
     def space(self, chosen: SpaceChoice | None = None) -> Space:
         """Make a space for this application's shapes; None: the default space."""
         chosen = self.default_space if chosen is None else chosen
@@ -369,7 +591,7 @@ class Application:
         else:
             found = from_function(chosen)
         try:
-            space = found(self.input_shapes, self.output_units, self.output_activation)
+            space = found(self.input_shapes, *self._ends)
         except SpaceError as misfit:
             raise SpaceError(f"application {self.name}: {misfit}") from misfit
         graph = _drawn(space)
@@ -380,27 +602,31 @@ class Application:
                 space.name,
                 graph,
                 shapes,
-                self.loss,
-                self.output_units,
-                self.output_activation,
+                self.heads,
             )
         return space
 
+    @property
+    def _ends(self) -> tuple[Any, Any]:
+        """Widths and activations of the outputs, as spaces take them."""
+        if not self.outputs:
+            return self.output_units, self.output_activation
+        return tuple(head.units for head in self.heads), tuple(h.activation for h in self.heads)
+
     def _prepared(self, data: Data) -> Data:
         """Return data as engines take it; raises ApplicationError."""
-        labels = _rows.Labels(self.loss)
+        labels = _rows.Labels(self.heads[0].loss)
         shapes = shapes_of(self.input_shapes)
         found = Data(**{**data.fields(), **_arrays_of(data, shapes, labels)})
         terms = self._terms_for(found)
         found = self._parted(found, terms)
         parts = found.fields()
-        outputs = terms, self.output_units, self.output_activation, self.metric
         for part in PARTS:
             name, x = f"y_{part}", parts[f"x_{part}"]
             if isinstance(x, Batches):
-                _rows.fit(f"the first batch of x_{part}: y", x.first.y, *outputs)
-            elif parts[name] is not None and not isinstance(parts[name], tuple):
-                parts[name] = _rows.fit(name, parts[name], *outputs)
+                self._targets(f"the first batch of x_{part}: y", x.first.y, terms)
+            elif parts[name] is not None:
+                parts[name] = self._targets(name, parts[name], terms)
         if self.class_weight is not None and isinstance(found.x_train, Batches):
             raise ApplicationError(
                 "class_weight: a source of batches gives weights itself, as (x, y, weights)"
@@ -412,6 +638,24 @@ class Application:
         prepared = Data(**parts)
         _warn_of_shared_rows(self.name, prepared)
         return prepared
+
+    def _targets(self, name: str, y: Arrays, terms: Terms) -> Arrays:
+        """Return targets as the losses take them; raises ApplicationError."""
+        targets = as_tuple(y)
+        if len(targets) != len(self.heads):
+            if not self.outputs:
+                return y  # a function's networks may end in anything
+            raise ApplicationError(
+                f"{name} must be a tuple of targets for {len(self.heads)} outputs, found "
+                f"{len(targets)}"
+            )
+        found = []
+        for i, (target, judged, head) in enumerate(
+            zip(targets, terms.outputs, self.heads, strict=True)
+        ):
+            own = name if len(targets) == 1 else f"{name}[{i}]"
+            found.append(_rows.fit(own, target, judged, head.units, head.activation, head.metrics))
+        return _alone(tuple(found))
 
     def _parted(self, data: Data, terms: Terms) -> Data:
         """Set validation rows aside if there are none, and leave out rows that are too many."""
@@ -447,13 +691,20 @@ class Application:
         return Data(**parts)
 
     def _terms_for(self, data: Data) -> Terms:
-        x, y, units = data.x_train, data.y_train, self.output_units
-        y = x.first.y if isinstance(x, Batches) else y
-        target = None if isinstance(y, tuple) else y.shape[1:]
-        loss = _terms.resolved_loss(self.loss, units, target)
-        metric = _terms.resolved_metric(self.metric, loss, units, target)
-        optimizer = self.optimizer
-        return Terms(loss, metric, optimizer.lower() if isinstance(optimizer, str) else optimizer)
+        y = data.x_train.first.y if isinstance(data.x_train, Batches) else data.y_train
+        several = not self.outputs and isinstance(y, tuple)
+        targets = as_tuple(y)
+        names = iter(_output.metrics_of(self.heads))
+        outputs = []
+        for i, head in enumerate(self.heads):
+            target = None if several or i >= len(targets) else targets[i].shape[1:]
+            loss = _terms.resolved_loss(head.loss, head.units, target)
+            metrics = {
+                next(names): _terms.resolved_metric(metric, loss, head.units, target)
+                for metric in head.metrics
+            }
+            outputs.append(Judged(loss, metrics, head.weight))
+        return Terms(tuple(outputs), self.terms_optimizer)
 
     def _error(self, what: str) -> ApplicationError:
         return ApplicationError(f"application {self.name}: {what}")
@@ -464,6 +715,20 @@ class Application:
             return check(*arguments)
         except ApplicationError as wrong:
             raise self._error(str(wrong)) from wrong
+
+
+def _shown(given: Any) -> Any:
+    """Return what was given for a loss, an optimizer and the like, as a JSON value."""
+    if given is None or isinstance(given, str | int | float):
+        return given
+    name = getattr(given, "__name__", None) or type(given).__name__
+    if isinstance(given, dict):
+        name = str(given.get("class_name", given))
+    config = getattr(given, "get_config", None)
+    if config is None or isinstance(given, type):
+        return name
+    plain = {k: v for k, v in config().items() if v is None or isinstance(v, str | int | float)}
+    return {"name": name, **plain}
 
 
 def _arrays_of(
@@ -509,8 +774,8 @@ def _source_of(
     name = f"the first batch of x_{part}"
     first = source.first
     _rows.inputs_of(f"{name}: x", first.x if len(shapes) > 1 else first.x[0], shapes)
-    _rows.targets_of(f"{name}: y", first.y, len(first.y), None)
-    _rows.check_rows(f"{name}: x and y", (*first.x, first.y))
+    targets = _rows.targets_of(f"{name}: y", first.y, len(first.x[0]), None)
+    _rows.check_rows(f"{name}: x and y", (*first.x, *targets))
     return source
 
 
@@ -518,7 +783,7 @@ def _warn_of_shared_rows(name: str, data: Data) -> None:
     """Say how many test rows are no test, as the search sees them."""
     parts = data.x_test, data.x_train, data.x_valid
     hidden = any(isinstance(x, Batches) for x in parts) or (
-        data.version is not None and data.is_streamed
+        data.version is not None and not (data.in_memory("train") and data.in_memory("valid"))
     )
     if data.x_test is None or hidden or expected_rank() != 0:
         return

@@ -14,7 +14,9 @@ from transfer_nas.errors import ApplicationError
 
 
 class Batch(NamedTuple):
-    """Inputs, one array for each of the model's; targets; weights of the rows, or None."""
+    """Inputs, an array for each of the model's; targets, a tuple of them for several outputs;
+    weights of the rows, or None.
+    """
 
     x: tuple[npt.NDArray[Any], ...]
     y: Any
@@ -80,7 +82,7 @@ class Batches:
     @property
     def rows(self) -> int:
         """Rows of an epoch, if all batches have as many as the first."""
-        return len(self) * len(self.first.y)
+        return len(self) * len(self.first.x[0])
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(np.arange(len(self)), 0)
@@ -115,18 +117,18 @@ class Batches:
 
     def check(self, batch: Batch) -> None:
         """Raise ApplicationError unless a batch has the shapes of the first."""
-        for part, known in zip(("x", "y"), (self.first.x, (self.first.y,)), strict=True):
-            found = batch.x if part == "x" else (batch.y,)
+        y = _tuple(batch.y)
+        for part, known, found in (("x", self.first.x, batch.x), ("y", _tuple(self.first.y), y)):
             shapes = [[array.shape[1:] for array in arrays] for arrays in (known, found)]
             if shapes[0] != shapes[1]:
                 raise ApplicationError(
                     f"the source of batches changes its shapes: {part} of the first batch has "
                     f"{_shown(shapes[0])} after the first axis, a later one {_shown(shapes[1])}"
                 )
-        if len({len(array) for array in (*batch.x, batch.y)}) != 1:
+        if len({len(array) for array in (*batch.x, *y)}) != 1:
             raise ApplicationError(
                 "the source of batches: x and y of a batch must have as many rows, found "
-                f"{[len(array) for array in (*batch.x, batch.y)]}"
+                f"{[len(array) for array in (*batch.x, *y)]}"
             )
 
     def ended(self) -> Any:
@@ -181,9 +183,14 @@ def _batch(given: Any) -> Batch:
         raise ApplicationError(
             f"the source of batches must give (x, y) or (x, y, weights), found {given!r:.60}"
         )
-    x = given[0] if isinstance(given[0], tuple | list) else (given[0],)
     w = None if len(given) == 2 or given[2] is None else np.asarray(given[2])
-    return Batch(tuple(map(np.asarray, x)), np.asarray(given[1]), w)
+    several = isinstance(given[1], tuple) and all(hasattr(part, "shape") for part in given[1])
+    y = tuple(map(np.asarray, given[1])) if several else np.asarray(given[1])
+    return Batch(tuple(map(np.asarray, _tuple(given[0]))), y, w)
+
+
+def _tuple(given: Any) -> tuple[Any, ...]:
+    return tuple(given) if isinstance(given, tuple | list) else (given,)
 
 
 def _shown(shapes: list[tuple[int, ...]]) -> str:

@@ -87,18 +87,19 @@ class Data:
         return 0 if x is None else len(as_tuple(x)[0])
 
     @property
-    def steps(self) -> int:
+    def ordered(self) -> int:
         """What an epoch puts into a new order: training rows, or the batches of a source."""
         return len(as_tuple(self.x_train)[0])
 
-    @property
-    def is_streamed(self) -> bool:
-        """Whether not all of what is trained on and judged by is in memory."""
-        return any(
-            isinstance(array, OnDisk | Batches)
-            for x in (self.x_train, self.x_valid)
-            for array in as_tuple(x)
-        )
+    def steps(self, batch_size: int) -> int:
+        """Return how many batches an epoch has."""
+        alone = isinstance(self.x_train, Batches)
+        return self.ordered if alone else -(-self.ordered // batch_size)
+
+    def in_memory(self, part: str) -> bool:
+        """Whether a part is neither on disk nor a source of batches."""
+        x = as_tuple(getattr(self, f"x_{part}"))
+        return not any(isinstance(array, OnDisk | Batches) for array in x)
 
     def taking(self, part: str, rows: Rows, source: str | None = None) -> dict[str, Any]:
         """Return fields of a part that holds some rows of its own, or of another part."""

@@ -9,7 +9,9 @@ from typing import Any
 from cpp_store.command_line import expected_rank
 
 from graph_meta import LayerGraph
+from graph_meta.graph import LayerSpec
 from transfer_nas.applications import _terms
+from transfer_nas.applications._output import Output
 from transfer_nas.applications._terms import CLASSES, ONE_HOT, UNIT
 from transfer_nas.errors import ApplicationError
 
@@ -20,9 +22,7 @@ def check(
     space: str,
     graph: LayerGraph,
     shapes: Sequence[tuple[int, ...]],
-    loss: Any,
-    units: int,
-    output_activation: str | None,
+    heads: Sequence[Output],
 ) -> None:
     """Raise ApplicationError if a network does not go with inputs, loss and targets.
 
@@ -36,12 +36,8 @@ def check(
         One of its networks. Only last layers that everybody uses are looked at.
     shapes
         Of the application's inputs.
-    loss
-        As the user gave it.
-    units
-        Width of the outputs that the application needs.
-    output_activation
-        What the application has its networks end in.
+    heads
+        The outputs that the application needs.
     """
     takes = [graph.layers[edge.layer].spec.config.get("batch_shape") for edge in graph.inputs]
     if len(takes) != len(shapes) or not all(map(_takes, takes, shapes)):
@@ -50,9 +46,20 @@ def check(
             f"the networks of space {space} take inputs of shapes {taken}, and input_shapes is "
             f"{list(shapes)}"
         )
-    if len(graph.outputs) != 1:
-        return
-    spec = graph.layers[graph.outputs[0].layer].spec
+    if len(graph.outputs) != len(heads):
+        if len(heads) == 1:
+            return
+        raise ApplicationError(
+            f"the networks of space {space} have {len(graph.outputs)} outputs, and the application "
+            f"has {len(heads)}"
+        )
+    for edge, head in zip(graph.outputs, heads, strict=True):
+        _check_end(space, graph.layers[edge.layer].spec, head)
+
+
+def _check_end(space: str, spec: LayerSpec, head: Output) -> None:
+    """Raise ApplicationError if a last layer does not go with its loss and targets."""
+    units = head.units
     found = spec.config.get("units", units) if spec.class_name == "Dense" else units
     if found != units:
         raise ApplicationError(
@@ -64,14 +71,16 @@ def check(
             "a softmax over one output is always 1: use output_activation='sigmoid' with "
             "loss='binary_crossentropy', or two outputs"
         )
-    name = _terms.plain_name(loss)
+    name = _terms.plain_name(head.loss)
     kind = _terms.LOSSES.get(name) if isinstance(name, str) else None
+    for metric in head.metrics if activation == "linear" else ():
+        _terms.check_probabilities(metric, kind)
     if activation == "linear" and kind in (CLASSES, ONE_HOT, UNIT) and "crossentropy" in name:
         wanted = "sigmoid" if kind == UNIT else "softmax"
         ends = (
             f"{name} takes probabilities, and the networks of space {space} end in a linear layer: "
         )
-        if output_activation in (None, "linear"):
+        if head.activation in (None, "linear"):
             raise ApplicationError(f"{ends}set output_activation={wanted!r}")
         if expected_rank() == 0:
             _log.warning("%slet the last one have activation=%r", ends, wanted)

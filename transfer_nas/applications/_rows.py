@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from transfer_nas.applications import _terms
 from transfer_nas.applications._disk import OnDisk
-from transfer_nas.applications._terms import CLASSES, NUMBERS, ONE_HOT, UNIT, Terms
+from transfer_nas.applications._terms import CLASSES, NUMBERS, ONE_HOT, UNIT, Judged, Terms
 from transfer_nas.errors import ApplicationError
 
 Array = npt.NDArray[Any]
@@ -190,7 +190,7 @@ def check_rows(names: str, arrays: Sequence[Array]) -> None:
 
 
 def fit(
-    name: str, y: Array, terms: Terms, units: int, activation: str | None, metric: Any
+    name: str, y: Array, terms: Judged, units: int, activation: str | None, metrics: Sequence[Any]
 ) -> Array:
     """Return targets in the dtype that the loss takes, checked against loss, metric and outputs.
 
@@ -201,11 +201,11 @@ def fit(
     y
         Targets of a model with one output.
     terms
-        Loss and metric, by their one names.
+        Loss and metrics, by their one names.
     units, activation
         Of the outputs.
-    metric
-        As the user gave it, for messages.
+    metrics
+        As the user gave them, for messages.
 
     Raises
     ------
@@ -223,7 +223,8 @@ def fit(
             f"{name} holds {_shown(y.min())} to {_shown(y.max())}, which outputs of {activation} "
             "(0 to 1) never reach: regression takes no output_activation"
         )
-    _check_metric(name, y, terms, kind, units, metric)
+    for given, metric in zip(metrics, terms.metrics.values(), strict=True):
+        _check_metric(name, y, metric, str(terms.loss), kind, units, given)
     return y
 
 
@@ -416,8 +417,9 @@ _FITS: dict[str, Callable[[str, Array, str, int], Array]] = {
 }
 
 
-def _check_metric(name: str, y: Array, terms: Terms, kind: str, units: int, given: Any) -> None:
-    metric = terms.metric
+def _check_metric(
+    name: str, y: Array, metric: Any, loss: str, kind: str, units: int, given: Any
+) -> None:
     known = _terms.METRICS.get(metric) if isinstance(metric, str) else None
     if known is None:
         return
@@ -427,17 +429,17 @@ def _check_metric(name: str, y: Array, terms: Terms, kind: str, units: int, give
             f"metric {given!r} takes numbers of classes, which {name}, shape {y.shape}, are not "
             f"for this loss: use metric={better!r}"
         )
-    if known.targets == NUMBERS and kind == CLASSES:
+    if kind == CLASSES and (known.targets == NUMBERS or (metric in _terms.SCORES and units == 1)):
         if units == 1:
             raise ApplicationError(
-                f"metric {given!r}: with {terms.loss} and one output there is but one class; "
+                f"metric {given!r}: with {loss} and one output there is but one class; "
                 "output_units is the number of classes, 1 only with loss='binary_crossentropy'"
             )
         raise ApplicationError(
             f"metric {given!r} takes as many targets as there are outputs ({units}), and {name} "
             "holds numbers of classes: use metric='accuracy'"
         )
-    counts = metric in ("binary_accuracy", "categorical_accuracy")
+    counts = metric in ("binary_accuracy", "categorical_accuracy", *_terms.SCORES)
     if counts and kind == NUMBERS and not np.isin(y, (-1, 0, 1)).all():
         raise ApplicationError(
             f"metric {given!r} counts classes, and {name} holds {_shown(y.min())} to "

@@ -7,8 +7,9 @@ and ``MeanSquaredError`` are one.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from transfer_nas.errors import ApplicationError, near_misses
@@ -47,6 +48,10 @@ LOSSES: Mapping[str, str] = {
 }
 """By Keras name: what targets it takes."""
 
+SCORES = ("auc", "auc_pr", "f1", "mcc")
+"""Metrics of classes that `training.scores` computes from all predictions at once, whatever form
+the targets have and whichever engine trains; macro averages where there are several classes."""
+
 _SPARSE = "sparse_categorical_accuracy"
 _LESS = (
     "binary_crossentropy",
@@ -66,13 +71,11 @@ _LESS = (
     "squared_hinge",
 )
 _MORE = (
-    "auc",
     "binary_accuracy",
     "binary_io_u",
     "categorical_accuracy",
     "concordance_correlation",
     "cosine_similarity",
-    "f1_score",
     "f_beta_score",
     "pearson_correlation",
     "precision",
@@ -92,6 +95,7 @@ class Metric(NamedTuple):
 
 
 METRICS: Mapping[str, Metric] = {
+    **{name: Metric(ANY, "max") for name in SCORES},
     "accuracy": Metric(ANY, "max"),  # one of three, by the shape of the targets
     _SPARSE: Metric(CLASSES, "max"),
     "sparse_top_k_categorical_accuracy": Metric(CLASSES, "max"),
@@ -100,6 +104,17 @@ METRICS: Mapping[str, Metric] = {
     **{name: Metric(NUMBERS, "max") for name in _MORE},
 }
 """By Keras name. What is not among them has no known direction."""
+
+_OF_PROBABILITIES = (
+    "auc",
+    "auc_pr",
+    "binary_crossentropy",
+    "categorical_crossentropy",
+    "precision",
+    "recall",
+    "sparse_categorical_crossentropy",
+)
+"""Metrics that mean nothing of a linear layer's outputs."""
 
 OPTIMIZERS = (
     "adadelta",
@@ -117,6 +132,14 @@ OPTIMIZERS = (
 
 _SHORT = {
     "acc": "accuracy",
+    "auc-pr": "auc_pr",
+    "aucpr": "auc_pr",
+    "auprc": "auc_pr",
+    "pr_auc": "auc_pr",
+    "auroc": "auc",
+    "roc_auc": "auc",
+    "f1_score": "f1",  # Keras' has a number for each class
+    "r2": "r2_score",
     "bce": "binary_crossentropy",
     "ce": "crossentropy",
     "kld": "kl_divergence",
@@ -135,16 +158,75 @@ _MODES: Mapping[str, Direction] = {
 }
 
 
-class Terms(NamedTuple):
-    """An application's loss, metric and optimizer as engines take them.
+class Judged(NamedTuple):
+    """How one output is trained and judged, as engines take it.
 
-    Those that were given by name are there by one name each, the one that `LOSSES`, `METRICS` and
-    `OPTIMIZERS` have; others are what was given.
+    Loss and metrics that were given by name are there by one name each, the one that `LOSSES` and
+    `METRICS` have; others are what was given (`new`).
+
+    Attributes
+    ----------
+    loss
+        What is minimised.
+    metrics
+        By what results call them.
+    weight
+        Of the loss, among those of all outputs.
     """
 
     loss: Any
-    metric: Any
+    metrics: Mapping[str, Any]
+    weight: float = 1.0
+
+
+class Terms(NamedTuple):
+    """An application's losses, metrics and optimizer as engines take them."""
+
+    outputs: tuple[Judged, ...]
     optimizer: Any
+
+    @property
+    def loss(self) -> Any:
+        """The first output's, which most often is the only one."""
+        return self.outputs[0].loss
+
+    @property
+    def metric(self) -> Any:
+        """The first one of the first output that has any; None: there is none."""
+        return next((term for each in self.outputs for term in each.metrics.values()), None)
+
+
+def new(given: Any) -> Any:
+    """Return an object for one model only: what a function or class makes, or an object's copy.
+
+    Names, configurations, and functions of targets and predictions are what they are.
+    """
+    if isinstance(given, type):
+        return given()
+    if hasattr(given, "get_config"):
+        return type(given).from_config(given.get_config())
+    return given() if is_maker(given) else given
+
+
+def is_maker(given: Any) -> bool:
+    """Whether something is a function that makes objects: one that can do without arguments."""
+    if not callable(given) or hasattr(given, "get_config"):
+        return False
+    try:
+        inspect.signature(given).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def name_of(given: Any) -> str:
+    """Return what results call a metric."""
+    if is_maker(given) and not isinstance(given, type):
+        given = given()
+    name = given
+    if not isinstance(given, str):
+        name = getattr(given, "__name__", None) or getattr(given, "name", type(given).__name__)
+    return re.sub(r"\W", "_", str(plain_name(name)))
 
 
 def plain_name(given: Any) -> Any:
@@ -173,7 +255,7 @@ def direction_of(metric: Any, mode: Direction | None) -> Direction:
     ApplicationError
         It is not known and `mode` does not say it, or `mode` says the opposite.
     """
-    known = METRICS.get(plain_name(metric if isinstance(metric, str) else type(metric).__name__))
+    known = known_direction(metric)
     shown = metric if isinstance(metric, str) else getattr(metric, "__name__", metric)
     if known is None:
         if mode is None:
@@ -181,30 +263,56 @@ def direction_of(metric: Any, mode: Direction | None) -> Direction:
                 f"metric {shown!r}: is more of it better, or less? Say mode='max' or mode='min'"
             )
         return mode
-    if mode not in (None, known.direction):
-        more = "more" if known.direction == "max" else "less"
+    if mode not in (None, known):
+        more = "more" if known == "max" else "less"
         raise ApplicationError(
             f"mode={mode!r} would search for the worst, as {more} of metric {shown!r} is better: "
             "leave mode out"
         )
-    return known.direction
+    return known
 
 
-def check_names(loss: Any, metric: Any, optimizer: Any) -> None:
+def known_direction(metric: Any) -> Direction | None:
+    """Return which way of a metric is better, if that is known of its name or class."""
+    kind = metric if isinstance(metric, str | type) else type(metric)
+    found = METRICS.get(plain_name(kind if isinstance(kind, str) else kind.__name__))
+    return None if found is None else found.direction
+
+
+def check_probabilities(metric: Any, kind: str | None) -> None:
+    """Raise ApplicationError for a metric of probabilities; the outputs are of a linear layer."""
+    name = metric if isinstance(metric, str | type) else type(metric)
+    name = plain_name(name if isinstance(name, str) else name.__name__)
+    if name in _OF_PROBABILITIES or (name in ("f1", "mcc") and kind == UNIT):
+        wanted = "sigmoid" if kind == UNIT else "softmax"
+        raise ApplicationError(
+            f"metric {name_of(metric)} takes probabilities, and the networks end in a linear "
+            f"layer: set output_activation={wanted!r}"
+        )
+
+
+def check_names(losses: Iterable[Any], metrics: Iterable[Any], optimizer: Any) -> None:
     """Raise ApplicationError, with near misses, unless Keras has them all."""
-    for what, given, known in (("loss", loss, LOSSES), ("metric", metric, METRICS)):
+    asked: list[tuple[str, Any, Iterable[str]]] = [("loss", each, LOSSES) for each in losses]
+    asked += [("metric", each, METRICS) for each in metrics]
+    for what, given, known in asked:
         if isinstance(given, str):
             if plain_name(given) not in known:
                 _look_up(what, given, known)
         elif not callable(given) and not isinstance(given, dict):
-            raise ApplicationError(f"{what} must be the name of a Keras {what}, not {given!r}")
+            raise ApplicationError(
+                f"{what} must be the name of a Keras {what}, an object of one or a function, "
+                f"not {given!r}"
+            )
     if isinstance(optimizer, str):
         if optimizer.lower() not in OPTIMIZERS:
             _look_up("optimizer", optimizer, OPTIMIZERS)
-    elif not isinstance(optimizer, dict):
+    elif not isinstance(optimizer, dict) and not (
+        hasattr(optimizer, "get_config") or isinstance(optimizer, type) or is_maker(optimizer)
+    ):
         raise ApplicationError(
-            "optimizer must be the name of a Keras optimizer, or its configuration (an optimizer "
-            f"object serves one model only), not {optimizer!r}"
+            "optimizer must be the name of a Keras optimizer, its configuration, an optimizer (of "
+            f"which each candidate gets a copy) or a function that makes one, not {optimizer!r}"
         )
 
 

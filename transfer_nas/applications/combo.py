@@ -10,6 +10,8 @@ is a generated drug screen.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from transfer_nas.errors import ApplicationError
 
 TRAIN_ROWS, VALID_ROWS = 2_000, 500
 ORIGINAL_WIDTHS = (942, 3820)
-FEATURES = 300  # of 8,582
+FEATURES = 300
+PUBLISHED = 8_582  # features of the original
 _SEED = 2017  # the benchmark's
 
 
@@ -164,3 +167,13 @@ application = Application(
     batch_size=64,
     default_space="combo",
 )
+
+published = dataclasses.replace(
+    application,
+    name="combo-published-synthetic",
+    load=functools.partial(generate, PUBLISHED),
+    input_shapes=_shapes(PUBLISHED),
+    metrics=("mean_absolute_error",),
+    batch_size=32,
+)
+"""With what ``combo_default_model.txt`` and ``combo_baseline_keras2.py`` say."""

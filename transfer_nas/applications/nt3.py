@@ -7,6 +7,8 @@ what the network found is worth. Without the files there is a generated set of t
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 from transfer_nas.applications import _files
 from transfer_nas.applications._base import Application
+from transfer_nas.applications._callbacks import ReduceLROnPlateau
 from transfer_nas.applications._data import Data
 from transfer_nas.applications._files import Matrix
 from transfer_nas.applications._tables import every_fourth
@@ -23,6 +26,7 @@ Labels = npt.NDArray[np.generic]
 
 TRAIN_ROWS, VALID_ROWS = 1_120, 280
 FEATURES = 512  # of 60,483: so that candidates train in seconds on a few cores
+ORIGINAL_WIDTH = 60_483
 
 
 def read(directory: Path) -> Data:
@@ -59,7 +63,11 @@ def generate(features: int = FEATURES) -> Data:
     )
     level = rng.normal(1.0, 0.5, size=features)
     noise = rng.normal(scale=0.8, size=(rows, features))
-    expressions = np.exp(0.5 * (level + activity @ loadings + noise)).astype(np.float32)
+    genes = activity @ loadings  # in place, as this is large at the original's width
+    genes += level
+    genes += noise
+    genes *= 0.5
+    expressions = np.exp(genes, out=genes).astype(np.float32)
     order = rng.permutation(rows)
     train, valid = order[:TRAIN_ROWS], order[TRAIN_ROWS:]
     return _divided(labels[train], expressions[train], labels[valid], expressions[valid])
@@ -87,3 +95,16 @@ application = Application(
     batch_size=20,
     default_space="nt3",
 )
+
+published = dataclasses.replace(
+    application,
+    name="nt3-published-synthetic",
+    load=functools.partial(generate, ORIGINAL_WIDTH),
+    input_shapes=[(ORIGINAL_WIDTH,)],
+    metric="accuracy",
+    optimizer="sgd",
+    learning_rate=1e-3,
+    callbacks=(ReduceLROnPlateau(monitor="val_loss", factor=0.1, patience=10, min_delta=1e-4),),
+    epochs=400,
+)
+"""With what ``nt3_default_model.txt`` and ``nt3_baseline_keras2.py`` say."""

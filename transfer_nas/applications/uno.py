@@ -7,6 +7,8 @@ each input, ``y_train``, and the same of ``val``. Without it there is a generate
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ from transfer_nas.errors import ApplicationError
 FILE = "top_21_auc_1fold.uno.h5"
 TRAIN_ROWS, VALID_ROWS = 2_000, 500
 ORIGINAL_WIDTHS = (942, 5270, 2048)  # expressions of a cell; descriptors, fingerprints of a drug
-FEATURES = 300  # of 15,580
+FEATURES = 300
+PUBLISHED = 15_580  # features of the original
 
 
 def read(directory: Path) -> Data:
@@ -99,3 +102,13 @@ application = Application(
     batch_size=64,
     default_space="uno",
 )
+
+published = dataclasses.replace(
+    application,
+    name="uno-published-synthetic",
+    load=functools.partial(generate, PUBLISHED),
+    input_shapes=_shapes(PUBLISHED),
+    metrics=("mean_absolute_error",),
+    batch_size=32,
+)
+"""With what ``uno_default_model.txt`` and ``uno_baseline_keras2.py`` say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Architectures:
             space = spaces.get(
                 own_space or name,
                 found.get("input_shapes", []),
-                int(found.get("output_units", 1)),
+                found.get("output_units", 1),
                 found.get("output_activation"),
             )
         except (SpaceError, TypeError, ValueError) as error:
@@ -98,17 +99,46 @@ def view(run: Run, architectures: Architectures) -> View:
     pictures = [
         (f"{place + 1}. {title}", svg)
         for place, row in enumerate(ranked[:_PICTURES])
-        for title, svg in [_picture(run, row, architectures)]
+        for title, svg in [picture(run, row, architectures)]
         if svg
     ]
     notes = [architectures.why_not + " Its architectures are not drawn."]
     return View(
         "best",
         "Best models",
-        tables=[_table(run, ranked)],
+        tables=[*_retrained(run), _table(run, ranked)],
         pictures=pictures,
         notes=() if architectures.space is not None else notes,
     )
+
+
+def _retrained(run: Run) -> list[Table]:
+    """Return the table of the finalists: by validation and by test rows, side by side."""
+    scale, cells, jobs = Scale.of(run), [], list[int | None]()
+    found = [each for each in run.summary.get("retrained") or [] if isinstance(each, dict)]
+    for each in found:
+        after, test = each.get("objective"), each.get("test")
+        jobs.append(each.get("job"))
+        cells.append(
+            [
+                f"job {each.get('job')}",
+                scale.text(each.get("objective_in_search", math.nan)),
+                "–" if after is None else scale.text(after),
+                _tested(test),
+                f"{each.get('chosen_from', 0):,}",
+                f"{each.get('epochs') or 0:,}",
+            ]
+        )
+    values = (f"{scale.name} in the search", f"{scale.name} retrained", "on test rows")
+    columns = ("model", *values, "chosen from", "epochs")
+    title = "Trained fully, and tested with rows that no search saw"
+    return [Table(title, columns, cells, frozenset({1, 2, 4, 5}), jobs={0: jobs})] if cells else []
+
+
+def _tested(test: object) -> str:
+    if not isinstance(test, dict):
+        return "no test rows"
+    return ", ".join(f"{name} {value:.4f}" for name, value in test.items() if name != "loss")
 
 
 def retrain_command(run: Run, job: int) -> str:
@@ -151,7 +181,7 @@ def _table(run: Run, rows: Sequence[int]) -> Table:
     return Table("The best", columns, cells, numeric, commands, "train it alone", jobs)
 
 
-def _picture(run: Run, row: int, architectures: Architectures) -> tuple[str, str]:
+def picture(run: Run, row: int, architectures: Architectures) -> tuple[str, str]:
     """Return a title and the drawing of a model beside its ancestor, or alone if it has none."""
     graph = architectures.graph(run, row)
     if graph is None:

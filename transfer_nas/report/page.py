@@ -15,6 +15,7 @@ from transfer_nas.report import (
     best,
     comparison,
     explore,
+    front,
     genes,
     judged,
     lineage,
@@ -214,7 +215,7 @@ def as_script(values: Any) -> str:
 
 
 def _views(run: Run, architectures: Architectures, packed: rows.Rows | None) -> list[View]:
-    optional = [judged.view(run), overview.failures(run)]
+    optional = [judged.view(run), overview.failures(run), front.view(run, architectures)]
     title = "All evaluations"
     if packed is not None:
         table = View("evaluations", title, rows=True)
@@ -225,6 +226,7 @@ def _views(run: Run, architectures: Architectures, packed: rows.Rows | None) -> 
         table = View("evaluations", title, missing="No evaluation has ended yet.")
     more = explore.slices(run) if run.genes and packed is not None else ()
     return [
+        *([optional[2]] if optional[2] is not None else []),
         best.view(run, architectures),
         *([optional[0]] if optional[0] is not None else []),
         table,

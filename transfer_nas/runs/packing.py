@@ -32,7 +32,7 @@ _KEY = b"transfer-nas packed run"
 _FILE = b"file:"
 # What belongs to a run; a packed file from somewhere else may name no others.
 _NAMES = re.compile(
-    r"checkpoint|results\.csv|summary\.json|best\.(keras|safetensors)|best-validation\.json|logs/rank-\d+\.(log|jsonl)"
+    r"checkpoint|results\.csv|summary\.json|best\.(keras|safetensors)|best-validation\.json|front/\d+\.(keras|safetensors)|logs/rank-\d+\.(log|jsonl)"
 )
 
 

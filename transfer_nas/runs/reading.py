@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from transfer_nas.best import ranking
+from transfer_nas.best import Front, ranking
 from transfer_nas.errors import RunDirectoryError
-from transfer_nas.job import DONE
+from transfer_nas.job import DONE, Evaluation, Job
+from transfer_nas.objectives import Objectives
 from transfer_nas.searching import results
 from transfer_nas.searching.clock import Clock, resumptions
 from transfer_nas.searching.results import GeneCells
@@ -150,6 +151,34 @@ class Run:
     def best(self) -> int | None:
         """The row of the best evaluation: that of ``best.keras``; None if none worked."""
         return int(self.ranking[0]) if len(self.ranking) else None
+
+    @cached_property
+    def objectives(self) -> Objectives | None:
+        """What was searched for if that were several things at once; None: the objective."""
+        return Objectives.from_json(self.description.get("objectives"))
+
+    @property
+    def front(self) -> Front | None:
+        """The front of several objectives; None if there is one."""
+        return None if self.objectives is None else self.fronts()[0]
+
+    def fronts(self) -> tuple[Front, list[tuple[int, tuple[int, ...]]]]:
+        """Return the front, and how it came to be: the rows that joined it, and its jobs then."""
+        assert self.objectives is not None
+        front, history = Front(self.objectives), []
+        columns = {
+            each.measure: self.measure(each.measure).tolist()
+            for each in self.objectives
+            if each.measure is not None
+        }
+        for row, objective in enumerate(self.objective.tolist()):
+            if not self.done[row]:
+                continue
+            measures = {name: values[row] for name, values in columns.items()}
+            job = Job(int(self.job[row]), None)
+            if front.add(Evaluation(job, DONE, objective, measures)) is not None:
+                history.append((row, tuple(front.members)))
+        return front, history
 
     @cached_property
     def figures(self) -> dict[str, float]:
@@ -348,7 +377,7 @@ def described(content: bytes, file: Path) -> dict[str, Any]:
         and 0 <= description["started"] < 1e11  # seconds since the epoch
         and isinstance(space, dict)
         and isinstance(space.get("name", ""), str)
-        and isinstance(space.get("output_activation"), str | None)
+        and isinstance(space.get("output_activation"), str | list | None)
         and _chosen(space)
     ):
         raise RunDirectoryError(f"{file}: not a search's run.json")

@@ -138,9 +138,9 @@ def in_words(result: Mapping[str, Any], application: Application) -> str:
     valid = f"job {result['job']}: {name} {value:.4f} on the validation rows"
     if result["test"] is None:
         return valid
-    test = result["test"].get(application.metric_name)
+    test = result["test"].get(application.tested_name)
     count = application.data.count("test")
     return (
         f"{valid}, by which it is the best of {result['chosen_from']:,}; "
-        f"{application.metric} {test:.4f} on {count:,} test rows that no search saw"
+        f"{application.tested_name} {test:.4f} on {count:,} test rows that no search saw"
     )

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from transfer_nas import trained_model
 from transfer_nas.algorithms._base import Algorithm
-from transfer_nas.best import beats
+from transfer_nas.best import Front, beats
 from transfer_nas.job import Evaluation, Job
 from transfer_nas.searching.evaluation import candidate_path, checkpoints_path
 from transfer_nas.searching.run_directory import RunDirectory
 from transfer_nas.spaces import Space
+from transfer_nas.stopping import Stopper
 
 _SUMS_OF_ALL = ("bytes_transferred", "bytes_stored")
 _SUMS_OF_CHILDREN = (*_SUMS_OF_ALL, "layers", "layers_transferred")
@@ -56,6 +57,10 @@ class Status:
         Number of evaluations since then.
     first_failure
         The first evaluation that failed; None while there is none.
+    front
+        Of several objectives; None if there is one.
+    stopped
+        Trainings that were told to end early by this process.
     """
 
     evaluations: int
@@ -71,6 +76,8 @@ class Status:
     here: float
     fresh: int
     first_failure: Evaluation | None = None
+    front: Front | None = None
+    stopped: int = 0
 
     @property
     def evaluations_per_second(self) -> float:
@@ -123,6 +130,8 @@ class Manager:
     give_up_after
         If so many evaluations fail before one works, all for the same reason, the search ends;
         None: it does not.
+    stopper
+        Ends trainings beside what the algorithm says; None: nobody does.
 
     Attributes
     ----------
@@ -143,9 +152,13 @@ class Manager:
         warn: Callable[[str], None],
         observe: Callable[[Evaluation], None] | None = None,
         give_up_after: int | None = None,
+        stopper: Stopper | None = None,
     ) -> None:
         self._algorithm = algorithm
-        self.wants_reports = algorithm.wants_reports
+        self._stopper = stopper
+        self._stops: set[int] = set()  # jobs that run and were told to stop
+        self._stopped_early = 0
+        self.wants_reports = algorithm.wants_reports or stopper is not None
         self._directory = directory
         self._max_evals = max_evals
         self._retire = retire
@@ -171,6 +184,9 @@ class Manager:
         self._evaluations = 0
         self._failures = 0
         self._best: Evaluation | None = None
+        self._front = None if algorithm.objectives is None else Front(algorithm.objectives)
+        self._dead: set[int] = set()  # of the front: what the algorithm needs no more
+        self._fallen: list[int] = []  # from the front, since the last commit
         self._last_result = 0.0  # seconds after the run was started for the first time
         self._exhausted = False
         self._sums = dict.fromkeys((*_SUMS_OF_CHILDREN, "bytes_whole_copy"), 0)
@@ -185,7 +201,7 @@ class Manager:
             warn(line)
         self._adopt_candidates()
         self._drop_checkpoints()
-        self._forget_models([*dead, *algorithm.unfinished])
+        self._forget_models([*self._without_front(dead), *algorithm.unfinished])
 
     @property
     def path(self) -> Path:
@@ -213,8 +229,14 @@ class Manager:
 
     @property
     def best_objective(self) -> float:
-        """The best objective so far; minus infinity while there is none."""
-        return -math.inf if self._best is None else self._best.objective
+        """What an objective has to exceed for its model to be written down.
+
+        The best so far; minus infinity while there is none, and with several objectives, where any
+        model may be on the front.
+        """
+        if self._best is None or self._front is not None:
+            return -math.inf
+        return self._best.objective
 
     @property
     def status(self) -> Status:
@@ -233,6 +255,8 @@ class Manager:
             here=time.monotonic() - self._begun,
             fresh=self._evaluations - self._found,
             first_failure=self._first_failure,
+            front=self._front,
+            stopped=self._stopped_early,
         )
 
     def report(self, id: int, step: int, values: Mapping[str, float]) -> bool:
@@ -245,11 +269,16 @@ class Manager:
         """
         if id not in self._submitted:
             return False
-        decision = self._algorithm.report(self._jobs[id], step, values)
+        job = self._jobs[id]
+        decision = self._algorithm.report(job, step, values)
         if decision not in ("continue", "stop"):
             name = type(self._algorithm).__name__
             raise ValueError(f"{name}.report: expected continue or stop, found {decision!r:.60}")
-        return decision == "stop"
+        stops = self._stopper is not None and self._stopper.report(job, step, values)
+        if (stops or decision == "stop") and id not in self._stops:
+            self._stops.add(id)
+            self._stopped_early += 1
+        return id in self._stops
 
     def stop(self) -> None:
         """Hand out no more jobs; results of those that run are still welcome."""
@@ -281,7 +310,7 @@ class Manager:
         """Take the result of a job that `rank` evaluated, to be written down at `commit`."""
         job = evaluation.job
         submitted, best_then = self._submitted.pop(job.id)
-        self._jobs.pop(job.id, None)
+        self._no_more_reports(job.id)
         measures = {
             **evaluation.measures,
             "timestamp_submit": submitted,
@@ -301,11 +330,11 @@ class Manager:
         self._directory.told(evaluation)
         if self._observe is not None:
             self._unobserved.append(evaluation)
-        self._retired += self._algorithm.tell(evaluation)
+        best = self._count(evaluation)
+        self._retired += self._without_front(self._algorithm.tell(evaluation))
         if evaluation.status in STORED_PERHAPS:
             self._retired.append(job.id)
         self._told.append(job.id)
-        best = self._count(evaluation)
         if evaluation.objective > best_then or not evaluation.done:
             self._undecided.append((evaluation, best))
         if not evaluation.done:
@@ -325,6 +354,9 @@ class Manager:
         for evaluation, best in self._undecided:
             self._keep_model(evaluation, best=best)
         self._undecided.clear()
+        for job_id in self._fallen:
+            self._drop_from_front(job_id)
+        self._fallen.clear()
         if self._told and self._evaluations_path.is_dir():
             for job in self._told:
                 shutil.rmtree(self._evaluations_path / str(job), ignore_errors=True)
@@ -339,9 +371,15 @@ class Manager:
     def abandoned(self, job: Job) -> None:
         """Forget that a job was handed out: it was interrupted, a resumed search does it again."""
         del self._submitted[job.id]
-        self._jobs.pop(job.id, None)
+        self._no_more_reports(job.id)
         candidate_path(self._directory.path, job).unlink(missing_ok=True)
         self._forget_models([job.id])
+
+    def _no_more_reports(self, job: int) -> None:
+        self._jobs.pop(job, None)
+        self._stops.discard(job)
+        if self._stopper is not None:
+            self._stopper.forget(job)
 
     def _now(self) -> float:
         return time.time() - self._directory.started
@@ -360,6 +398,11 @@ class Manager:
             return False
         self._alike = False
         self._sums["bytes_whole_copy"] += int(measures.get("bytes_whole_copy", 0))
+        if self._front is not None:
+            fallen = self._front.add(evaluation) or []
+            self._fallen += fallen
+            self._retired += self._dead.intersection(fallen)
+            self._dead.difference_update(fallen)
         if not beats(evaluation, self._best):
             return False
         self._best = evaluation
@@ -374,8 +417,23 @@ class Manager:
             self.hopeless = True
             self.stop()
 
+    def _without_front(self, dead: Sequence[int]) -> list[int]:
+        """Return those of some dead that are not on the front; the others are retired later."""
+        front = self._front.members if self._front is not None else {}
+        self._dead |= front.keys() & dead
+        return [job for job in dead if job not in front]
+
+    def _drop_from_front(self, job: int) -> None:
+        for path in trained_model.front_path(self._directory.path, job).parent.glob(f"{job}.*"):
+            path.unlink()
+
     def _keep_model(self, evaluation: Evaluation, *, best: bool) -> None:
         candidate = candidate_path(self._directory.path, evaluation.job)
+        job = evaluation.job.id
+        if self._front is not None and job in self._front.members and candidate.exists():
+            kept = trained_model.front_path(self._directory.path, job)
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(candidate, kept)
         if best and candidate.exists():
             candidate.replace(trained_model.best_path(self._directory.path))
         else:
@@ -401,5 +459,12 @@ class Manager:
         """Decide on the models that a killed process left undecided."""
         if self._best is not None:
             self._keep_model(self._best, best=True)
+        if self._front is not None:
+            for evaluation in self._front.members.values():
+                self._keep_model(evaluation, best=False)
+            self._fallen.clear()
+            for path in trained_model.front_path(self._directory.path, 0).parent.glob("*.*"):
+                if path.stem not in map(str, self._front.members):
+                    path.unlink()
         for candidate in self._directory.path.glob("candidate-*"):
             candidate.unlink()

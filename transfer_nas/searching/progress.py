@@ -193,8 +193,12 @@ def describe(status: Status, timeout: float | None, goal: Goal = _OBJECTIVE) -> 
     parts = [f"{done} evaluations"]
     if status.failures:
         parts.append(f"{status.failures} failed")
+    if status.stopped:
+        parts.append(f"{status.stopped} stopped early")
     if status.best is not None:
         parts.append(f"{goal.best(status.best.objective)} (job {status.best.job.id})")
+    if status.front is not None:
+        parts.append(f"{len(status.front.members)} on the front")
     parts.append(f"{status.share_transferred:.0%} of layers transferred")
     left = seconds_left(status, timeout)
     if left is not None:

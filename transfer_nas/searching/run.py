@@ -21,12 +21,13 @@ from cpp_store.command_line import open_stream
 
 import cpp_store
 from cpp_store import files
-from transfer_nas import exit_codes, tensorboard, tracing, trained_model
+from transfer_nas import exit_codes, stopping, tensorboard, tracing, trained_model
 from transfer_nas.algorithms import ALGORITHMS, Algorithm
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.ending import Ending
 from transfer_nas.errors import InputError, writing
 from transfer_nas.job import Evaluation, one_line
+from transfer_nas.objectives import Objectives
 from transfer_nas.ranks import MPIRanks, Ranks, together
 from transfer_nas.searching import devices, serial, worker
 from transfer_nas.searching.child import LOG_FORMAT
@@ -160,13 +161,16 @@ class _Search:
         with self._progress() as progress:
             if self._directory is not None:
                 self._manager = Manager(
-                    _algorithm(settings, space, trainer.epochs),
+                    _algorithm(
+                        settings, space, trainer.epochs, worker.objectives(settings, application)
+                    ),
                     self._directory,
                     max_evals=settings.max_evals,
                     retire=finalists.retire,
                     report=progress.update,
                     warn=progress.warn,
                     observe=_observer(settings, self._directory, space, finalists, self._stack),
+                    stopper=stopping.stopper(settings.stop),
                     give_up_after=max(GIVE_UP_AFTER, 2 * ranks.size),
                 )
             lost = self._drive(evaluate, interruption)
@@ -429,25 +433,37 @@ def _open(
     # The data, by its digest, is as much a setting as the application's name.
     namespace = {"namespace": application.namespace}
     values = application.declared
+    goal = None if application.objective is None else application.objective_name
     if settings.resume:
-        chosen = {**settings.fixed(), **namespace, "objective": application.objective}
+        chosen = {**settings.fixed(), **namespace, "objective": goal}
         directory = RunDirectory.resume(
             settings.directory, space, chosen, provenance, values=values
         )
         exit_codes.forget(settings.directory)
         return directory
-    extra = {**provenance, "objective": application.describe_objective()}
+    extra = {
+        **provenance,
+        "objective": application.describe_objective(),
+        "training": application.describe_training(),
+    }
     chosen = {**settings.to_dict(), **namespace}
-    if application.objective is not None:
-        chosen["objective"] = application.objective
+    if goal is not None:
+        chosen["objective"] = goal
+    after = worker.objectives(settings, application)
+    if after is not None:
+        extra["objectives"] = after.to_json()
     return RunDirectory.create(settings.directory, space, chosen, extra, values=values)
 
 
-def _algorithm(settings: Settings, space: Space, epochs: int) -> Algorithm:
-    """Return the search; `epochs` are those of a whole training."""
+def _algorithm(
+    settings: Settings, space: Space, epochs: int, after: Objectives | None = None
+) -> Algorithm:
+    """Return the search for some objectives; `epochs` are those of a whole training."""
     assert settings.seed is not None
     kind = ALGORITHMS.find(settings.search)
-    return kind.create(space, settings.seed, settings.of_search, epochs)
+    algorithm = kind.create(space, settings.seed, settings.of_search, epochs)
+    algorithm.objectives = after
+    return algorithm
 
 
 @contextlib.contextmanager

@@ -16,6 +16,9 @@ from transfer_nas.searching.progress import Goal
 from transfer_nas.searching.worker import Servers
 from transfer_nas.settings import Settings
 from transfer_nas.spaces import GeneSpace, Space
+from transfer_nas.values import CORE_NAMES
+
+_SHOWN = 12  # models on the front, on the terminal
 
 
 def goal_of(application: Application) -> Goal:
@@ -60,6 +63,7 @@ def opening(
         if servers.memory is not None:
             kept += f" of {servers.memory / 2**30:.3g} GiB{' each' if count > 1 else ''}"
         transfer += f" ({kept})"
+    several = settings.objectives is not None
     where = " on those rows" if application.objective is None else ""
     return [
         f"{application.name}: {train:,} rows to train on, {valid:,} to judge by"
@@ -69,6 +73,7 @@ def opening(
         f"search {settings.search}, {', '.join(filter(None, limits))}; transfer {transfer}",
         f"the objective is {goal.metric}{where}: {goal.direction}"
         f"{', so its negative is maximised' if goal.minimized else ''}",
+        *([f"the search is after several at once: {settings.objectives}"] if several else []),
         engine,
         f"everything goes to {settings.directory}",
     ]
@@ -99,15 +104,39 @@ def summarize(
         "mode": "min" if goal.minimized else "max",
         "best_objective": best and best.objective,
         "best_value": best and goal.value(best.objective),
+        "best_measures": best
+        and {name: value for name, value in best.measures.items() if name not in CORE_NAMES},
         "best_job": best and best.job.id,
         "best_values": best and space.values(best.job.architecture),
         "best_architecture": best and space.to_json(best.job.architecture),
+        **_front(status, space),
         "layers": status.layers,
         "layers_transferred": status.layers_transferred,
         "share_transferred": round(status.share_transferred, 4),
         "bytes_transferred": status.bytes_transferred,
         "bytes_stored": status.bytes_stored,
         "bytes_whole_copies": status.bytes_whole_copies,
+    }
+
+
+def _front(status: Status, space: Space) -> dict[str, Any]:
+    """Return what a search for several objectives found; nothing for one."""
+    if status.front is None:
+        return {}
+    objectives = status.front.objectives
+    members = sorted(status.front.members.values(), key=objectives.scores, reverse=True)
+    return {
+        "objectives": {each.name: each.direction for each in objectives},
+        "hypervolume": status.front.hypervolume,
+        "front": [
+            {
+                "job": member.job.id,
+                "objectives": objectives.values(member),
+                "values": space.values(member.job.architecture),
+                "architecture": space.to_json(member.job.architecture),
+            }
+            for member in members
+        ],
     }
 
 
@@ -131,6 +160,13 @@ def tell(summary: dict[str, Any], as_json: bool) -> None:
         where = f", {files[0]}" if files else ""
         means = " (lower is better; the objective is its negative)" if goal.minimized else ""
         print(f"{goal.best(summary['best_objective'])}{means}: job {summary['best_job']}{where}")
+    if front := summary.get("front"):
+        print(f"{_some(len(front), 'model')} on the front, {directory}/front/JOB.keras:")
+        for model in front[:_SHOWN]:
+            found = ", ".join(f"{name} {value:.6g}" for name, value in model["objectives"].items())
+            print(f"  job {model['job']}: {found}")
+        if len(front) > _SHOWN:
+            print(f"  and {len(front) - _SHOWN} more in summary.json")
     print(
         f"{summary['share_transferred']:.0%} of the children's layers transferred; stored "
         f"{summary['bytes_stored']:,} bytes, whole copies take {summary['bytes_whole_copies']:,}"

@@ -13,19 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import cpp_store
-from transfer_nas import applications, transfer
+from transfer_nas import applications, limits, transfer
 from transfer_nas.algorithms import ALGORITHMS
 from transfer_nas.applications import Application, SpaceChoice
 from transfer_nas.checkpoint import Checkpoint
 from transfer_nas.errors import InputError
 from transfer_nas.logs import Log
+from transfer_nas.objectives import Objectives
 from transfer_nas.ranks import Ranks, Refused, together
 from transfer_nas.schema import settings_of
 from transfer_nas.searching import addresses as store_address
 from transfer_nas.searching.evaluation import checkpoints_path
 from transfer_nas.settings import Settings
 from transfer_nas.sharing import SHARINGS
-from transfer_nas.spaces import GeneSpace, Space
+from transfer_nas.spaces import GeneSpace, Space, with_initializer
 from transfer_nas.trainer import TransferTrainer
 from transfer_nas.training.policy import Policy
 from transfer_nas.transfer import TransferMethod
@@ -82,11 +83,28 @@ def resolve(
         application = application.with_data(settings.data)
     if settings.rows is not None:
         application = application.with_rows(settings.rows)
+    if settings.scale_learning_rate:
+        application = application.with_scaled_rate(settings.batch_size)
     _ = application.data  # wrong data shall be known before anything is written
     found = application.space(settings.space if space is None else space)
+    if settings.initializer is not None:
+        found = with_initializer(found, settings.initializer)
+    if settings.limit is not None:
+        found = limits.within(found, limits.parse(settings.limit))
+    _ = objectives(settings, application)
     if settings.of_search is not None:  # what an algorithm needs of a space shall be known, too
         ALGORITHMS.find(settings.search).create(found, 0, settings.of_search, 1)
     return application, found
+
+
+def objectives(settings: Settings, application: Application) -> Objectives | None:
+    """Return what is searched for if that is several things; None: the application's objective.
+
+    Raises InputError for names that the application does not know.
+    """
+    if settings.objectives is None:
+        return None
+    return Objectives.of(settings.objectives, application)
 
 
 def method(settings: Settings, application: Application, servers: Servers) -> TransferMethod:
@@ -108,6 +126,8 @@ def trainer(
     rank: int,
 ) -> TransferTrainer:
     """Make the trainer of this process; imports no Keras yet."""
+    after = objectives(settings, application)
+    measures_latency = after is not None and "latency_ms" in [each.measure for each in after]
     return TransferTrainer(
         application,
         space,
@@ -127,6 +147,7 @@ def trainer(
         checkpoint=Checkpoint(checkpoints_path(settings.directory), _log.warning),
         log=Log(settings.directory / "logs" / f"rank-{rank}.jsonl"),
         log_validation=settings.log_validation,
+        latency_rows=settings.latency_rows if measures_latency else None,
     )
 
 

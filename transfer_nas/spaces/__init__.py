@@ -14,16 +14,19 @@ from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError, near_misses
 from transfer_nas.plugins import is_plugin, load_attribute
 from transfer_nas.spaces._base import (
+    Activation,
     Gene,
     GeneSpace,
     Genome,
     Randomness,
     Scalar,
     Space,
+    Units,
     shapes_of,
     with_genes,
 )
 from transfer_nas.spaces._function import Choices, from_function
+from transfer_nas.spaces._initializer import with_initializer
 from transfer_nas.spaces.attn import Attn
 from transfer_nas.spaces.cell_cnn import CellCnn
 from transfer_nas.spaces.combo import Combo
@@ -58,6 +61,7 @@ __all__ = [
     "graph_of_genome",
     "shapes_of",
     "with_genes",
+    "with_initializer",
 ]
 
 
@@ -98,8 +102,8 @@ def _is_own(value: Any, module: str) -> bool:
 def get(
     name: str,
     input_shapes: Sequence[Sequence[int]],
-    output_units: int,
-    output_activation: str | None = None,
+    output_units: Units,
+    output_activation: Activation = None,
     **options: Any,
 ) -> Space:
     """Make the space called `name` for these inputs and outputs; see `find` and `Space`."""

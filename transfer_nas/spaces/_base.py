@@ -29,6 +29,10 @@ else:
 
 Scalar = int | float | str | bool | None
 Genome = tuple[int, ...]
+Units = int | Sequence[int]
+"""Width of the last layer; of several outputs, those of all."""
+Activation = str | None | Sequence[str | None]
+"""Keras name of its activation, None for a linear one; of several outputs, those of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +137,14 @@ class Space(ABC, Generic[A]):
         Shape of each input without the batch axis. Inputs of more than one axis are flattened,
         several are concatenated.
     output_units
-        Width of the last layer.
+        Width of the last layer; a sequence for several outputs.
     output_activation
-        Keras name of its activation; None: linear.
+        Keras name of its activation; None: linear. One for each output, or one for all.
 
     Attributes
     ----------
+    heads
+        Width and activation of each output.
     columns
         What `values` returns of each architecture: the ``p:*`` columns of the results. Without
         genes, the results have the architecture itself in another one, ``p:architecture``.
@@ -163,19 +169,32 @@ class Space(ABC, Generic[A]):
     def __init__(
         self,
         input_shapes: Sequence[Sequence[int]] | Sequence[int] | int,
-        output_units: int,
-        output_activation: str | None = None,
+        output_units: Units,
+        output_activation: Activation = None,
     ) -> None:
         try:
             self.input_shapes = shapes_of(input_shapes)
         except SpaceError as wrong:
             raise SpaceError(f"space {self.name}: {wrong}") from wrong
-        self.output_units = int(output_units)
-        self.output_activation = output_activation
-        if self.output_units < 1:
+        self.heads = self._ends(output_units, output_activation)
+        several = isinstance(output_units, Sequence)
+        units, activations = zip(*self.heads, strict=True)
+        self.output_units: Units = units if several else units[0]
+        self.output_activation: Activation = activations if several else activations[0]
+
+    def _ends(self, units: Units, activation: Activation) -> tuple[tuple[int, str | None], ...]:
+        """Return width and activation of each output; raises SpaceError."""
+        widths = [int(each) for each in (units if isinstance(units, Sequence) else (units,))]
+        if not widths or min(widths) < 1:
+            raise SpaceError(f"space {self.name}: output_units must be positive, not {units}")
+        if activation is None or isinstance(activation, str):
+            return tuple((width, activation) for width in widths)
+        if len(activation) != len(widths):
             raise SpaceError(
-                f"space {self.name}: output_units must be positive, not {output_units}"
+                f"space {self.name}: expected an activation for each of {len(widths)} outputs, "
+                f"found {len(activation)}"
             )
+        return tuple(zip(widths, activation, strict=True))
 
     @classmethod
     def example(cls) -> Space[A]:
@@ -214,6 +233,11 @@ class Space(ABC, Generic[A]):
     def size(self) -> int | None:
         """Number of architectures, exactly; None: unknown, or without end."""
         return None
+
+    @property
+    def whole(self) -> Space[A]:
+        """The space without the limits of a search (`transfer_nas.limits`)."""
+        return self
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -282,8 +306,8 @@ class Space(ABC, Generic[A]):
         return {
             "name": self.name,
             "input_shapes": [list(shape) for shape in self.input_shapes],
-            "output_units": self.output_units,
-            "output_activation": self.output_activation,
+            "output_units": _listed(self.output_units),
+            "output_activation": _listed(self.output_activation),
             "columns": list(self.columns),
         }
 
@@ -301,9 +325,13 @@ class Space(ABC, Generic[A]):
         return edges[0] if len(edges) == 1 else builder.add(layers.concatenate(), *edges)
 
     def _head(self, builder: GraphBuilder, edge: Edge) -> LayerGraph:
-        """Add the output layer and return the finished graph."""
-        head = layers.dense(self.output_units, activation=self.output_activation or "linear")
-        return builder.build(builder.add(head, edge))
+        """Add the output layer, or one for each output, and return the finished graph."""
+        heads = [layers.dense(width, activation=name or "linear") for width, name in self.heads]
+        return builder.build(*(builder.add(head, edge) for head in heads))
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 class GeneSpace(Space[Genome]):

@@ -12,12 +12,14 @@ from transfer_nas.errors import SpaceError
 from transfer_nas.job import one_line
 from transfer_nas.spaces import _start
 from transfer_nas.spaces._base import (
+    Activation,
     Gene,
     GeneSpace,
     Genome,
     Randomness,
     Scalar,
     Space,
+    Units,
     check_ordered,
 )
 
@@ -111,8 +113,8 @@ class FunctionSpace(GeneSpace):
     def __init__(
         self,
         input_shapes: Sequence[Sequence[int]],
-        output_units: int,
-        output_activation: str | None = None,
+        output_units: Units,
+        output_activation: Activation = None,
     ) -> None:
         super().__init__(input_shapes, output_units, output_activation)
         self.genes = self._discover()

@@ -9,7 +9,7 @@ from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, GeneSpace
+from transfer_nas.spaces._base import Activation, Gene, GeneSpace, Units
 from transfer_nas.spaces._dense import add_projected, node_choices, scaled
 
 _NORMALIZATIONS: dict[str, LayerTemplate | None] = {
@@ -57,8 +57,8 @@ class Attn(GeneSpace):
     def __init__(
         self,
         input_shapes: Sequence[Sequence[int]],
-        output_units: int,
-        output_activation: str | None = None,
+        output_units: Units,
+        output_activation: Activation = None,
         *,
         trunk_nodes: int = 5,
         units: Sequence[int] | None = None,

@@ -12,7 +12,7 @@ from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate
 from transfer_nas.errors import SpaceError, near_misses
-from transfer_nas.spaces._base import Gene, GeneSpace
+from transfer_nas.spaces._base import Activation, Gene, GeneSpace, Units
 
 if TYPE_CHECKING:
     import keras
@@ -312,6 +312,12 @@ class CellCnn(GeneSpace):
         The most to choose from; fewer where that would leave less than 2 rows or columns.
     dense_layers, dense_units
         Places of the dense section, and widths to choose from.
+    initializers
+        Keras names of the initializers of kernels to choose from: gene ``initializer``. None: no
+        such gene, and Keras' default.
+    regularizers
+        Factors of the sum of kernels' squares in the loss to choose from, 0 for none: gene
+        ``regularizer``. None: no such gene, and none.
     """
 
     name = "cell_cnn"
@@ -319,8 +325,8 @@ class CellCnn(GeneSpace):
     def __init__(
         self,
         input_shapes: Sequence[Sequence[int]],
-        output_units: int,
-        output_activation: str | None = None,
+        output_units: Units,
+        output_activation: Activation = None,
         *,
         cells: Sequence[str] = tuple(_CELLS),
         downsampling: Sequence[str] = tuple(_DOWNSAMPLES),
@@ -331,6 +337,8 @@ class CellCnn(GeneSpace):
         activations: Sequence[str] = ("relu", "swish"),
         dense_layers: int = 2,
         dense_units: Sequence[int] = (16, 32, 64, 128),
+        initializers: Sequence[str] | None = None,
+        regularizers: Sequence[float] | None = None,
     ) -> None:
         super().__init__(input_shapes, output_units, output_activation)
         image = self.input_shapes[0]
@@ -370,6 +378,26 @@ class CellCnn(GeneSpace):
         )
         if not all(gene.values for gene in self.genes):
             raise SpaceError("space cell_cnn: nothing to choose from")
+        self._kernel_genes = self._genes_of_kernels(initializers, regularizers)
+        self.genes += self._kernel_genes
+
+    def _genes_of_kernels(
+        self, initializers: Sequence[str] | None, regularizers: Sequence[float] | None
+    ) -> tuple[Gene, ...]:
+        """Return the genes that say how kernels start, and what they cost; raises SpaceError."""
+        genes = []
+        if initializers is not None:
+            known = {name: name for name in layers.INITIALIZERS}
+            names = tuple(self._named("initializer", name, known) for name in initializers)
+            genes.append(Gene("initializer", names))
+        if regularizers is not None:
+            factors = tuple(float(factor) for factor in regularizers)
+            if any(not 0 <= factor < 1 for factor in factors):
+                raise SpaceError(
+                    f"space cell_cnn: regularizers must be factors from 0 to 1, found {factors}"
+                )
+            genes.append(Gene("regularizer", factors))
+        return tuple(genes)
 
     @staticmethod
     def _check_options(
@@ -412,7 +440,7 @@ class CellCnn(GeneSpace):
             activation,
             pooling,
             *dense,
-        ) = genome
+        ) = genome[: len(genome) - len(self._kernel_genes)]
         builder = GraphBuilder()
         levels = _Levels(
             builder, normalize=bool(normalization), activation=self._activations[activation]
@@ -435,6 +463,10 @@ class CellCnn(GeneSpace):
             if template is not None:
                 edge = builder.add(template, edge)
         graph = self._head(builder, edge)
+        if self._kernel_genes:
+            chosen = self.values(genome)
+            name, factor = chosen.get("initializer"), chosen.get("regularizer") or 0.0
+            graph = layers.with_kernels(graph, None if name is None else str(name), float(factor))
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("genome %s: %s", tuple(genome), self._plan(genome, graph))
         return graph
@@ -450,7 +482,9 @@ class CellCnn(GeneSpace):
         return self._plan(genome, self.graph(genome))
 
     def _plan(self, genome: Sequence[int], graph: LayerGraph) -> MacroPlan:
-        cell, depth, downsamples, downsample, shape, size, _, _, _, *dense = genome
+        cell, depth, downsamples, downsample, shape, size, _, _, _, *dense = genome[
+            : len(genome) - len(self._kernel_genes)
+        ]
         types = level_types(self._depths[depth], downsamples + 1)
         return MacroPlan(
             cell=str(self.genes[0].values[cell]),

@@ -9,7 +9,7 @@ from graph_meta import layers
 from graph_meta.graph import Edge, GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, GeneSpace
+from transfer_nas.spaces._base import Activation, Gene, GeneSpace, Units
 from transfer_nas.spaces._dense import node_choices, scaled
 from transfer_nas.spaces._towers import FeatureTowers
 
@@ -54,8 +54,8 @@ class Combo(GeneSpace):
     def __init__(
         self,
         input_shapes: Sequence[Sequence[int]],
-        output_units: int,
-        output_activation: str | None = None,
+        output_units: Units,
+        output_activation: Activation = None,
         *,
         tower_nodes: int = 3,
         cells: int = 3,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from graph_meta import layers
 from graph_meta.graph import GraphBuilder, LayerGraph
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, GeneSpace
+from transfer_nas.spaces._base import Activation, Gene, GeneSpace, Units
 
 
 class FeedForward(GeneSpace):
@@ -36,8 +36,8 @@ class FeedForward(GeneSpace):
     def __init__(
         self,
         input_shapes: Sequence[Sequence[int]],
-        output_units: int,
-        output_activation: str | None = None,
+        output_units: Units,
+        output_activation: Activation = None,
         *,
         max_depth: int = 6,
         units: Sequence[int] = (32, 48, 64, 96, 128, 192),

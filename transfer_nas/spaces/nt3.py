@@ -10,7 +10,7 @@ from graph_meta import layers
 from graph_meta.graph import GraphBuilder, LayerGraph
 from graph_meta.layers import LayerTemplate, Padding
 from transfer_nas.errors import SpaceError
-from transfer_nas.spaces._base import Gene, GeneSpace, Scalar
+from transfer_nas.spaces._base import Activation, Gene, GeneSpace, Scalar, Units
 from transfer_nas.spaces._dense import scaled
 
 #: What a gene chooses from, by its value; None: no layer.
@@ -57,8 +57,8 @@ class Nt3(GeneSpace):
     def __init__(
         self,
         input_shapes: Sequence[Sequence[int]],
-        output_units: int,
-        output_activation: str | None = None,
+        output_units: Units,
+        output_activation: Activation = None,
         *,
         conv_blocks: int = 2,
         dense_blocks: int = 2,

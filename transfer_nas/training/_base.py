@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ class Training(ABC):
     """
 
     @abstractmethod
-    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float | None) -> float:
         """Train once on the training rows.
 
         Parameters
@@ -30,12 +30,13 @@ class Training(ABC):
             Their numbers in the order of training, each once. The last step takes those that are
             left over from full batches.
         learning_rate
-            Of this epoch.
+            Of this epoch. None: what the optimizer has, or the schedule that it was made with.
 
         Returns
         -------
         float
-            Mean loss of the rows, each at its step; not finite if the training has diverged.
+            Mean loss of the rows, each at its step and multiplied by its weight; not finite if the
+            training has diverged.
         """
 
     @abstractmethod
@@ -68,7 +69,9 @@ class Candidate(ABC):
         """
 
     @abstractmethod
-    def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
+    def training(
+        self, frozen: Collection[str] = (), *, epochs: int, callbacks: Sequence[Any] = ()
+    ) -> Training | None:
         """Begin a training.
 
         Parameters
@@ -78,6 +81,8 @@ class Candidate(ABC):
             statistics stay as they are, as in Keras.
         epochs
             How many are planned: what is computed once for all has to pay.
+        callbacks
+            Of Keras, which are to be told of single steps; only if `Engine.has_models`.
 
         Returns
         -------
@@ -87,7 +92,7 @@ class Candidate(ABC):
 
     @abstractmethod
     def validate(self) -> Mapping[str, float]:
-        """Return ``loss`` and the application's metric by its name, on the validation rows.
+        """Return ``loss`` and `Application.metric_names`, on the validation rows.
 
         Renews the running statistics before, see `renew_statistics`.
         """
@@ -99,6 +104,11 @@ class Candidate(ABC):
     @abstractmethod
     def predict(self, rows: Arrays) -> npt.NDArray[Any]:
         """Return the outputs for rows of inputs, as when it is judged."""
+
+    @property
+    def model(self) -> Any:
+        """The Keras model itself; only if `Engine.has_models`."""
+        raise NotImplementedError
 
     def network(self, frozen: Collection[str] = ()) -> Any:
         """Return the model itself, for a program of the user's; only if `Engine.has_models`.

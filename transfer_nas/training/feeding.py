@@ -22,7 +22,7 @@ Order = npt.NDArray[np.integer]
 
 
 class Feed:
-    """One part of the data, batch by batch, for ``fit`` and ``evaluate`` of Keras on any backend.
+    """One part of the data, batch by batch: to judge by, and for Keras' ``fit`` on any backend.
 
     Rows on disk are read by a thread of the feed's own, some batches ahead, in an order that is
     kind to disks (`shuffled`). A source of batches is gone through once an epoch, by as many
@@ -53,13 +53,13 @@ class Feed:
         self._raised: list[Exception] = []
 
     @contextlib.contextmanager
-    def epoch(self, order: Order | None = None, seed: int = 0) -> Iterator[dict[str, Any]]:
-        """Give the arguments of ``fit`` or ``evaluate`` for once through the data.
+    def epoch(self, order: Order, seed: int) -> Iterator[dict[str, Any]]:
+        """Give the arguments of ``fit`` for once through the data.
 
         Parameters
         ----------
         order
-            Numbers of rows, or of the batches of a source; None: as they are.
+            Numbers of rows, or of the batches of a source.
         seed
             Of this epoch.
 
@@ -72,8 +72,7 @@ class Feed:
         raised = self._raised
         raised.clear()
         try:
-            given, steps = self._given(order, seed), self._steps
-            yield {"x": given, "steps": steps, "verbose": 0}
+            yield {"x": self._given(order, seed), "steps_per_epoch": self._steps}
         except Exception:
             if raised:
                 raise raised[0] from None
@@ -87,13 +86,18 @@ class Feed:
             return len(self._x)
         return -(-len(as_tuple(self._x)[0]) // self._batch_size)
 
-    def _given(self, order: Order | None, seed: int) -> Any:
+    def batches(self) -> Iterator[tuple[Any, ...]]:
+        """Yield all batches in the order that they have."""
+        source = self._x
+        all_of_it = source if isinstance(source, Batches) else self._rows(None)
+        return (self._fed(batch, 0, 0) for batch in all_of_it)
+
+    def _given(self, order: Order, seed: int) -> Any:
         source = self._x
         if not isinstance(source, Batches):
             return self._recorded(self._rows(order), seed)
         if source.is_tensorflow and self._augment is None:
             return self._dataset
-        order = np.arange(len(source)) if order is None else order
         if source.is_indexed:
             workers = max(1, getattr(source.source, "workers", 1))  # of a PyDataset
             calls = [functools.partial(source.batch, int(number)) for number in order]

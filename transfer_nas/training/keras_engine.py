@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +14,13 @@ import numpy.typing as npt
 
 from graph_meta import LayerGraph
 from transfer_nas.applications import Application, Arrays, Batches, Data, as_tuple
+from transfer_nas.applications import _terms as terms_of
+from transfer_nas.applications._terms import SCORES
 from transfer_nas.training import augmentation, statistics
 from transfer_nas.training._base import Candidate, Engine, Training
 from transfer_nas.training.feeding import Feed
 from transfer_nas.training.frozen_prefix import CACHE_BYTES, FrozenPrefixes
+from transfer_nas.training.scores import score
 from transfer_nas.transfer import Tensors
 
 if TYPE_CHECKING:
@@ -71,23 +75,17 @@ class KerasEngine(Engine):
         """Return the loop for the backend that Keras uses."""
         import keras
 
-        data, batch_size, augment = (
-            self._application.data,
-            self._batch_size,
-            self._application.augment,
-        )
-        is_fed = data.is_streamed or (augment is not None and not augmentation.layers_of(augment))
+        application, batch_size = self._application, self._batch_size
+        data = application.data
         # Activations are those of rows that stay as they are, and fit into memory.
-        cached = self._cache_bytes if augment is None and not is_fed else 0
-        prefixes = FrozenPrefixes(data, validation_batch_size(data, batch_size), cached)
-        loop: KerasLoop
-        if keras.backend.backend() != "tensorflow":
-            loop = (FedLoop if is_fed else FitLoop)(data, batch_size, prefixes, augment)
-        else:
-            from transfer_nas.training import tensorflow_loop
+        kept = self._cache_bytes if data.in_memory("train") and application.augment is None else 0
+        prefixes = FrozenPrefixes(data, validation_batch_size(data, batch_size), kept)
+        if keras.backend.backend() == "tensorflow":
+            from transfer_nas.training.tensorflow_loop import TensorFlowLoop
 
-            kind = tensorflow_loop.TensorFlowFedLoop if is_fed else tensorflow_loop.TensorFlowLoop
-            loop = kind(data, batch_size, prefixes, augment)
+            loop: KerasLoop = TensorFlowLoop(application, batch_size, prefixes)
+        else:
+            loop = FitLoop(application, batch_size, prefixes)
         # Keras' objects are cycles, so each candidate's memory comes back by a collection. That of
         # a process with TensorFlow in it takes 0.2 s unless what stays is set apart.
         gc.collect()
@@ -100,26 +98,23 @@ class KerasLoop(ABC):
 
     Parameters
     ----------
-    data
-        Training and validation rows.
+    application
+        Its training and validation rows, losses and metrics.
     batch_size
         Rows a step.
     prefixes
         Computes frozen prefixes of models for these rows.
-    augment
-        See `Application`.
     """
 
-    def __init__(
-        self, data: Data, batch_size: int, prefixes: FrozenPrefixes, augment: Any = None
-    ) -> None:
-        self._data = data
+    def __init__(self, application: Application, batch_size: int, prefixes: FrozenPrefixes) -> None:
+        self._application = application
         self._batch_size = batch_size
         self._prefixes = prefixes
-        self._augment = augment
 
     @abstractmethod
-    def training(self, model: keras.Model, graph: LayerGraph, seed: int = 0) -> Training:
+    def training(
+        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = (), seed: int = 0
+    ) -> Training:
         """Begin a training of `model`, which was compiled just before and has something to train.
 
         Parameters
@@ -128,18 +123,131 @@ class KerasLoop(ABC):
             The model; its frozen layers are not trainable.
         graph
             What it is, by the stable names that its layers carry.
+        callbacks
+            What is to be told of single steps.
         seed
             Of augmentation, and of sources of batches that take one.
         """
 
-    def augmented(self, model: keras.Model, seed: int) -> keras.Model:
-        """Return the model, behind the layers that augment its inputs if there are any."""
-        layers = None if self._augment is None else augmentation.layers_of(self._augment)
-        return augmentation.before(model, layers, seed) if layers else model
+    @property
+    def _function(self) -> Any:
+        """The function that augments batches; None if there is none."""
+        augment = self._application.augment
+        return None if augmentation.layers_of(augment) else augment
 
-    @abstractmethod
+    @property
+    def _is_fed(self) -> bool:
+        """Whether an epoch is fed batch by batch."""
+        return not self._application.data.in_memory("train") or self._function is not None
+
+    def _rest(self, model: keras.Model, graph: LayerGraph, seed: int) -> tuple[keras.Model, Any]:
+        """Return what is trained of a model, and its inputs if those are not the rows'.
+
+        What is behind its frozen prefix; or all of it, behind layers that augment.
+        """
+        layers = augmentation.layers_of(self._application.augment)
+        if layers:
+            return augmentation.before(model, layers, seed), None
+        rest = self._prefixes.rest(model, graph)
+        return (model, None) if rest is None else rest
+
+    @functools.cached_property
+    def _valid_rows(self) -> tuple[Any, Any]:
+        """Inputs and targets of the validation rows, on the device."""
+        import keras
+
+        data = self._application.data
+        rows = (inputs(data.x_valid), inputs(data.y_valid))
+        tensors: tuple[Any, Any] = keras.tree.map_structure(keras.ops.convert_to_tensor, rows)
+        return tensors
+
     def validate(self, model: keras.Model) -> dict[str, float]:
-        """Return ``loss`` and the compiled metrics by name, on the validation rows."""
+        """Return ``loss`` and the application's metrics, on the validation rows."""
+        import keras
+
+        data = self._application.data
+        size = validation_batch_size(data, self._batch_size)
+        if data.in_memory("valid"):
+            count, rows = data.count("valid"), self._valid_rows
+            parts = (slice(begin, begin + size) for begin in range(0, count, size))
+            batches: Iterator[Any] = (
+                keras.tree.map_structure(lambda array, at=part: array[at], rows) for part in parts
+            )
+        else:
+            batches = Feed(data, "valid", size).batches()
+        return judge(model, self._application, batches)
+
+
+def judge(
+    model: keras.Model, application: Application, batches: Iterable[Sequence[Any]]
+) -> dict[str, float]:
+    """Return ``loss`` and the application's metrics, by their names.
+
+    Calls the model batch by batch: a trace would cost more than it saves.
+
+    Parameters
+    ----------
+    model
+        Compiled.
+    application
+        Whose metrics.
+    batches
+        Inputs and targets as the model takes them, arrays or tensors; what comes behind them does
+        not count.
+    """
+    import keras
+
+    metrics = [
+        (name, i, term if term in SCORES else _metric(term, name))
+        for i, judged in enumerate(application.terms.outputs)
+        for name, term in judged.metrics.items()
+    ]
+    keeps = any(isinstance(metric, str) for _, _, metric in metrics)
+    total, count, kept = 0.0, 0, list[list[Any]]()
+    for rows, targets, *_ in batches:
+        with _no_gradients():
+            predicted = model(rows, training=False)
+            loss = model.compute_loss(rows, targets, predicted, training=False)
+            true, outputs = keras.tree.flatten(targets), keras.tree.flatten(predicted)
+            total += float(loss) * len(true[0])
+            count += len(true[0])
+            for _, i, metric in metrics:
+                if not isinstance(metric, str):
+                    metric.update_state(true[i], outputs[i])
+        if keeps:
+            kept.append([keras.ops.convert_to_numpy(each) for each in (*true, *outputs)])
+    whole = [np.concatenate(parts) for parts in zip(*kept, strict=True)]
+    found = {"loss": total / count}
+    for name, i, metric in metrics:
+        if isinstance(metric, str):
+            found[name] = score(metric, whole[i], whole[len(whole) // 2 + i])
+        else:
+            found[name] = float(metric.result())
+    return found
+
+
+def _metric(term: Any, name: str) -> Any:
+    """Return a new Keras metric."""
+    import keras
+
+    found = keras.metrics.get(terms_of.new(term))
+    if isinstance(found, keras.metrics.Metric):
+        return found
+    return keras.metrics.MeanMetricWrapper(found, name=name)
+
+
+@contextlib.contextmanager
+def _no_gradients() -> Iterator[None]:
+    """Let a backend keep nothing for gradients."""
+    import keras
+
+    if keras.backend.backend() != "torch":
+        yield
+        return
+    import torch
+
+    with torch.no_grad():
+        yield
 
 
 class KerasCandidate(Candidate):
@@ -162,6 +270,9 @@ class KerasCandidate(Candidate):
         self._application = application
         self._loop = loop
         self._batch_size = batch_size
+        for layer in self._model.layers if application.precision != "float32" else ():
+            if layer.name not in self._model.output_names:  # the last ones keep their digits
+                layer.dtype_policy = application.precision
         compile_model(self._model, application)
 
     def load(self, tensors: Tensors) -> None:
@@ -182,15 +293,22 @@ class KerasCandidate(Candidate):
             if layer.weights and layer.name in names
         }
 
-    def training(self, frozen: Collection[str] = (), *, epochs: int) -> Training | None:
+    @property
+    def model(self) -> keras.Model:
         """See `Candidate`."""
-        model = self.network(frozen)
+        return self._model
+
+    def training(
+        self, frozen: Collection[str] = (), *, epochs: int, callbacks: Sequence[Any] = ()
+    ) -> Training | None:
+        """See `Candidate`."""
+        model = self.network(frozen, epochs)
         if not model.trainable_variables:
             return None
-        return self._loop.training(model, self.graph, self._seed)
+        return self._loop.training(model, self.graph, callbacks, self._seed)
 
-    def network(self, frozen: Collection[str] = ()) -> keras.Model:
-        """See `Candidate`: compiled, with a new optimizer."""
+    def network(self, frozen: Collection[str] = (), epochs: int | None = None) -> keras.Model:
+        """See `Candidate`: compiled, with a new optimizer for so many epochs."""
         own = zip(self.graph.names, self.graph.layers, strict=True)
         frozen = {*frozen, *(name for name, layer in own if layer.spec.frozen)}
         for layer in self._model.layers:
@@ -198,7 +316,7 @@ class KerasCandidate(Candidate):
         for part in self._frozen_inside:
             part.trainable = False
         if self._model.trainable_variables:
-            compile_model(self._model, self._application)
+            compile_model(self._model, self._application, epochs, self._batch_size)
         return self._model
 
     def predict(self, rows: Arrays) -> npt.NDArray[Any]:
@@ -212,9 +330,9 @@ class KerasCandidate(Candidate):
             batch = tuple(array[begin : begin + size] for array in arrays)
             outputs = self._model(inputs(batch), training=False)
             predicted.append(keras.tree.map_structure(keras.ops.convert_to_numpy, outputs))
-        return np.asarray(
-            keras.tree.map_structure(lambda *parts: np.concatenate(parts), *predicted)
-        )
+        whole = keras.tree.map_structure(lambda *parts: np.concatenate(parts), *predicted)
+        alone: npt.NDArray[Any] = whole  # a list of arrays where there are several outputs
+        return alone
 
     def validate(self) -> dict[str, float]:
         """See `Candidate`."""
@@ -228,64 +346,83 @@ class KerasCandidate(Candidate):
         statistics.renew(self._model, as_tuple(data.x_train), size)
 
 
-def compile_model(model: keras.Model, application: Application) -> None:
-    """Compile a model as the application says; its optimizer is new."""
+def compile_model(
+    model: keras.Model,
+    application: Application,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+) -> None:
+    """Compile a model as the application says; its optimizer is new.
+
+    Parameters
+    ----------
+    model
+        The model.
+    application
+        Says losses, metrics and optimizer. Metrics that Keras does not have (`training.scores`) are
+        left out.
+    epochs, batch_size
+        Of the training, for a schedule of the learning rate; None: the application's.
+    """
     import keras
 
     terms = application.terms
-    optimizer = keras.optimizers.get(terms.optimizer)
-    optimizer.learning_rate = application.learning_rate
+    steps = application.data.steps(batch_size or application.batch_size)
+    steps *= epochs or application.epochs
+    losses = [terms_of.new(judged.loss) for judged in terms.outputs]
+    metrics = [
+        [terms_of.new(term) for term in judged.metrics.values() if term not in SCORES]
+        for judged in terms.outputs
+    ]
+    alone = len(losses) == 1
     model.compile(
-        optimizer=optimizer,
-        loss=terms.loss,
-        metrics=[terms.metric],
+        optimizer=application.new_optimizer(steps),
+        loss=losses[0] if alone else losses,
+        loss_weights=None if alone else [judged.weight for judged in terms.outputs],
+        metrics=metrics[0] if alone else metrics,
         jit_compile=keras.backend.backend() == "jax",  # it has no other way to run fast
     )
 
 
 class FitLoop(KerasLoop):
-    """Keras' own loop; any backend."""
+    """Keras' own loop; any backend.
 
-    def training(self, model: keras.Model, graph: LayerGraph, seed: int = 0) -> Training:
+    Parameters
+    ----------
+    application, batch_size, prefixes
+        See `KerasLoop`.
+    around
+        What each ``fit`` runs inside.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        batch_size: int,
+        prefixes: FrozenPrefixes,
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        super().__init__(application, batch_size, prefixes)
+        self._around = around
+
+    def training(
+        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = (), seed: int = 0
+    ) -> Training:
         """See `KerasLoop`."""
-        rest = self._prefixes.rest(model, graph)
-        network, x = (self.augmented(model, seed), self._data.x_train) if rest is None else rest
+        network, x = self._rest(model, graph, seed)
         if network is not model:
-            network.compile(model.optimizer, model.loss, jit_compile=model.jit_compile)
-        return _FitTraining(model, network, x, self._data, self._batch_size)
-
-    def validate(self, model: keras.Model) -> dict[str, float]:
-        """See `KerasLoop`."""
-        size = validation_batch_size(self._data, self._batch_size)
-        return evaluate(model, self._data, "valid", size)
-
-
-class FedLoop(FitLoop):
-    """The same for what is not in memory, or changed by a function for each epoch."""
-
-    def training(self, model: keras.Model, graph: LayerGraph, seed: int = 0) -> Training:
-        """See `KerasLoop`."""
-        network = self.augmented(model, seed)
-        if network is not model:
-            network.compile(model.optimizer, model.loss, jit_compile=model.jit_compile)
-        function = self._augment if network is model else None
-        feed = Feed(self._data, "train", self._batch_size, function)
-        return _FedTraining(model, network, feed, seed, self.fit)
-
-    def fit(self, network: keras.Model, *, steps: int, **fed: Any) -> Any:
-        """Fit once through what is fed; return Keras' history."""
-        return network.fit(**fed, steps_per_epoch=steps, shuffle=False)
-
-
-def evaluate(model: keras.Model, data: Data, part: str, size: int) -> dict[str, float]:
-    """Return ``loss`` and the compiled metrics by name, on the rows of a part."""
-    x, y = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
-    if all(isinstance(array, np.ndarray) for array in as_tuple(x)):
-        logs = model.evaluate(inputs(x), inputs(y), batch_size=size, verbose=0, return_dict=True)
-    else:
-        with Feed(data, part, size).epoch() as fed:
-            logs = model.evaluate(**fed, return_dict=True)
-    return {name: float(value) for name, value in logs.items()}
+            network.compile(
+                model.optimizer,
+                model.loss,
+                loss_weights=model._compile_loss._user_loss_weights,
+                jit_compile=model.jit_compile,
+            )
+        data = self._application.data
+        if self._is_fed:
+            feed = Feed(data, "train", self._batch_size, self._function)
+            return _FedTraining(model, network, feed, callbacks, self._around, seed)
+        rows = (data.x_train if x is None else x, data.y_train, data.w_train)
+        return _RowsTraining(model, network, rows, self._batch_size, callbacks, self._around)
 
 
 class _FitTraining(Training):
@@ -296,25 +433,33 @@ class _FitTraining(Training):
     model
         The model.
     network
-        What is fitted: the model, or what is left of it, with the same optimizer.
-    x
-        Inputs of `network` for all rows.
-    data
-        Targets and weights.
-    batch_size
-        Rows a step.
+        What is fitted: the model, or what `KerasLoop` makes of it, with the same optimizer.
+    callbacks
+        What is told of single steps.
+    around
+        What ``fit`` runs inside.
     """
 
     def __init__(
-        self, model: keras.Model, network: keras.Model, x: Any, data: Data, batch_size: int
+        self,
+        model: keras.Model,
+        network: keras.Model,
+        callbacks: Sequence[Any],
+        around: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
         self._model, self._network = model, network
-        self._x, self._y, self._w = as_tuple(x), as_tuple(data.y_train), data.w_train
-        self._batch_size = batch_size
+        self._callbacks = callbacks
+        self._around = around
         self._random = _random_state()
         model.optimizer.build(network.trainable_variables)
 
-    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+    @abstractmethod
+    def _fed(
+        self, order: npt.NDArray[np.integer]
+    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """Give what ``fit`` takes for an epoch."""
+
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float | None) -> float:
         """See `Training`."""
         import keras
 
@@ -322,18 +467,29 @@ class _FitTraining(Training):
         again = keras.callbacks.LambdaCallback(
             on_train_begin=lambda _: _set_random_state(self._random)
         )
-        self._model.optimizer.learning_rate = learning_rate
-        history = self._network.fit(
-            inputs(tuple(x[order] for x in self._x)),
-            inputs(tuple(y[order] for y in self._y)),
-            sample_weight=None if self._w is None else self._w[order],
-            batch_size=self._batch_size,
-            shuffle=False,
-            verbose=0,
-            callbacks=[again],
-        )
+        if learning_rate is not None:
+            self._model.optimizer.learning_rate = learning_rate
+        with self._fed(order) as fed, self._around():
+            history = self._network.fit(
+                **fed,
+                shuffle=False,
+                verbose=0,
+                callbacks=[again, *map(self._steps_for, self._callbacks)],
+            )
         self._random = _random_state()
         return float(history.history["loss"][-1])
+
+    def _steps_for(self, callback: Any) -> Any:
+        """Return what tells a callback of single steps, and ends the epoch if it says so."""
+        import keras
+
+        def end(batch: int, logs: Any) -> None:
+            callback.on_train_batch_end(batch, logs)
+            self._network.stop_training |= self._model.stop_training
+
+        return keras.callbacks.LambdaCallback(
+            on_train_batch_begin=callback.on_train_batch_begin, on_train_batch_end=end
+        )
 
     def state(self) -> list[npt.NDArray[np.generic]]:
         """See `Training`."""
@@ -346,49 +502,64 @@ class _FitTraining(Training):
         restore_to(self._model, self._network, state[own:])
 
 
-class _FedTraining(Training):
-    """Fits one epoch at a time, fed batch by batch; see `_FitTraining`."""
+class _RowsTraining(_FitTraining):
+    """Takes all rows from memory: inputs of the network, targets and weights."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        network: keras.Model,
+        rows: tuple[Any, Any, Any],
+        batch_size: int,
+        callbacks: Sequence[Any],
+        around: Callable[[], contextlib.AbstractContextManager[None]],
+    ) -> None:
+        super().__init__(model, network, callbacks, around)
+        x, y, self._weights = rows
+        self._x, self._y = as_tuple(x), as_tuple(y)
+        self._batch_size = batch_size
+
+    @contextlib.contextmanager
+    def _fed(self, order: npt.NDArray[np.integer]) -> Iterator[dict[str, Any]]:
+        yield {
+            "x": inputs(tuple(x[order] for x in self._x)),
+            "y": inputs(tuple(y[order] for y in self._y)),
+            "sample_weight": None if self._weights is None else self._weights[order],
+            "batch_size": self._batch_size,
+        }
+
+
+class _FedTraining(_FitTraining):
+    """Is fed batch by batch."""
 
     def __init__(
         self,
         model: keras.Model,
         network: keras.Model,
         feed: Feed,
+        callbacks: Sequence[Any],
+        around: Callable[[], contextlib.AbstractContextManager[None]],
         seed: int,
-        fit: Callable[..., Any],
     ) -> None:
-        self._model, self._network, self._feed = model, network, feed
-        self._seed, self._fit = seed, fit
+        super().__init__(model, network, callbacks, around)
+        self._feed, self._seed = feed, seed
         self._epochs = 0
-        self._random = _random_state()
-        model.optimizer.build(network.trainable_variables)
 
-    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
-        """See `Training`."""
-        import keras
-
-        again = keras.callbacks.LambdaCallback(
-            on_train_begin=lambda _: _set_random_state(self._random)
-        )
-        self._model.optimizer.learning_rate = learning_rate
-        seed = int(np.random.SeedSequence((self._seed, self._epochs)).generate_state(1)[0])
-        with self._feed.epoch(order, seed) as fed:
-            history = self._fit(self._network, callbacks=[again], **fed)
+    @contextlib.contextmanager
+    def _fed(self, order: npt.NDArray[np.integer]) -> Iterator[dict[str, Any]]:
+        seed = np.random.SeedSequence((self._seed, self._epochs)).generate_state(1)[0]
         self._epochs += 1
-        self._random = _random_state()
-        return float(history.history["loss"][-1])
+        with self._feed.epoch(order, int(seed)) as fed:
+            yield fed
 
     def state(self) -> list[npt.NDArray[np.generic]]:
         """See `Training`."""
-        epochs = np.array(self._epochs)
-        return [epochs, *self._random, *state_of(self._model, self._network)]
+        return [np.array(self._epochs), *super().state()]
 
     def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
         """See `Training`."""
-        own = 1 + len(self._random)
         self._epochs = int(state[0])
-        self._random = [np.array(array) for array in state[1:own]]
-        restore_to(self._model, self._network, state[own:])
+        super().restore(state[1:])
 
 
 def _random_state() -> list[npt.NDArray[np.generic]]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from graph_meta import LayerGraph
 from transfer_nas.applications import Application, Arrays, Data
+from transfer_nas.applications._callbacks import KerasWatch, Running, Watch
 from transfer_nas.job import Report
 from transfer_nas.logs import Log
 from transfer_nas.training._base import Candidate
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
     Attributes
     ----------
     metrics
-        On the validation rows; `Application.metric_name` is among them.
+        On the validation rows; `Application.metric_names` are among them.
     epochs
         How many were trained.
     """
@@ -108,13 +109,13 @@ class Epochs(Program):
     def run(self, candidate: Candidate, phases: Sequence[Phase], context: Context) -> Outcome:
         """See `Program`; ends early when a loss is not finite, as nothing good comes after it."""
         rng = np.random.default_rng(context.seed)
-        before = 0
-        for number, (_, epochs) in enumerate(phases):
+        before = context.resumption.ran
+        for number, phase in enumerate(phases):
             if not context.resumption.is_over(number):
-                done, over = self._phase(candidate, number, phases[number], before, context, rng)
+                done, over = self._phase(candidate, number, phase, before, context, rng)
+                before += done
                 if over:
-                    return self._judged(candidate, before + done, context)
-            before += epochs
+                    break
         return self._judged(candidate, before, context)
 
     def _phase(
@@ -127,36 +128,114 @@ class Epochs(Program):
         rng: np.random.Generator,
     ) -> tuple[int, bool]:
         """Train for a phase; return its epochs, and whether nothing shall come after them."""
-        application, policy = context.application, context.policy
-        running = candidate.training(phase.frozen, epochs=phase.epochs)
-        if running is None:
+        application, resumption = context.application, context.resumption
+        watches = [each.watch(application.direction_of) for each in application.watchers]
+        training = candidate.training(
+            phase.frozen,
+            epochs=phase.epochs,
+            callbacks=[
+                each.callback
+                for each in watches
+                if isinstance(each, KerasWatch) and each.sees_batches
+            ],
+        )
+        if training is None:
             return phase.epochs, False
-        steps = application.data.steps
-        for epoch in range(context.resumption.first_epoch(number, running, rng), phase.epochs):
-            rate = policy.learning_rate(application.learning_rate, epoch, phase.epochs)
-            loss = running.epoch(rng.permutation(steps), rate)
-            step = before + epoch + 1
+        phase_of = _Phase(candidate, watches, context.policy, application, phase.epochs)
+        first = resumption.first_epoch(number, training, rng, phase_of.set_state)
+        for watch in watches:
+            watch.begin(phase_of)
+        ordered = application.data.ordered
+        done, over = first, False
+        while done < phase.epochs and not (phase_of.stopped or over):
+            phase_of.begin_epoch(done)
+            loss = training.epoch(rng.permutation(ordered), phase_of.rate)
+            done += 1
+            step = before + done
             section = context.log.section("epoch", step)
-            section.set(loss=loss, learning_rate=rate)
+            section.set(loss=loss, learning_rate=phase_of.rate)
             if not math.isfinite(loss):
-                return epoch + 1, True
-            judged: Mapping[str, float] = {}
-            if context.log_validation or context.report is not None:
+                return done, True
+            said: dict[str, float] = {LOSS: loss}
+            if context.log_validation or context.report is not None or watches:
                 judged = candidate.validate()
                 _log_validated(section, judged)
-            context.resumption.after(number, epoch + 1, running, rng)
-            if context.report is not None:
-                said = _named(application, judged)
-                said = {LOSS: loss, "val_loss": said.pop(LOSS), **said}
-                if context.report(step, said):
-                    return epoch + 1, True
-        return phase.epochs, False
+                said |= {"val_loss": judged[LOSS]} | {
+                    name: value for name, value in judged.items() if name != LOSS
+                }
+                phase_of.end_epoch(done - 1, loss, judged)
+            resumption.after(number, done, training, rng, ran=before, more=phase_of.state)
+            if context.report is not None and context.report(step, said):
+                over = True
+        for watch in watches:
+            watch.end(phase_of)
+        return done, over
 
     @staticmethod
     def _judged(candidate: Candidate, epochs: int, context: Context) -> Outcome:
         judged = candidate.validate()
         _log_validated(context.log.section("epoch", epochs), judged)
-        return Outcome(_named(context.application, judged), epochs)
+        return Outcome(judged, epochs)
+
+
+class _Phase(Running):
+    """A phase of `Epochs`: its learning rate, and what watches it."""
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        watches: Sequence[Watch],
+        policy: Policy,
+        application: Application,
+        epochs: int,
+    ) -> None:
+        self._candidate, self._watches = candidate, watches
+        self._policy, self._application, self._epochs = policy, application, epochs
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the learning rate of an epoch, from 0, and tell what watches."""
+        base, warm = self._application.initial_rate, self._application.warmup_epochs
+        if base is not None:
+            rate = self._policy.learning_rate(base, epoch, self._epochs)
+            self.rate = rate * min(1.0, (epoch + 1) / (warm + 1)) * self.scale
+        for watch in self._watches:
+            watch.before(epoch, self)
+
+    def end_epoch(self, epoch: int, loss: float, judged: Mapping[str, float]) -> None:
+        """Tell what watches what came of an epoch."""
+        logs = {LOSS: loss, **{f"val_{name}": value for name, value in judged.items()}}
+        for watch in self._watches:
+            watch.after(epoch, logs, self)
+
+    def state(self) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:
+        """Return what the next epoch depends on beside the training."""
+        states = [watch.state() for watch in self._watches]
+        values = {
+            "scale": self.scale,
+            "stopped": self.stopped,
+            "watches": [[values, len(arrays)] for values, arrays in states],
+        }
+        return values, [array for _, arrays in states for array in arrays]
+
+    def set_state(self, values: Mapping[str, Any], arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Undo `state`."""
+        self.scale, self.stopped = values["scale"], values["stopped"]
+        left = iter(arrays)
+        for watch, (own, count) in zip(self._watches, values["watches"], strict=True):
+            watch.set_state(own, [next(left) for _ in range(count)])
+
+    def weights(self) -> list[npt.NDArray[Any]]:
+        """See `Running`."""
+        return _all_weights(self._candidate)
+
+    def restore(self, weights: list[npt.NDArray[Any]]) -> None:
+        """See `Running`."""
+        _restore(self._candidate, weights)
+
+    @property
+    def model(self) -> Any:
+        """See `Running`."""
+        return self._candidate.model
 
 
 class Fit(Program):
@@ -226,7 +305,7 @@ class FitContext:
         self.epochs = phase.epochs
         self.seed = context.seed
         self.batch_size = context.batch_size
-        self.learning_rate = context.application.learning_rate
+        self.learning_rate = context.application.initial_rate
         self.phase = number
         self.stopped = False
         self._reported = 0
@@ -235,11 +314,7 @@ class FitContext:
         self._context = context
         self._stack = stack
         # Before the function changes them; saved if it saves anything itself.
-        self._start = [
-            np.array(array)
-            for arrays in candidate.tensors(candidate.graph.names).values()
-            for array in arrays
-        ]
+        self._start = _all_weights(candidate)
 
     @property
     def ran(self) -> int:
@@ -261,6 +336,13 @@ class FitContext:
     def renew_statistics(self) -> None:
         """Make running statistics of normalizations those of the weights, before judging them."""
         self._candidate.renew_statistics()
+
+    def validate(self) -> dict[str, float]:
+        """Return loss and metrics on the validation rows, by their names; renews statistics.
+
+        Those that `compile` of Keras does not take are among them (`training.scores`).
+        """
+        return dict(self._candidate.validate())
 
     def report(self, epoch: int, values: Mapping[str, float]) -> bool:
         """Say what came of an epoch; return whether to stop now.
@@ -307,13 +389,14 @@ class Trained:
         return self._candidate.predict(inputs)
 
     def tested(self) -> dict[str, float] | None:
-        """Return loss and metric on the test rows; None if there are none. Imports Keras."""
-        from transfer_nas.training.keras_engine import evaluate
+        """Return loss and metrics on the test rows; None if there are none. Imports Keras."""
+        from transfer_nas.training.feeding import Feed
+        from transfer_nas.training.keras_engine import judge
 
         if self.data.x_test is None:
             return None
-        found = evaluate(self.model(), self.data, "test", _TESTED)
-        return _named(self._application, found)
+        batches = Feed(self.data, "test", _TESTED).batches()
+        return judge(self.model(), self._application, batches)
 
     def model(self) -> keras.Model:
         """Return a compiled Keras model with its weights; imports Keras."""
@@ -326,16 +409,18 @@ class Trained:
         return model
 
 
+def _all_weights(candidate: Candidate) -> list[npt.NDArray[Any]]:
+    return [
+        np.array(array)
+        for arrays in candidate.tensors(candidate.graph.names).values()
+        for array in arrays
+    ]
+
+
 def _restore(candidate: Candidate, saved: Sequence[npt.NDArray[Any]]) -> None:
     arrays = iter(saved)
     own = candidate.tensors(candidate.graph.names)
     candidate.load({name: [next(arrays) for _ in known] for name, known in own.items()})
-
-
-def _named(application: Application, judged: Mapping[str, float]) -> dict[str, float]:
-    """Return what an engine measured: the loss, and the metric by the application's name of it."""
-    metric = next(value for name, value in judged.items() if name != LOSS)
-    return {LOSS: judged[LOSS], application.metric_name: metric}
 
 
 def _returned(application: Application, found: object) -> dict[str, float]:
@@ -348,12 +433,21 @@ def _returned(application: Application, found: object) -> dict[str, float]:
             metrics[str(name)] = float(value)
         except (TypeError, ValueError):
             raise ValuesError(f"fit(): expected a number as {name}, found {value!r:.60}") from None
-    own = application.metric_name
-    for name in (own, application.metric, application.terms.metric):
-        if isinstance(name, str) and name in metrics:
-            return {own: metrics.pop(name)} | metrics
+    for judged in application.terms.outputs:
+        for own, term in judged.metrics.items():
+            if own not in metrics and isinstance(term, str) and term in metrics:
+                metrics[own] = metrics.pop(term)
+    wanted = application.metric_names if application.outputs else application.metric_names[:1]
+    goal = application.objective
+    if isinstance(goal, str) and application.objective_name in (*application.metric_names, LOSS):
+        wanted = (application.objective_name,)
     names = ", ".join(metrics) or "nothing"
-    raise ValuesError(f"fit(): expected the metric {own} among what it returns, found {names}")
+    for own in wanted:
+        if own not in metrics:
+            raise ValuesError(
+                f"fit(): expected the metric {own} among what it returns, found {names}"
+            )
+    return metrics
 
 
 def _log_validated(section: Log, judged: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Resumption:
     task
         Phases, inherited tensors and measures of the training that was begun; None: none was.
     ran
-        Epochs of the phases that are over, as `directory` was told.
+        Epochs of the phases that are over, as `directory` or `after` was told.
     """
 
     def __init__(
@@ -72,11 +72,22 @@ class Resumption:
         """Take note of the task, to be saved with the first epoch that is."""
         self._phases, self._inherited, self._measures = phases, inherited, measures
 
-    def first_epoch(self, phase: int, training: Training, rng: np.random.Generator) -> int:
-        """Return the epoch at which a phase begins; puts `training` and `rng` into its state."""
+    def first_epoch(
+        self,
+        phase: int,
+        training: Training,
+        rng: np.random.Generator,
+        set_more: Callable[[Mapping[str, Any], Sequence[npt.NDArray[np.generic]]], None],
+    ) -> int:
+        """Return the epoch at which a phase begins.
+
+        Puts `training` and `rng` into its state, and gives `set_more` what `after` had of `more`.
+        """
         if phase != self._next[0] or self._next[1] == 0:
             return 0
-        training.restore(list(self._state))
+        own = len(self._state) - self._more_arrays
+        training.restore(list(self._state[:own]))
+        set_more(self._more, self._state[own:])
         rng.bit_generator.state = self._random
         return self._next[1]
 
@@ -84,16 +95,35 @@ class Resumption:
         """Whether a phase was left behind before the process was killed."""
         return phase < self._next[0]
 
-    def after(self, phase: int, epochs: int, training: Training, rng: np.random.Generator) -> None:
-        """Save, if it is time, that `epochs` epochs of a phase are done."""
+    def after(
+        self,
+        phase: int,
+        epochs: int,
+        training: Training,
+        rng: np.random.Generator,
+        *,
+        ran: int,
+        more: Callable[[], tuple[Mapping[str, Any], Sequence[npt.NDArray[np.generic]]]],
+    ) -> None:
+        """Save, if it is time, that `epochs` epochs of a phase are done, and `ran` before it.
+
+        What `more` returns, JSON values and arrays, is saved with them.
+        """
         now = time.monotonic()
         if self._section is None or now - self._saved_at < self._every:
             return
         if not self._begun:
             self._save_task(self._section)
             self._begun = True
-        values = {"phase": phase, "epochs": epochs, "random": rng.bit_generator.state}
-        self._section.save(_EPOCHS, values, training.state())
+        also, arrays = more()
+        values = {
+            "phase": phase,
+            "epochs": epochs,
+            "ran": ran,
+            "random": rng.bit_generator.state,
+            "more": [also, len(arrays)],
+        }
+        self._section.save(_EPOCHS, values, [*training.state(), *arrays])
         self._saved_at = time.monotonic()
 
     def directory(
@@ -149,4 +179,5 @@ class Resumption:
         self._next = (epochs.values["phase"], epochs.values["epochs"])
         self._random: Mapping[str, Any] = epochs.values.get("random", {})
         self.ran = epochs.values.get("ran", 0)
+        self._more, self._more_arrays = epochs.values.get("more", ({}, 0))
         self._state = epochs.arrays

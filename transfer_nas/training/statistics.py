@@ -80,7 +80,7 @@ def _chosen(x: Sequence[Any], size: int) -> Iterator[Sequence[npt.NDArray[Any]]]
     seen = 0
     for given in x[0]:
         yield given.x
-        seen += len(given.y)
+        seen += len(given.x[0])
         if seen >= _MOST_ROWS:
             return
 

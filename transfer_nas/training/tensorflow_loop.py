@@ -12,23 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import Data, as_tuple
+from transfer_nas.applications import Application, as_tuple
 from transfer_nas.training._base import Training
 from transfer_nas.training.frozen_prefix import FrozenPrefixes
 from transfer_nas.training.keras_engine import (
-    FedLoop,
+    FitLoop,
     KerasLoop,
     inputs,
     restore_to,
     state_of,
-    validation_batch_size,
 )
 
 if TYPE_CHECKING:
@@ -54,64 +53,32 @@ _ELEMENTWISE = (
 class TensorFlowLoop(KerasLoop):
     """The rows stay on the device."""
 
-    def __init__(
-        self, data: Data, batch_size: int, prefixes: FrozenPrefixes, augment: Any = None
-    ) -> None:
-        super().__init__(data, batch_size, prefixes, augment)
-        _be_deterministic()
+    def __init__(self, application: Application, batch_size: int, prefixes: FrozenPrefixes) -> None:
+        import tensorflow as tf
+
+        super().__init__(application, batch_size, prefixes)
+        # Equal seeds shall give equal weights.
+        tf.config.experimental.enable_op_determinism()
+        data = application.data
+        if self._is_fed:
+            return
         self._x_train, self._y_train = _tensors((inputs(data.x_train), inputs(data.y_train)))
         self._w_train = None if data.w_train is None else _tensors(data.w_train)
-        self._valid_rows = _tensors((inputs(data.x_valid), inputs(data.y_valid)))
         self._rows = len(as_tuple(data.x_train)[0])
-        self._valid_count = len(as_tuple(data.x_valid)[0])
-        size = validation_batch_size(data, batch_size)
-        self._valid_batches = [
-            slice(begin, begin + size) for begin in range(0, self._valid_count, size)
-        ]
 
-    def training(self, model: keras.Model, graph: LayerGraph, seed: int = 0) -> Training:
-        """See `KerasLoop`."""
-        rest = self._prefixes.rest(model, graph)
-        network, x = (self.augmented(model, seed), self._x_train) if rest is None else rest
-        rows = Rows(x, self._y_train, self._w_train)
+    def training(
+        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = (), seed: int = 0
+    ) -> Training:
+        """See `KerasLoop`.
+
+        What is not in memory, or told of single steps, has Keras' own loop.
+        """
+        if callbacks or self._is_fed:
+            own = self._application, self._batch_size, self._prefixes
+            return FitLoop(*own, _gradients_unregistered).training(model, graph, callbacks, seed)
+        network, x = self._rest(model, graph, seed)
+        rows = Rows(self._x_train if x is None else x, self._y_train, self._w_train)
         return _TensorFlowTraining(model, network, rows, self._rows, self._batch_size)
-
-    def validate(self, model: keras.Model) -> dict[str, float]:
-        """Call the model batch by batch: a trace would cost more than it saves."""
-        import keras
-
-        model.reset_metrics()
-        total = 0.0
-        for batch in self._valid_batches:
-            x, y = keras.tree.map_structure(lambda rows, at=batch: rows[at], self._valid_rows)
-            predicted = model(x, training=False)
-            loss = model.compute_loss(x, y, predicted, training=False)
-            total += float(loss) * len(keras.tree.flatten(y)[0])
-            metrics = model.compute_metrics(x, y, predicted)
-        logs = {name: float(value) for name, value in metrics.items()}
-        return logs | {"loss": total / self._valid_count}
-
-
-class TensorFlowFedLoop(FedLoop):
-    """Keras' own loop, which leaves nothing of its traces behind."""
-
-    def __init__(
-        self, data: Data, batch_size: int, prefixes: FrozenPrefixes, augment: Any = None
-    ) -> None:
-        super().__init__(data, batch_size, prefixes, augment)
-        _be_deterministic()
-
-    def fit(self, network: keras.Model, **fed: Any) -> Any:
-        """See `FedLoop`."""
-        with _gradients_unregistered():
-            return super().fit(network, **fed)
-
-
-def _be_deterministic() -> None:
-    import tensorflow as tf
-
-    # Equal seeds shall give equal weights.
-    tf.config.experimental.enable_op_determinism()
 
 
 class Rows(NamedTuple):
@@ -147,9 +114,10 @@ class _TensorFlowTraining(Training):
         with _gradients_unregistered():
             self._epoch = _epoch(model, network, self._update, rows, count, batch_size)
 
-    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float | None) -> float:
         """See `Training`."""
-        self._model.optimizer.learning_rate = learning_rate
+        if learning_rate is not None:
+            self._model.optimizer.learning_rate = learning_rate
         return float(self._epoch(_tensors(order.astype(np.int32))))
 
     def state(self) -> list[npt.NDArray[np.generic]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from graph_meta import keras_io
-from transfer_nas.applications import Data
+from transfer_nas.applications import Application, Data
 from transfer_nas.training import growth
 from transfer_nas.training.frozen_prefix import FrozenPrefixes
 from transfer_nas.training.keras_engine import FitLoop, KerasLoop
@@ -31,11 +31,24 @@ def tensorflow_loop(data: Data, batch_size: int) -> KerasLoop:
         pytest.skip("a loop for TensorFlow")
     from transfer_nas.training.tensorflow_loop import TensorFlowLoop
 
-    return TensorFlowLoop(data, batch_size, FrozenPrefixes(data, batch_size))
+    return TensorFlowLoop(task(data), batch_size, FrozenPrefixes(data, batch_size))
 
 
 def fit_loop(data: Data, batch_size: int) -> KerasLoop:
-    return FitLoop(data, batch_size, FrozenPrefixes(data, batch_size))
+    return FitLoop(task(data), batch_size, FrozenPrefixes(data, batch_size))
+
+
+def task(data: Data) -> Application:
+    return Application(
+        name="clusters",
+        load=lambda: data,
+        input_shapes=6,
+        output_units=3,
+        output_activation="softmax",
+        loss="sparse_categorical_crossentropy",
+        metric="accuracy",
+        metrics=("auc",),
+    )
 
 
 def clusters() -> Data:

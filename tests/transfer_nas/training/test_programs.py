@@ -209,7 +209,7 @@ def test_the_finalists_are_trained_by_it_too(tmp_path: Path) -> None:
     with cpp_store.embedded(memory="64MiB") as store:
         trains = trainer(fit, StoreTransfer("clusters", store), epochs=2)
         found = trains.evaluate(PARENT)
-        (result,) = retrain([found], trains, tmp_path, print)
+        (result,) = retrain([found], trains, tmp_path, print, 4)
     assert result["status"] == DONE and result["epochs"] == APPLICATION.epochs
     assert fit.calls[1].epochs == APPLICATION.epochs
     name = next(name for name, arrays in fit.ends[0].items() if arrays)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
 from transfer_nas.applications import Application, Arrays, Terms, as_tuple
+from transfer_nas.applications._terms import SCORES
 from transfer_nas.training import statistics
 from transfer_nas.training._base import Candidate, Engine
 from transfer_nas.training.arrays.layers import Array, BatchNormalization
@@ -23,6 +25,7 @@ from transfer_nas.training.arrays.losses import LOSSES, METRICS
 from transfer_nas.training.arrays.optimizers import OPTIMIZERS
 from transfer_nas.training.arrays.plan import Plan, new_weights, unknown
 from transfer_nas.training.arrays.program import ArrayTraining, Program, limited
+from transfer_nas.training.scores import score
 from transfer_nas.transfer import Tensors
 
 _CHUNK = 1024  # rows to judge at once
@@ -62,21 +65,29 @@ class ArrayEngine(Engine):
     def misfit(application: Application) -> str | None:
         """Return what of an application is not known here; None: nothing."""
         data, terms = application.data, application.terms
-        if data.is_streamed:
+        if not (data.in_memory("train") and data.in_memory("valid")):
             return "data that is not in memory"
         if application.augment is not None:
             return "augmentation"
-        known = {"loss": LOSSES, "metric": METRICS, "optimizer": OPTIMIZERS}
-        for what, names in known.items():
-            name = getattr(terms, what)
+        if len(terms.outputs) > 1:
+            return "several outputs"
+        metrics = terms.outputs[0].metrics.values()
+        known = [("loss", terms.loss, LOSSES), ("optimizer", terms.optimizer, OPTIMIZERS)]
+        known += [("metric", metric, {**METRICS, **dict.fromkeys(SCORES)}) for metric in metrics]
+        for what, name, names in known:
             if not isinstance(name, str) or name not in names:
                 return f"the {what} {name!r}" if isinstance(name, str) else f"a {what} of one's own"
-        if _is_sparse(terms.loss) != _is_sparse(terms.metric):
-            return f"{terms.metric} beside {terms.loss}"
+        for metric in metrics:
+            if metric not in SCORES and _is_sparse(terms.loss) != _is_sparse(metric):
+                return f"{metric} beside {terms.loss}"
+        if application.initial_rate is None:
+            return "a learning rate of each step"
+        if application.precision != "float32":
+            return f"the precision {application.precision}"
+        if any(callback.needs_model for callback in application.watchers):
+            return "callbacks of one's own"
         if isinstance(data.y_train, tuple):
             return "several outputs"
-        if data.w_train is not None:
-            return "weights of rows"
         if any(x.dtype.kind not in "fiu" for x in as_tuple(data.x_train)):
             return "inputs that are no numbers"
         return None
@@ -122,6 +133,7 @@ class _Rows:
     y_train: npt.NDArray[np.generic]
     x_valid: list[Array]
     y_valid: npt.NDArray[np.generic]
+    w_train: Array | None
 
     @classmethod
     def of(cls, application: Application) -> _Rows:
@@ -130,7 +142,9 @@ class _Rows:
 
         data = application.data
         assert isinstance(data.y_train, np.ndarray) and isinstance(data.y_valid, np.ndarray)
-        return cls(floats(data.x_train), data.y_train, floats(data.x_valid), data.y_valid)
+        x_train, x_valid = floats(data.x_train), floats(data.x_valid)
+        weights = None if data.w_train is None else np.asarray(data.w_train, np.float32)
+        return cls(x_train, data.y_train, x_valid, data.y_valid, weights)
 
 
 class ArrayCandidate(Candidate):
@@ -172,7 +186,9 @@ class ArrayCandidate(Candidate):
         """See `Candidate`."""
         return {name: self._weights[name] for name in names if name in self._weights}
 
-    def training(self, frozen: Collection[str] = (), *, epochs: int) -> ArrayTraining | None:
+    def training(
+        self, frozen: Collection[str] = (), *, epochs: int, callbacks: Sequence[Any] = ()
+    ) -> ArrayTraining | None:
         """See `Candidate`."""
         self._trainable = trainable = {
             name: [weight.trainable for weight in spec.weights]
@@ -188,6 +204,7 @@ class ArrayCandidate(Candidate):
                 trainable,
                 self._rows.x_train,
                 self._rows.y_train,
+                self._rows.w_train,
                 loss=LOSSES[self._terms.loss],
                 optimizer=OPTIMIZERS[self._terms.optimizer],
                 batch_size=self._batch_size,
@@ -202,8 +219,12 @@ class ArrayCandidate(Candidate):
         self.renew_statistics()
         with limited(self._threads):
             p = self._predict(self._rows.x_valid)
-            loss, metric = self._terms.loss, self._terms.metric
-            return {"loss": LOSSES[loss].value(y, p), metric: METRICS[metric](y, p)}
+            judged = self._terms.outputs[0]
+            metrics = {
+                name: score(term, y, p) if term in SCORES else METRICS[term](y, p)
+                for name, term in judged.metrics.items()
+            }
+            return {"loss": LOSSES[judged.loss].value(y, p), **metrics}
 
     def renew_statistics(self) -> None:
         """See `Candidate`."""

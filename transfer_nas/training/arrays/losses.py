@@ -20,23 +20,37 @@ class Loss(NamedTuple):
 
     Attributes
     ----------
-    value
-        Takes targets and predictions; returns the mean over the rows.
+    values
+        Takes targets and predictions; returns the loss of each row.
     gradient
-        Takes the same; returns the mean's gradient with respect to what goes into the activation
-        `after` of the predictions, or to the predictions if `after` is None. A new array.
+        Takes the same; returns the gradient of the mean over rows with respect to what goes into
+        the activation `after` of the predictions, or to the predictions if `after` is None. A new
+        array.
     after
         The activation that the predictions must come from: a softmax, or sigmoid, and the
         logarithm in the loss are derived together, as Keras does it, since apart they lose digits.
     """
 
-    value: Callable[[Targets, Array], float]
+    values: Callable[[Targets, Array], Array]
     gradient: Callable[[Targets, Array], Array]
     after: str | None = None
 
+    def value(self, y: Targets, p: Array, weights: Array | None = None) -> float:
+        """Return the mean over the rows, each multiplied by its weight, as Keras does it."""
+        values = self.values(y, p)
+        return float((values if weights is None else values * weights).mean())
 
-def _sparse_categorical_value(y: Targets, p: Array) -> float:
-    return float(-np.log(np.maximum(p[np.arange(len(p)), y.reshape(-1)], _TINY)).mean())
+    def weighted_gradient(self, y: Targets, p: Array, weights: Array | None) -> Array:
+        """Return the gradient of what `value` returns."""
+        gradient = self.gradient(y, p)
+        if weights is not None:
+            gradient *= weights.reshape(-1, *(1 for _ in gradient.shape[1:]))
+        return gradient
+
+
+def _sparse_categorical_values(y: Targets, p: Array) -> Array:
+    losses: Array = -np.log(np.maximum(p[np.arange(len(p)), y.reshape(-1)], _TINY))
+    return losses
 
 
 def _sparse_categorical_gradient(y: Targets, p: Array) -> Array:
@@ -45,8 +59,8 @@ def _sparse_categorical_gradient(y: Targets, p: Array) -> Array:
     return gradient
 
 
-def _categorical_value(y: Targets, p: Array) -> float:
-    return float(-(y * np.log(np.maximum(p, _TINY))).sum(-1).mean())
+def _categorical_values(y: Targets, p: Array) -> Array:
+    return _of_rows(-(y * np.log(np.maximum(p, _TINY))).sum(-1))
 
 
 def _categorical_gradient(y: Targets, p: Array) -> Array:
@@ -56,26 +70,26 @@ def _categorical_gradient(y: Targets, p: Array) -> Array:
     return gradient
 
 
-def _binary_value(y: Targets, p: Array) -> float:
+def _binary_values(y: Targets, p: Array) -> Array:
     y = _like(y, p)
     log_p, log_not_p = np.log(np.maximum(p, _TINY)), np.log(np.maximum(1 - p, _TINY))
-    return float(-(y * log_p + (1 - y) * log_not_p).mean())
+    return _of_rows(-(y * log_p + (1 - y) * log_not_p))
 
 
 def _difference(y: Targets, p: Array) -> Array:
     return (p - _like(y, p)) / np.float32(p.size)
 
 
-def _squared_value(y: Targets, p: Array) -> float:
-    return float(np.square(p - _like(y, p)).mean())
+def _squared_values(y: Targets, p: Array) -> Array:
+    return _of_rows(np.square(p - _like(y, p)))
 
 
 def _squared_gradient(y: Targets, p: Array) -> Array:
     return 2 * _difference(y, p)
 
 
-def _absolute_value(y: Targets, p: Array) -> float:
-    return float(np.abs(p - _like(y, p)).mean())
+def _absolute_values(y: Targets, p: Array) -> Array:
+    return _of_rows(np.abs(p - _like(y, p)))
 
 
 def _absolute_gradient(y: Targets, p: Array) -> Array:
@@ -83,20 +97,26 @@ def _absolute_gradient(y: Targets, p: Array) -> Array:
     return gradient
 
 
+def _of_rows(values: Array) -> Array:
+    """Return the mean of each row."""
+    means: Array = values.reshape(len(values), -1).mean(axis=1)
+    return means
+
+
 def _like(y: Targets, p: Array) -> Array:
     """Return targets in the shape of the predictions: ``(n,)`` belongs to ``(n, 1)``."""
     return y.reshape(p.shape).astype(np.float32, copy=False)
 
 
-_SQUARED = Loss(_squared_value, _squared_gradient)
-_ABSOLUTE = Loss(_absolute_value, _absolute_gradient)
+_SQUARED = Loss(_squared_values, _squared_gradient)
+_ABSOLUTE = Loss(_absolute_values, _absolute_gradient)
 
 LOSSES: Mapping[str, Loss] = {
     "sparse_categorical_crossentropy": Loss(
-        _sparse_categorical_value, _sparse_categorical_gradient, "softmax"
+        _sparse_categorical_values, _sparse_categorical_gradient, "softmax"
     ),
-    "categorical_crossentropy": Loss(_categorical_value, _categorical_gradient, "softmax"),
-    "binary_crossentropy": Loss(_binary_value, _difference, "sigmoid"),
+    "categorical_crossentropy": Loss(_categorical_values, _categorical_gradient, "softmax"),
+    "binary_crossentropy": Loss(_binary_values, _difference, "sigmoid"),
     "mean_squared_error": _SQUARED,
     "mean_absolute_error": _ABSOLUTE,
 }
@@ -116,7 +136,7 @@ def _binary_accuracy(y: Targets, p: Array) -> float:
 
 
 def _root_squared(y: Targets, p: Array) -> float:
-    return float(np.sqrt(_squared_value(y, p)))
+    return float(np.sqrt(_SQUARED.value(y, p)))
 
 
 def _r2(y: Targets, p: Array) -> float:

@@ -131,8 +131,8 @@ class ArrayTraining(Training):
         Of all layers; those that train become views of the vector.
     trainable
         By layer that trains: whether each of its weights is trained (or is a statistic).
-    x, y
-        Inputs in the network's order, and targets.
+    x, y, row_weights
+        Inputs in the network's order, targets, and weights of the rows, None if all are equal.
     loss
         What is minimised.
     optimizer
@@ -159,6 +159,7 @@ class ArrayTraining(Training):
         trainable: Mapping[str, Sequence[bool]],
         x: Sequence[Array],
         y: npt.NDArray[np.generic],
+        row_weights: Array | None,
         *,
         loss: Loss,
         optimizer: type[Optimizer],
@@ -168,6 +169,7 @@ class ArrayTraining(Training):
         rng: np.random.Generator,
     ) -> None:
         self._y, self._loss, self._rng, self._threads = y, loss, rng, threads
+        self._row_weights = row_weights
         self._batch_size = batch_size
         self._vector, self._gradient, gradients = _one_vector(weights, trainable)
         self._statistics = [
@@ -193,8 +195,9 @@ class ArrayTraining(Training):
             assert isinstance(last, Activated)
             last.skip_activation()
 
-    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float) -> float:
+    def epoch(self, order: npt.NDArray[np.integer], learning_rate: float | None) -> float:
         """See `Training`."""
+        assert learning_rate is not None  # `ArrayEngine.misfit`
         with limited(self._threads):
             return self._epoch(order, learning_rate)
 
@@ -206,10 +209,11 @@ class ArrayTraining(Training):
             given = {value: array.take(batch, axis=0) for value, array in self._given.items()}
             y = self._y[batch]
             predicted = self._program.forward(given, training=True)[output]
-            total += self._loss.value(y, predicted) * len(batch)
+            row_weights = None if self._row_weights is None else self._row_weights[batch]
+            total += self._loss.value(y, predicted, row_weights) * len(batch)
             if self._adds:
                 self._gradient.fill(0)
-            self._program.backward(self._loss.gradient(y, predicted))
+            self._program.backward(self._loss.weighted_gradient(y, predicted, row_weights))
             self._optimizer.apply(self._vector, self._gradient, learning_rate)
         return total / len(order)
 
