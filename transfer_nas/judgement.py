@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cpp_store import files
 from graph_meta import LayerGraph
-from transfer_nas.applications import Application, as_tuple
+from transfer_nas.applications import Application, Batches, Data, as_tuple
 from transfer_nas.transfer import Tensors
 
 Floats = npt.NDArray[np.float64]
@@ -48,22 +48,38 @@ def write(directory: Path, graph: LayerGraph, tensors: Tensors, application: App
     model = keras_io.to_keras(graph)
     keras_io.set_weights(model, tensors)
     data = application.data
-    total = len(as_tuple(data.y_valid)[0])
-    at = np.unique(np.linspace(0, total - 1, min(total, _ROWS)).astype(np.int64))
-    inputs = [array[at] for array in as_tuple(data.x_valid)]
-    targets = as_tuple(data.y_valid)
+    total = data.count("valid")
+    inputs, targets = _some_rows(data, total)
     found: dict[str, Any] | None = None
     if len(targets) == 1:
         predicted = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
         terms = application.terms
-        found = judge(targets[0][at], np.asarray(predicted), terms.loss, terms.metric)
+        found = judge(targets[0], np.asarray(predicted), terms.loss, terms.metric)
     path = directory / NAME
     if found is None:
         path.unlink(missing_ok=True)
         return
-    content = {"format": FORMAT, "rows": len(at), "of": total, **found}
+    content = {"format": FORMAT, "rows": len(targets[0]), "of": total, **found}
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     files.write_text(path, f"{text}\n")
+
+
+def _some_rows(data: Data, total: int) -> tuple[list[Any], list[Any]]:
+    """Return inputs and targets of some validation rows; of a source of batches, the first."""
+    if isinstance(data.x_valid, Batches):
+        batches = []
+        for batch in data.x_valid:
+            batches.append((batch.x, as_tuple(batch.y)))
+            if sum(len(x[0]) for x, _ in batches) >= _ROWS:
+                break
+        inputs, targets = (
+            [np.concatenate(parts)[:_ROWS] for parts in zip(*some, strict=True)]
+            for some in zip(*batches, strict=True)
+        )
+        return inputs, targets
+    at = np.unique(np.linspace(0, total - 1, min(total, _ROWS)).astype(np.int64))
+    x, y = as_tuple(data.x_valid), as_tuple(data.y_valid)
+    return [array[at] for array in x], [array[at] for array in y]
 
 
 def judge(

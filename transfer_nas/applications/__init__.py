@@ -10,8 +10,10 @@ import importlib
 from pathlib import Path
 
 from transfer_nas.applications._base import Application, SpaceChoice
+from transfer_nas.applications._batches import Batch, Batches
 from transfer_nas.applications._callbacks import EarlyStopping, ReduceLROnPlateau
 from transfer_nas.applications._data import PARTS, Arrays, Data, as_tuple
+from transfer_nas.applications._disk import OnDisk, shuffled
 from transfer_nas.applications._output import Output
 from transfer_nas.applications._terms import Terms
 from transfer_nas.errors import ApplicationError, near_misses
@@ -36,14 +38,18 @@ __all__ = [
     "PARTS",
     "Application",
     "Arrays",
+    "Batch",
+    "Batches",
     "Data",
     "EarlyStopping",
+    "OnDisk",
     "Output",
     "ReduceLROnPlateau",
     "SpaceChoice",
     "Terms",
     "as_tuple",
     "resolve",
+    "shuffled",
 ]
 
 

@@ -15,6 +15,7 @@ from cpp_store.command_line import expected_rank
 
 from graph_meta import LayerGraph
 from transfer_nas.applications import _callbacks, _data, _network, _output, _rows, _terms
+from transfer_nas.applications._batches import Batches
 from transfer_nas.applications._data import PARTS, Arrays, Data, as_tuple
 from transfer_nas.applications._output import Output
 from transfer_nas.applications._terms import Judged, Terms
@@ -100,6 +101,10 @@ class Application:
     class_weight
         How much rows of each class count in the loss, by label; ``balanced``: all classes count
         alike. None: all rows do.
+    augment
+        Changes inputs in training, and only there: layers of Keras for preprocessing (one, or a
+        sequence), or a function ``augment(x, rng)`` that returns other inputs for those of a batch,
+        with a NumPy generator. Random by the candidate's seed. None: nothing does.
     read
         Returns the data of the files in a directory, for `with_data`: the full-size original of a
         data set that does not come along. None: there are none to read.
@@ -144,6 +149,7 @@ class Application:
     rows: Sequence[int] | None = None
     split_seed: int = 0
     class_weight: Mapping[Any, float] | Literal["balanced"] | None = None
+    augment: Any = None
     read: Callable[[Path], Data] | None = None
     generate: Callable[[int], Data] | None = None
     values: Sequence[Value] = ()
@@ -203,6 +209,11 @@ class Application:
                     f"and test rows), found {self.rows!r}"
                 )
             object.__setattr__(self, "rows", rows)
+        given = self.augment if isinstance(self.augment, Sequence) else (self.augment,)
+        if self.augment is not None and not all(map(callable, given)):
+            raise self._error(
+                f"augment: expected layers of Keras or a function, found {self.augment!r:.60}"
+            )
         weight = self.class_weight
         if weight is not None and weight != "balanced" and not isinstance(weight, Mapping):
             raise self._error(
@@ -611,9 +622,15 @@ class Application:
         found = self._parted(found, terms)
         parts = found.fields()
         for part in PARTS:
-            name = f"y_{part}"
-            if parts[name] is not None:
+            name, x = f"y_{part}", parts[f"x_{part}"]
+            if isinstance(x, Batches):
+                self._targets(f"the first batch of x_{part}: y", x.first.y, terms)
+            elif parts[name] is not None:
                 parts[name] = self._targets(name, parts[name], terms)
+        if self.class_weight is not None and isinstance(found.x_train, Batches):
+            raise ApplicationError(
+                "class_weight: a source of batches gives weights itself, as (x, y, weights)"
+            )
         if self.class_weight is not None:
             weights = _rows.class_weights(self.class_weight, parts["y_train"], terms, labels)
             given = parts["w_train"]
@@ -644,6 +661,10 @@ class Application:
         """Set validation rows aside if there are none, and leave out rows that are too many."""
         parts = data.fields()
         if data.count("valid") == 0:
+            if isinstance(data.x_train, Batches):
+                raise ApplicationError(
+                    "no rows can be set aside of a source of batches: give x_valid, too"
+                )
             rows = data.count("train")
             count = round(self.validation * rows)
             if not 0 < count < rows:
@@ -657,15 +678,22 @@ class Application:
         data = Data(**parts)
         for part, most in zip(PARTS, self.rows or (), strict=False):
             rows = data.count(part)
+            if isinstance(getattr(data, f"x_{part}"), Batches):
+                raise ApplicationError(
+                    f"rows: a source of batches (x_{part}) has all of its own: say a shorter length"
+                )
             if most < rows:
                 labels = _rows.classes(getattr(data, f"y_{part}"), terms)
                 taken = _data.chosen(most, rows, labels, self.split_seed)
                 parts |= data.taking(part, taken)
+        if data.version is not None:  # the shapes say how many were taken
+            parts["version"] = f"{data.version}, {self.split_seed}"
         return Data(**parts)
 
     def _terms_for(self, data: Data) -> Terms:
-        several = not self.outputs and isinstance(data.y_train, tuple)
-        targets = as_tuple(data.y_train)
+        y = data.x_train.first.y if isinstance(data.x_train, Batches) else data.y_train
+        several = not self.outputs and isinstance(y, tuple)
+        targets = as_tuple(y)
         names = iter(_output.metrics_of(self.heads))
         outputs = []
         for i, head in enumerate(self.heads):
@@ -712,23 +740,55 @@ def _arrays_of(
         given = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
         if part != "train" and given[0] is None and given[1] is None:
             continue
-        x = _rows.inputs_of(f"x_{part}", given[0], shapes)
+        if Batches.is_source(given[0]):
+            found[f"x_{part}"] = _source_of(part, *given, data.version, shapes)
+            continue
+        x = _rows.inputs_of(f"x_{part}", given[0], shapes, whole=data.version is None)
         y = _rows.targets_of(f"y_{part}", given[1], len(x[0]), labels)
         _rows.check_rows(f"x_{part} and y_{part}", (*x, *y))
         found |= {f"x_{part}": _alone(x), f"y_{part}": _alone(y)}
     if data.w_train is not None:
+        if isinstance(found["x_train"], Batches):
+            raise ApplicationError("w_train: a source of batches gives weights, (x, y, weights)")
         found["w_train"] = _rows.weights_of(
             "w_train", data.w_train, len(as_tuple(found["x_train"])[0])
         )
     return found
 
 
+def _source_of(
+    part: str, given: Any, y: object, version: str | None, shapes: Sequence[tuple[int, ...]]
+) -> Batches:
+    """Return a source of batches, checked by its first batch."""
+    if version is None:
+        raise ApplicationError(
+            f"x_{part} is a source of batches, and nobody can tell what is in it: give "
+            "Data(…, version=…), another one for other data, as stored models are found by it"
+        )
+    if y is not None:
+        raise ApplicationError(f"y_{part}: a source of batches (x_{part}) gives the targets, too")
+    try:
+        source = given if isinstance(given, Batches) else Batches(given)
+    except ApplicationError as wrong:
+        raise ApplicationError(f"x_{part}: {wrong}") from None
+    name = f"the first batch of x_{part}"
+    first = source.first
+    _rows.inputs_of(f"{name}: x", first.x if len(shapes) > 1 else first.x[0], shapes)
+    targets = _rows.targets_of(f"{name}: y", first.y, len(first.x[0]), None)
+    _rows.check_rows(f"{name}: x and y", (*first.x, *targets))
+    return source
+
+
 def _warn_of_shared_rows(name: str, data: Data) -> None:
     """Say how many test rows are no test, as the search sees them."""
-    if data.x_test is None:
+    parts = data.x_test, data.x_train, data.x_valid
+    hidden = any(isinstance(x, Batches) for x in parts) or (
+        data.version is not None and not (data.in_memory("train") and data.in_memory("valid"))
+    )
+    if data.x_test is None or hidden or expected_rank() != 0:
         return
     shared = _data.shared_rows(data.x_test, iter((data.x_train, data.x_valid)))
-    if shared and expected_rank() == 0:
+    if shared:
         _log.warning(
             "application %s: %s of %s test rows stand among the training or validation rows, too",
             *(name, f"{shared:,}", f"{data.count('test'):,}"),

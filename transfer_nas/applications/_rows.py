@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transfer_nas.applications import _terms
+from transfer_nas.applications._disk import OnDisk
 from transfer_nas.applications._terms import CLASSES, NUMBERS, ONE_HOT, UNIT, Judged, Terms
 from transfer_nas.errors import ApplicationError
 
@@ -26,7 +27,9 @@ _SHARES = ("softmax", "sigmoid", "hard_sigmoid")
 """Activations whose outputs lie between 0 and 1."""
 
 
-def inputs_of(name: str, given: object, shapes: Sequence[Shape]) -> tuple[Array, ...]:
+def inputs_of(
+    name: str, given: object, shapes: Sequence[Shape], *, whole: bool = True
+) -> tuple[Array, ...]:
     """Return the inputs of a model as arrays, one for each shape.
 
     Parameters
@@ -37,6 +40,8 @@ def inputs_of(name: str, given: object, shapes: Sequence[Shape]) -> tuple[Array,
         What the user has: for one input, whatever makes an array; for several, a tuple of those.
     shapes
         Of the inputs, without the first axis.
+    whole
+        Whether to look at all numbers of arrays that stay on disk, or at the first ones only.
 
     Raises
     ------
@@ -45,7 +50,10 @@ def inputs_of(name: str, given: object, shapes: Sequence[Shape]) -> tuple[Array,
         shapes.
     """
     several = _several(given, len(shapes), shapes[0])
-    arrays = [_array(name, part, strings=True) for part in (several or (given,))]
+    arrays: list[Any] = [
+        OnDisk(part) if OnDisk.is_needed(part) else _array(name, part, strings=True)
+        for part in (several or (given,))
+    ]
     if len(arrays) == len(shapes) == 1 and arrays[0].ndim == 1 and shapes[0] == (1,):
         arrays = [arrays[0].reshape(-1, 1)]  # a series: one feature
     found = [array.shape[1:] for array in arrays]
@@ -54,7 +62,8 @@ def inputs_of(name: str, given: object, shapes: Sequence[Shape]) -> tuple[Array,
             f"{name} must hold inputs of shapes {list(shapes)} after the first axis, found {found}"
         )
     for array in arrays:
-        _check_finite(name, array)
+        on_disk = isinstance(array, OnDisk)
+        _check_finite(name, array[: array.block] if on_disk and not whole else array)
     return tuple(array.view(np.uint8) if array.dtype == bool else array for array in arrays)
 
 
@@ -92,14 +101,15 @@ class Labels:
         return numbers.astype(np.int32)
 
 
-def targets_of(name: str, given: object, rows: int, labels: Labels) -> tuple[Array, ...]:
+def targets_of(name: str, given: object, rows: int, labels: Labels | None) -> tuple[Array, ...]:
     """Return targets as arrays, one for each output of the model; raises ApplicationError.
 
-    Strings, one a row, are labels and become numbers.
+    Strings, one a row, are labels and become numbers, unless there can be none.
     """
     several = _several_targets(given, rows)
-    arrays = [_array(name, part, strings=several is None) for part in (several or (given,))]
-    if arrays[0].dtype.kind in "US":
+    strings = several is None and labels is not None
+    arrays = [_array(name, part, strings=strings) for part in (several or (given,))]
+    if arrays[0].dtype.kind in "US" and labels is not None:
         if arrays[0].size != len(arrays[0]):
             raise ApplicationError(
                 f"{name} holds strings in {arrays[0].size // len(arrays[0])} columns: expected one "

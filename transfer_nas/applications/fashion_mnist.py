@@ -11,6 +11,7 @@ import gzip
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ def load() -> Data:
 
 def read(directory: Path) -> Data:
     """Return the images of the original's four files, pixels scaled to [0, 1]."""
-    parts = {}
+    parts: dict[str, Any] = {}
     for part, prefix in (("train", "train"), ("test", "t10k")):
         pixels = _idx(_files.find(directory, f"{prefix}-images-idx3-ubyte.gz"), 3)
         labels = _idx(_files.find(directory, f"{prefix}-labels-idx1-ubyte.gz"), 1)

@@ -6,18 +6,19 @@ import contextlib
 import functools
 import gc
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import Application, Arrays, Data, as_tuple
+from transfer_nas.applications import Application, Arrays, Batches, Data, as_tuple
 from transfer_nas.applications import _terms as terms_of
 from transfer_nas.applications._terms import SCORES
-from transfer_nas.training import statistics
+from transfer_nas.training import augmentation, statistics
 from transfer_nas.training._base import Candidate, Engine, Training
+from transfer_nas.training.feeding import Feed
 from transfer_nas.training.frozen_prefix import CACHE_BYTES, FrozenPrefixes
 from transfer_nas.training.scores import score
 from transfer_nas.transfer import Tensors
@@ -67,7 +68,7 @@ class KerasEngine(Engine):
         loop = self._loop
         keras.utils.clear_session()
         keras.utils.set_random_seed(seed % 2**32)
-        return KerasCandidate(graph, self._application, loop, self._batch_size)
+        return KerasCandidate(graph, self._application, loop, self._batch_size, seed)
 
     @functools.cached_property
     def _loop(self) -> KerasLoop:
@@ -76,7 +77,9 @@ class KerasEngine(Engine):
 
         application, batch_size = self._application, self._batch_size
         data = application.data
-        prefixes = FrozenPrefixes(data, validation_batch_size(data, batch_size), self._cache_bytes)
+        # Activations are those of rows that stay as they are, and fit into memory.
+        kept = self._cache_bytes if data.in_memory("train") and application.augment is None else 0
+        prefixes = FrozenPrefixes(data, validation_batch_size(data, batch_size), kept)
         if keras.backend.backend() == "tensorflow":
             from transfer_nas.training.tensorflow_loop import TensorFlowLoop
 
@@ -110,7 +113,7 @@ class KerasLoop(ABC):
 
     @abstractmethod
     def training(
-        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = ()
+        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = (), seed: int = 0
     ) -> Training:
         """Begin a training of `model`, which was compiled just before and has something to train.
 
@@ -122,7 +125,31 @@ class KerasLoop(ABC):
             What it is, by the stable names that its layers carry.
         callbacks
             What is to be told of single steps.
+        seed
+            Of augmentation, and of sources of batches that take one.
         """
+
+    @property
+    def _function(self) -> Any:
+        """The function that augments batches; None if there is none."""
+        augment = self._application.augment
+        return None if augmentation.layers_of(augment) else augment
+
+    @property
+    def _is_fed(self) -> bool:
+        """Whether an epoch is fed batch by batch."""
+        return not self._application.data.in_memory("train") or self._function is not None
+
+    def _rest(self, model: keras.Model, graph: LayerGraph, seed: int) -> tuple[keras.Model, Any]:
+        """Return what is trained of a model, and its inputs if those are not the rows'.
+
+        What is behind its frozen prefix; or all of it, behind layers that augment.
+        """
+        layers = augmentation.layers_of(self._application.augment)
+        if layers:
+            return augmentation.before(model, layers, seed), None
+        rest = self._prefixes.rest(model, graph)
+        return (model, None) if rest is None else rest
 
     @functools.cached_property
     def _valid_rows(self) -> tuple[Any, Any]:
@@ -136,13 +163,23 @@ class KerasLoop(ABC):
 
     def validate(self, model: keras.Model) -> dict[str, float]:
         """Return ``loss`` and the application's metrics, on the validation rows."""
+        import keras
+
         data = self._application.data
         size = validation_batch_size(data, self._batch_size)
-        return judge(model, self._application, *self._valid_rows, data.count("valid"), size)
+        if data.in_memory("valid"):
+            count, rows = data.count("valid"), self._valid_rows
+            parts = (slice(begin, begin + size) for begin in range(0, count, size))
+            batches: Iterator[Any] = (
+                keras.tree.map_structure(lambda array, at=part: array[at], rows) for part in parts
+            )
+        else:
+            batches = Feed(data, "valid", size).batches()
+        return judge(model, self._application, batches)
 
 
 def judge(
-    model: keras.Model, application: Application, x: Any, y: Any, count: int, size: int
+    model: keras.Model, application: Application, batches: Iterable[Sequence[Any]]
 ) -> dict[str, float]:
     """Return ``loss`` and the application's metrics, by their names.
 
@@ -154,12 +191,9 @@ def judge(
         Compiled.
     application
         Whose metrics.
-    x, y
-        Inputs and targets as the model takes them, arrays or tensors.
-    count
-        How many rows they have.
-    size
-        Rows to judge at once.
+    batches
+        Inputs and targets as the model takes them, arrays or tensors; what comes behind them does
+        not count.
     """
     import keras
 
@@ -169,15 +203,14 @@ def judge(
         for name, term in judged.metrics.items()
     ]
     keeps = any(isinstance(metric, str) for _, _, metric in metrics)
-    total, kept = 0.0, list[list[Any]]()
-    for begin in range(0, count, size):
-        some = slice(begin, begin + size)
-        rows, targets = keras.tree.map_structure(lambda array, at=some: array[at], (x, y))
+    total, count, kept = 0.0, 0, list[list[Any]]()
+    for rows, targets, *_ in batches:
         with _no_gradients():
             predicted = model(rows, training=False)
             loss = model.compute_loss(rows, targets, predicted, training=False)
-            total += float(loss) * min(size, count - begin)
             true, outputs = keras.tree.flatten(targets), keras.tree.flatten(predicted)
+            total += float(loss) * len(true[0])
+            count += len(true[0])
             for _, i, metric in metrics:
                 if not isinstance(metric, str):
                     metric.update_state(true[i], outputs[i])
@@ -221,11 +254,17 @@ class KerasCandidate(Candidate):
     """A Keras model; its layers carry the stable names of `graph`."""
 
     def __init__(
-        self, graph: LayerGraph, application: Application, loop: KerasLoop, batch_size: int
+        self,
+        graph: LayerGraph,
+        application: Application,
+        loop: KerasLoop,
+        batch_size: int,
+        seed: int,
     ) -> None:
         from graph_meta import keras_io
 
         self.graph = graph
+        self._seed = seed
         self._model = keras_io.to_keras(graph)
         self._frozen_inside = keras_io.frozen_inside(self._model)
         self._application = application
@@ -266,7 +305,7 @@ class KerasCandidate(Candidate):
         model = self.network(frozen, epochs)
         if not model.trainable_variables:
             return None
-        return self._loop.training(model, self.graph, callbacks)
+        return self._loop.training(model, self.graph, callbacks, self._seed)
 
     def network(self, frozen: Collection[str] = (), epochs: int | None = None) -> keras.Model:
         """See `Candidate`: compiled, with a new optimizer for so many epochs."""
@@ -328,8 +367,8 @@ def compile_model(
     import keras
 
     terms = application.terms
-    rows = len(as_tuple(application.data.x_train)[0])
-    steps = -(-rows // (batch_size or application.batch_size)) * (epochs or application.epochs)
+    steps = application.data.steps(batch_size or application.batch_size)
+    steps *= epochs or application.epochs
     losses = [terms_of.new(judged.loss) for judged in terms.outputs]
     metrics = [
         [terms_of.new(term) for term in judged.metrics.values() if term not in SCORES]
@@ -346,14 +385,31 @@ def compile_model(
 
 
 class FitLoop(KerasLoop):
-    """Keras' own loop; any backend."""
+    """Keras' own loop; any backend.
+
+    Parameters
+    ----------
+    application, batch_size, prefixes
+        See `KerasLoop`.
+    around
+        What each ``fit`` runs inside.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        batch_size: int,
+        prefixes: FrozenPrefixes,
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        super().__init__(application, batch_size, prefixes)
+        self._around = around
 
     def training(
-        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = ()
+        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = (), seed: int = 0
     ) -> Training:
         """See `KerasLoop`."""
-        rest = self._prefixes.rest(model, graph)
-        network, x = (model, self._application.data.x_train) if rest is None else rest
+        network, x = self._rest(model, graph, seed)
         if network is not model:
             network.compile(
                 model.optimizer,
@@ -361,8 +417,12 @@ class FitLoop(KerasLoop):
                 loss_weights=model._compile_loss._user_loss_weights,
                 jit_compile=model.jit_compile,
             )
-        rows = (x, self._application.data.y_train, self._application.data.w_train)
-        return _FitTraining(model, network, rows, self._batch_size, callbacks)
+        data = self._application.data
+        if self._is_fed:
+            feed = Feed(data, "train", self._batch_size, self._function)
+            return _FedTraining(model, network, feed, callbacks, self._around, seed)
+        rows = (data.x_train if x is None else x, data.y_train, data.w_train)
+        return _RowsTraining(model, network, rows, self._batch_size, callbacks, self._around)
 
 
 class _FitTraining(Training):
@@ -373,30 +433,31 @@ class _FitTraining(Training):
     model
         The model.
     network
-        What is fitted: the model, or what is left of it, with the same optimizer.
-    rows
-        Inputs of `network`, targets and weights for all rows.
-    batch_size
-        Rows a step.
+        What is fitted: the model, or what `KerasLoop` makes of it, with the same optimizer.
     callbacks
         What is told of single steps.
+    around
+        What ``fit`` runs inside.
     """
 
     def __init__(
         self,
         model: keras.Model,
         network: keras.Model,
-        rows: tuple[Any, Any, Any],
-        batch_size: int,
         callbacks: Sequence[Any],
+        around: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
         self._model, self._network = model, network
-        x, y, self._weights = rows
-        self._x, self._y = as_tuple(x), as_tuple(y)
-        self._batch_size = batch_size
         self._callbacks = callbacks
+        self._around = around
         self._random = _random_state()
         model.optimizer.build(network.trainable_variables)
+
+    @abstractmethod
+    def _fed(
+        self, order: npt.NDArray[np.integer]
+    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """Give what ``fit`` takes for an epoch."""
 
     def epoch(self, order: npt.NDArray[np.integer], learning_rate: float | None) -> float:
         """See `Training`."""
@@ -408,15 +469,13 @@ class _FitTraining(Training):
         )
         if learning_rate is not None:
             self._model.optimizer.learning_rate = learning_rate
-        history = self._network.fit(
-            inputs(tuple(_ordered(x, order) for x in self._x)),
-            inputs(tuple(y[order] for y in self._y)),
-            batch_size=self._batch_size,
-            sample_weight=None if self._weights is None else self._weights[order],
-            shuffle=False,
-            verbose=0,
-            callbacks=[again, *map(self._steps_for, self._callbacks)],
-        )
+        with self._fed(order) as fed, self._around():
+            history = self._network.fit(
+                **fed,
+                shuffle=False,
+                verbose=0,
+                callbacks=[again, *map(self._steps_for, self._callbacks)],
+            )
         self._random = _random_state()
         return float(history.history["loss"][-1])
 
@@ -434,13 +493,73 @@ class _FitTraining(Training):
 
     def state(self) -> list[npt.NDArray[np.generic]]:
         """See `Training`."""
-        return [*self._random, *state_of(self._model)]
+        return [*self._random, *state_of(self._model, self._network)]
 
     def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
         """See `Training`."""
         own = len(self._random)
         self._random = [np.array(array) for array in state[:own]]
-        restore_to(self._model, state[own:])
+        restore_to(self._model, self._network, state[own:])
+
+
+class _RowsTraining(_FitTraining):
+    """Takes all rows from memory: inputs of the network, targets and weights."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        network: keras.Model,
+        rows: tuple[Any, Any, Any],
+        batch_size: int,
+        callbacks: Sequence[Any],
+        around: Callable[[], contextlib.AbstractContextManager[None]],
+    ) -> None:
+        super().__init__(model, network, callbacks, around)
+        x, y, self._weights = rows
+        self._x, self._y = as_tuple(x), as_tuple(y)
+        self._batch_size = batch_size
+
+    @contextlib.contextmanager
+    def _fed(self, order: npt.NDArray[np.integer]) -> Iterator[dict[str, Any]]:
+        yield {
+            "x": inputs(tuple(_ordered(x, order) for x in self._x)),
+            "y": inputs(tuple(y[order] for y in self._y)),
+            "sample_weight": None if self._weights is None else self._weights[order],
+            "batch_size": self._batch_size,
+        }
+
+
+class _FedTraining(_FitTraining):
+    """Is fed batch by batch."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        network: keras.Model,
+        feed: Feed,
+        callbacks: Sequence[Any],
+        around: Callable[[], contextlib.AbstractContextManager[None]],
+        seed: int,
+    ) -> None:
+        super().__init__(model, network, callbacks, around)
+        self._feed, self._seed = feed, seed
+        self._epochs = 0
+
+    @contextlib.contextmanager
+    def _fed(self, order: npt.NDArray[np.integer]) -> Iterator[dict[str, Any]]:
+        seed = np.random.SeedSequence((self._seed, self._epochs)).generate_state(1)[0]
+        self._epochs += 1
+        with self._feed.epoch(order, int(seed)) as fed:
+            yield fed
+
+    def state(self) -> list[npt.NDArray[np.generic]]:
+        """See `Training`."""
+        return [np.array(self._epochs), *super().state()]
+
+    def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
+        """See `Training`."""
+        self._epochs = int(state[0])
+        super().restore(state[1:])
 
 
 def _ordered(rows: Any, order: npt.NDArray[np.integer]) -> Any:
@@ -473,22 +592,40 @@ def _generators() -> list[Any]:
     return [torch.default_generator, *torch.cuda.default_generators]
 
 
-def state_of(model: keras.Model) -> list[npt.NDArray[np.generic]]:
-    """Return weights, seeds and optimizer's variables of a model in training."""
+def state_of(model: keras.Model, network: keras.Model) -> list[npt.NDArray[np.generic]]:
+    """Return weights, seeds and optimizer's variables of a model in training.
+
+    Parameters
+    ----------
+    model
+        The model.
+    network
+        What is trained in its place: it may have seeds of its own, of augmentation.
+    """
     import keras
 
-    variables = [*model.variables, *model.optimizer.variables]
+    variables = _variables(model, network)
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
 
 
-def restore_to(model: keras.Model, state: Sequence[npt.NDArray[np.generic]]) -> None:
+def restore_to(
+    model: keras.Model, network: keras.Model, state: Sequence[npt.NDArray[np.generic]]
+) -> None:
     """Undo what happened since `state_of`."""
     from graph_meta import keras_io
 
-    variables = [*model.variables, *model.optimizer.variables]
-    for variable, array in zip(variables, state, strict=True):
+    for variable, array in zip(_variables(model, network), state, strict=True):
         variable.assign(array)
     keras_io.derive_state(model)
+
+
+def _variables(model: keras.Model, network: keras.Model) -> list[Any]:
+    own = {id(variable) for variable in model.variables}
+    others = [variable for variable in network.variables if id(variable) not in own]
+    # A network that was compiled counts the optimizer's among its own.
+    optimizers = {id(variable) for variable in model.optimizer.variables}
+    others = [variable for variable in others if id(variable) not in optimizers]
+    return [*model.variables, *others, *model.optimizer.variables]
 
 
 def inputs(x: Arrays) -> Any:
@@ -499,5 +636,7 @@ def inputs(x: Arrays) -> Any:
 
 def validation_batch_size(data: Data, batch_size: int) -> int:
     """Return how many rows to judge at once."""
+    if isinstance(data.x_valid, Batches):
+        return batch_size
     row = sum(array[:1].nbytes for array in as_tuple(data.x_valid))
     return max(batch_size, _VALIDATION_BYTES // max(row, 1))

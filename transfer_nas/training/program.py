@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph_meta import LayerGraph
-from transfer_nas.applications import Application, Arrays, Data, as_tuple
+from transfer_nas.applications import Application, Arrays, Data
 from transfer_nas.applications._callbacks import KerasWatch, Running, Watch
 from transfer_nas.job import Report
 from transfer_nas.logs import Log
@@ -145,11 +145,11 @@ class Epochs(Program):
         first = resumption.first_epoch(number, training, rng, phase_of.set_state)
         for watch in watches:
             watch.begin(phase_of)
-        rows = len(as_tuple(application.data.x_train)[0])
+        ordered = application.data.ordered
         done, over = first, False
         while done < phase.epochs and not (phase_of.stopped or over):
             phase_of.begin_epoch(done)
-            loss = training.epoch(rng.permutation(rows), phase_of.rate)
+            loss = training.epoch(rng.permutation(ordered), phase_of.rate)
             done += 1
             step = before + done
             section = context.log.section("epoch", step)
@@ -390,13 +390,13 @@ class Trained:
 
     def tested(self) -> dict[str, float] | None:
         """Return loss and metrics on the test rows; None if there are none. Imports Keras."""
-        from transfer_nas.training.keras_engine import inputs, judge
+        from transfer_nas.training.feeding import Feed
+        from transfer_nas.training.keras_engine import judge
 
-        data = self.data
-        if data.x_test is None or data.y_test is None:
+        if self.data.x_test is None:
             return None
-        x, y = inputs(data.x_test), inputs(data.y_test)
-        return judge(self.model(), self._application, x, y, data.count("test"), _TESTED)
+        batches = Feed(self.data, "test", _TESTED).batches()
+        return judge(self.model(), self._application, batches)
 
     def model(self) -> keras.Model:
         """Return a compiled Keras model with its weights; imports Keras."""

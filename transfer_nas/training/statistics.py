@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from transfer_nas.applications import Batches
+
 if TYPE_CHECKING:
     import keras
 
@@ -35,7 +37,7 @@ def batches(rows: int, size: int) -> list[npt.NDArray[np.int64]]:
     return [chosen[begin::count] for begin in range(count)]
 
 
-def renew(model: keras.Model, x: Sequence[npt.NDArray[Any]], size: int) -> None:
+def renew(model: keras.Model, x: Sequence[Any], size: int) -> None:
     """Compute the statistics of a model's trainable layers anew.
 
     A layer that has a ``momentum``, as BatchNormalization does, gets the average over all batches;
@@ -47,7 +49,7 @@ def renew(model: keras.Model, x: Sequence[npt.NDArray[Any]], size: int) -> None:
     model
         The model.
     x
-        Training rows, an array for each input.
+        Training rows, an array for each input; or the one source of batches.
     size
         Rows at a time, about.
     """
@@ -60,13 +62,27 @@ def renew(model: keras.Model, x: Sequence[npt.NDArray[Any]], size: int) -> None:
     with contextlib.ExitStack() as stack:
         for layer in layers:
             stack.enter_context(_as_in_training(layer))
-        for batch in batches(len(x[0]), size):
+        for rows in _chosen(x, size):
+            count = len(rows[0])
             for layer in layers:
                 if hasattr(layer, "momentum"):
-                    layer.momentum = seen / (seen + len(batch))
-            given = [keras.ops.convert_to_tensor(rows[batch]) for rows in x]
+                    layer.momentum = seen / (seen + count)
+            given = [keras.ops.convert_to_tensor(array) for array in rows]
             _judging(model)(given[0] if len(given) == 1 else given)
-            seen += len(batch)
+            seen += count
+
+
+def _chosen(x: Sequence[Any], size: int) -> Iterator[Sequence[npt.NDArray[Any]]]:
+    """Yield the inputs to compute statistics over; of a source of batches, the first ones."""
+    if not isinstance(x[0], Batches):
+        yield from ([array[batch] for array in x] for batch in batches(len(x[0]), size))
+        return
+    seen = 0
+    for given in x[0]:
+        yield given.x
+        seen += len(given.x[0])
+        if seen >= _MOST_ROWS:
+            return
 
 
 def _judging(model: keras.Model) -> Any:

@@ -60,20 +60,24 @@ class TensorFlowLoop(KerasLoop):
         # Equal seeds shall give equal weights.
         tf.config.experimental.enable_op_determinism()
         data = application.data
+        if self._is_fed:
+            return
         self._x_train, self._y_train = _tensors((inputs(data.x_train), inputs(data.y_train)))
         self._w_train = None if data.w_train is None else _tensors(data.w_train)
         self._rows = len(as_tuple(data.x_train)[0])
 
     def training(
-        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = ()
+        self, model: keras.Model, graph: LayerGraph, callbacks: Sequence[Any] = (), seed: int = 0
     ) -> Training:
-        """See `KerasLoop`; who wants to be told of single steps has Keras' own loop."""
-        if callbacks:
-            loop = FitLoop(self._application, self._batch_size, self._prefixes)
-            return loop.training(model, graph, callbacks)
-        rest = self._prefixes.rest(model, graph)
-        network, x = (model, self._x_train) if rest is None else rest
-        rows = Rows(x, self._y_train, self._w_train)
+        """See `KerasLoop`.
+
+        What is not in memory, or told of single steps, has Keras' own loop.
+        """
+        if callbacks or self._is_fed:
+            own = self._application, self._batch_size, self._prefixes
+            return FitLoop(*own, _gradients_unregistered).training(model, graph, callbacks, seed)
+        network, x = self._rest(model, graph, seed)
+        rows = Rows(self._x_train if x is None else x, self._y_train, self._w_train)
         return _TensorFlowTraining(model, network, rows, self._rows, self._batch_size)
 
 
@@ -105,7 +109,7 @@ class _TensorFlowTraining(Training):
     def __init__(
         self, model: keras.Model, network: keras.Model, rows: Rows, count: int, batch_size: int
     ) -> None:
-        self._model = model
+        self._model, self._network = model, network
         self._update = _Update(model.optimizer, model.trainable_variables)
         with _gradients_unregistered():
             self._epoch = _epoch(model, network, self._update, rows, count, batch_size)
@@ -118,11 +122,11 @@ class _TensorFlowTraining(Training):
 
     def state(self) -> list[npt.NDArray[np.generic]]:
         """See `Training`."""
-        return state_of(self._model)
+        return state_of(self._model, self._network)
 
     def restore(self, state: list[npt.NDArray[np.generic]]) -> None:
         """See `Training`."""
-        restore_to(self._model, state)
+        restore_to(self._model, self._network, state)
         self._update.read()
 
 

@@ -65,6 +65,10 @@ class ArrayEngine(Engine):
     def misfit(application: Application) -> str | None:
         """Return what of an application is not known here; None: nothing."""
         data, terms = application.data, application.terms
+        if not (data.in_memory("train") and data.in_memory("valid")):
+            return "data that is not in memory"
+        if application.augment is not None:
+            return "augmentation"
         if len(terms.outputs) > 1:
             return "several outputs"
         metrics = terms.outputs[0].metrics.values()
