@@ -182,9 +182,9 @@ class TransferTrainer:
             (what the model takes without sharing), ``match_seconds``, ``build_seconds``,
             ``load_seconds`` (reading and setting weights), ``train_seconds`` (with judging),
             ``store_seconds``, ``epochs``, ``engine``, ``layers_grown`` (with `Policy.grow`), and
-            ``transfer_error`` where the transfer method failed (the candidate then goes without it), and what the
-            application declares. ``F_nan`` if
-            objective or loss is not a finite number; ``F_`` and the exception's name for whatever
+            ``transfer_error`` where the transfer method failed (the candidate then goes without
+            it), and what the application declares. ``F_nan`` if objective or loss is not a finite
+            number; ``F_`` and the exception's name for whatever
             building or training raised. A failure's measure ``error`` says why, in one line.
             Nothing but what is no `Exception` is raised.
         """
