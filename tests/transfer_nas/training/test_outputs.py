@@ -136,6 +136,7 @@ def two_headed(choices: Choices) -> Any:
     return keras.Model(inputs, heads)
 
 
+@pytest.mark.long
 def test_a_search_of_a_function_with_two_heads(tmp_path: Path) -> None:
     import keras
 
@@ -197,6 +198,7 @@ def test_says_when_networks_have_other_outputs() -> None:
         Output(2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["outputs", "mixed", "steps"])
 def test_heirs_with_frozen_layers_train_alike(kind: str) -> None:
     """What is left behind a frozen prefix has the losses, precision and callbacks of the whole."""
