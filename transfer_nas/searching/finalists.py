@@ -82,8 +82,8 @@ def retrain(
     """Train models fully, from the weights that they have, and test them.
 
     For their application's epochs, or those of the search if they are more, with a learning rate
-    that falls along a cosine. Nothing is frozen but what their space has frozen. A model whose weights are gone starts from what is stored of
-    others.
+    that falls along a cosine. Nothing is frozen but what their space has frozen. A model whose
+    weights are gone starts from what is stored of others.
 
     Parameters
     ----------
