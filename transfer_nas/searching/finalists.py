@@ -81,9 +81,9 @@ def retrain(
 ) -> list[dict[str, Any]]:
     """Train models fully, from the weights that they have, and test them.
 
-    For their application's epochs, or those of the search if they are more. Nothing is frozen but
-    what their space has frozen. A model whose weights are gone starts from what is stored of
-    others.
+    For their application's epochs, or those of the search if they are more, with a learning rate
+    that falls along a cosine. Nothing is frozen but what their space has frozen. A model whose
+    weights are gone starts from what is stored of others.
 
     Parameters
     ----------
@@ -105,7 +105,9 @@ def retrain(
         on the test rows (loss and metrics), epochs, file.
     """
     epochs = max(trainer.application.epochs, trainer.epochs)
-    fully = trainer.with_policy(Policy("finetune", child_epochs=epochs), epochs)
+    # With a constant rate, what the last steps come to is a matter of luck.
+    policy = Policy("finetune", child_epochs=epochs, schedule="cosine")
+    fully = trainer.with_policy(policy, epochs)
     results = []
     for number, before in enumerate(finalists, 1):
         found = before.job
