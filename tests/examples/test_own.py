@@ -103,3 +103,21 @@ def test_a_measure_of_ones_own_is_the_objective(tmp_path: Path, mpiexec: Any, ra
         refused = mpiexec(1, *search("own_measure.py", run, "--resume", *task), timeout=60)
         assert refused.returncode == 2 and says in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_a_plain_torch_loop_of_ones_own(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    options = ["--max_evals", "4", "--population_size", "2", "--epochs", "3", "--seed", "1"]
+    done = subprocess.run(
+        [sys.executable, *search("own_torch_training.py", tmp_path / "run", *options)],
+        env=os.environ | {"KERAS_BACKEND": "torch"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = rows(tmp_path / "run")
+    assert {row["job_status"] for row in found} == {"DONE"}
+    assert max(float(row["objective"]) for row in found) > 0.8
+    assert any(int(row["m:layers_transferred"]) for row in found)

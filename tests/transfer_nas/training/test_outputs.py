@@ -92,7 +92,7 @@ def test_losses_add_up_with_their_weights() -> None:
     first, second = trainer._last.predict(task.data.x_valid)
     labels, sums = task.data.y_valid
     losses = keras.losses
-    classes = np.mean(losses.sparse_categorical_crossentropy(labels, first))
+    classes = float(np.mean(np.asarray(losses.sparse_categorical_crossentropy(labels, first))))
     numbers = np.mean((second[:, 0] - sums) ** 2)
     assert -found.objective == pytest.approx(classes + 0.3 * numbers, rel=1e-4)
 

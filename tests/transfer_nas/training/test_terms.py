@@ -258,6 +258,23 @@ def test_rows_of_weight_0_teach_nothing() -> None:
         assert by_row.objective != evaluated(changed(objective="loss"), engine).objective
 
 
+def test_a_fit_may_ask_for_all_metrics() -> None:
+    def fit(model: Any, data: Data, context: Any) -> Mapping[str, float]:
+        model.fit(data.x_train, data.y_train, epochs=context.epochs, verbose=0)
+        judged = context.validate()
+        context.report(context.epochs, judged)
+        return {name: value for name, value in judged.items() if name != left_out}
+
+    left_out = ""
+    task = changed(metric="accuracy", metrics=("auc", "mcc"), objective="mcc", fit=fit)
+    found = evaluated(task)
+    assert found.objective == found.measures["mcc"] and found.measures["auc"] > 0.5
+    for left_out in ("mcc", "auc"):
+        trainer = TransferTrainer(task, SPACE, NoTransfer())
+        failed = trainer.evaluate(Job(0, (0, 0), None, seed=1))
+        assert failed.status == "F_ValuesError" and left_out in str(failed.measures["error"])
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
