@@ -241,7 +241,8 @@ def test_finalists_are_tested_with_rows_that_no_search_saw(
         "on the validation rows, by which it is the best of 6; accuracy 0." in said.err + said.out
     )
     assert "on 50 test rows that no search saw" in said.err + said.out
-    assert runs.read(tmp_path / "run").description["objective"]["test_rows"] == 50
+    objective = runs.read(tmp_path / "run").description["objective"]
+    assert (objective["test_rows"], objective["split_seed"]) == (50, 0)
 
 
 def test_the_report_sets_validation_and_test_side_by_side(tmp_path: Path) -> None:

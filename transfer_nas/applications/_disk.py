@@ -17,8 +17,8 @@ each rank has its own."""
 
 _BLOCK_BYTES = 2**16  # that are read together at least
 _RESIDENT_BYTES = 2**22
-"""Of a mapped file that are read before its pages are let go. Few, as the system may map 2 MiB around
-each block that is read."""
+"""Of a mapped file that are read before its pages are let go. Few, as the system may map 2 MiB
+around each block that is read."""
 
 
 class OnDisk:
