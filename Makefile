@@ -88,6 +88,7 @@ soak: test-cpp setup-dev
 	CPP_STORE_HISTORIES=100000 build/release/cpp_store/tests/test_replication
 	$(BIN)/python -m tests.cpp_store.replica_crashes --faults 1000 --histories 40
 	$(BIN)/python -m tests.cpp_store.load --operations 1000000 --restart 30
+	$(BIN)/python -m tests.transfer_nas.soak_disk
 	$(MAKE) test-fuzz FUZZ_SEED=0 FUZZ_SECONDS=600
 
 # They share the build of AddressSanitizer with the unit tests. FUZZ_SEED=0: another way each time, FUZZ_SECONDS: longer.

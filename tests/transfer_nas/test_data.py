@@ -146,6 +146,13 @@ def test_test_rows_that_were_trained_on_are_told(caplog: pytest.LogCaptureFixtur
     assert "10 of 60 test rows stand among the training or validation rows" in record.getMessage()
 
 
+def test_images_with_channels_first_are_told_of() -> None:
+    images = np.zeros((300, 3, 8, 8), np.float32)
+    task = application(lambda: Data(images, LABELS), input_shapes=[(8, 8, 3)])
+    with pytest.raises(ApplicationError, match=r"\[\(3, 8, 8\)\], channels first: numpy.moveaxis"):
+        _ = task.data
+
+
 def test_labels_may_be_strings() -> None:
     names = np.array(["cat", "dog", "ant"])[LABELS]
     parts = Data(POINTS[:200], names[:200].tolist(), POINTS[200:], names[200:].astype(object))
@@ -234,7 +241,8 @@ def test_finalists_are_tested_with_rows_that_no_search_saw(
         "on the validation rows, by which it is the best of 6; accuracy 0." in said.err + said.out
     )
     assert "on 50 test rows that no search saw" in said.err + said.out
-    assert runs.read(tmp_path / "run").description["objective"]["test_rows"] == 50
+    objective = runs.read(tmp_path / "run").description["objective"]
+    assert (objective["test_rows"], objective["split_seed"]) == (50, 0)
 
 
 def test_the_report_sets_validation_and_test_side_by_side(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_attn_with_all_that_is_published(tmp_path: Path) -> None:
         "mode": "max",
         "validation_rows": 84,
         "test_rows": 0,
+        "split_seed": 0,
     }
     training = said["training"]
     assert training["class_weight"] == "balanced" and training["sample_weights"]

@@ -199,7 +199,7 @@ def test_what_is_wrong_on_disk_is_found(tmp_path: Path, small_memory: None) -> N
     wrong = POINTS.copy()
     wrong[[3, 200], 1] = np.nan, np.inf
     task = application(lambda: Data(opened("npy", tmp_path, wrong), LABELS))
-    with pytest.raises(ApplicationError, match="x_train holds NaN.* in 2 of 320 rows"):
+    with pytest.raises(ApplicationError, match=r"x_train holds NaN.* in 2 of 320 rows"):
         _ = task.data
 
 

@@ -562,6 +562,7 @@ class Application:
     def describe_objective(self) -> dict[str, str | int]:
         """Return what an objective is here, for the record: metric, mode, validation rows."""
         rows = {"validation_rows": self.data.count("valid"), "test_rows": self.data.count("test")}
+        rows["split_seed"] = self.split_seed
         return {"metric": self.objective_name, "mode": self.direction, **rows}
 
     def describe_training(self) -> dict[str, Any]:
@@ -569,6 +570,7 @@ class Application:
         weights: Any = self.class_weight
         if isinstance(weights, Mapping):
             weights = {str(label): float(weight) for label, weight in weights.items()}
+        augment = self.augment if isinstance(self.augment, Sequence) else (self.augment,)
         return {
             "losses": [_shown(head.loss) for head in self.heads],
             "metrics": list(self.metric_names),
@@ -579,6 +581,7 @@ class Application:
             "class_weight": weights,
             "sample_weights": self.data.w_train is not None,
             "callbacks": [callback.describe() for callback in self.watchers],
+            "augment": [_shown(each) for each in augment if each is not None],
         }
 
     def space(self, chosen: SpaceChoice | None = None) -> Space:

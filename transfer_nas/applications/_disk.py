@@ -16,7 +16,9 @@ MOST_BYTES = min(2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 each rank has its own."""
 
 _BLOCK_BYTES = 2**16  # that are read together at least
-_RESIDENT_BYTES = 2**27  # of a mapped file that may have been read before its pages are let go
+_RESIDENT_BYTES = 2**22
+"""Of a mapped file that are read before its pages are let go. Few, as the system may map 2 MiB
+around each block that is read."""
 
 
 class OnDisk:

@@ -58,8 +58,11 @@ def inputs_of(
         arrays = [arrays[0].reshape(-1, 1)]  # a series: one feature
     found = [array.shape[1:] for array in arrays]
     if found != list(shapes):
+        first = [shape[-1:] + shape[:-1] for shape in shapes]  # as Torch has images
+        hint = ", channels first: numpy.moveaxis(x, 1, -1) puts them last"
         raise ApplicationError(
             f"{name} must hold inputs of shapes {list(shapes)} after the first axis, found {found}"
+            f"{hint if found == first else ''}"
         )
     for array in arrays:
         on_disk = isinstance(array, OnDisk)
