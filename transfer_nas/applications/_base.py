@@ -102,8 +102,8 @@ class Application:
         How much rows of each class count in the loss, by label; ``balanced``: all classes count
         alike. None: all rows do.
     augment
-        Changes inputs in training, and only there: layers of Keras for preprocessing (one, or a
-        sequence), or a function ``augment(x, rng)`` that returns other inputs for those of a batch,
+        Changes inputs in training, and only there: layers of Keras for preprocessing (one, a
+        sequence, or a function without arguments that makes them), or a function ``augment(x, rng)`` that returns other inputs for those of a batch,
         with a NumPy generator. Random by the candidate's seed. None: nothing does.
     read
         Returns the data of the files in a directory, for `with_data`: the full-size original of a

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from transfer_nas.applications._terms import new
+
 if TYPE_CHECKING:
     import keras
 
 
 def layers_of(augment: Any) -> Sequence[Any] | None:
-    """Return the layers of `Application.augment`; None if it is a function."""
+    """Return the layers of `Application.augment`; None if it is a function on batches."""
+    augment = new(augment)
     if isinstance(augment, Sequence):
         return augment
     return getattr(augment, "layers", (augment,)) if hasattr(augment, "get_config") else None

@@ -104,6 +104,7 @@ SHAPES: dict[str, Any] = {
     "dense_skip": (12,),
     "feed_forward": (12,),
     "nt3": (64,),
+    "series_cnn": (16,),
     "uno": [(1,), (7,), (5,)],
 }
 
