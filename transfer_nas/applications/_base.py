@@ -103,8 +103,9 @@ class Application:
         alike. None: all rows do.
     augment
         Changes inputs in training, and only there: layers of Keras for preprocessing (one, a
-        sequence, or a function without arguments that makes them), or a function ``augment(x, rng)`` that returns other inputs for those of a batch,
-        with a NumPy generator. Random by the candidate's seed. None: nothing does.
+        sequence, or a function without arguments that makes them), or a function
+        ``augment(x, rng)`` that returns other inputs for those of a batch, with a NumPy generator.
+        Random by the candidate's seed. None: nothing does.
     read
         Returns the data of the files in a directory, for `with_data`: the full-size original of a
         data set that does not come along. None: there are none to read.

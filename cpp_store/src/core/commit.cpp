@@ -113,7 +113,9 @@ std::shared_ptr<durable::ModelRecord> PendingPut::Impl::record() {
         kept.owner = made->serial;
         made->layers.push_back(kept);
     }
-    // Of inherited layers, whose place nobody changes while we refer to them.
+    // Of inherited layers, whose place nobody changes while we refer to them; but their owners'
+    // lists of layers may grow.
+    const std::lock_guard lock(store->mutex);
     for (const Slot& slot : model->slots) {
         durable::InheritedRecord inherited;
         inherited.position = slot.layer;
