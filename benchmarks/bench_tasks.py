@@ -33,8 +33,8 @@ from transfer_nas.training.keras_engine import KerasEngine
 
 QUESTION = figures.Question(
     compares="epochs on arrays, a memory map, and sources of batches with Keras' fit on the same",
-    seconds=240,
-    quick_seconds=60,
+    seconds=120,
+    quick_seconds=30,
 )
 TARGETS: figures.Targets = {
     "memory_map_over_keras": ("at least", 0.9),

@@ -115,7 +115,7 @@ class Feed:
 
     @functools.cached_property
     def _dataset(self) -> Any:
-        """The user's `tf.data.Dataset`, which fails where it would end early."""
+        """The user's `tf.data.Dataset`; it fails where it would end early."""
         import tensorflow as tf
 
         def fail() -> Iterator[Any]:
@@ -126,8 +126,14 @@ class Feed:
                 raise
 
         given, length = self._x.source, len(self._x)
+        known = int(given.cardinality())
+        if known == length:
+            return given
+        if known > length or known == tf.data.INFINITE_CARDINALITY:
+            return given.take(length).prefetch(tf.data.AUTOTUNE)
         behind = tf.data.Dataset.from_generator(fail, output_signature=given.element_spec)
-        return given.take(length).concatenate(behind).take(length)
+        whole = given.take(length).concatenate(behind).take(length)
+        return whole.prefetch(tf.data.AUTOTUNE)
 
     def _fed(self, batch: Batch, seed: int, number: int) -> tuple[Any, ...]:
         x: Any = batch.x if len(batch.x) > 1 else batch.x[0]
