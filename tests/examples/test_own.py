@@ -76,21 +76,21 @@ def test_a_measure_of_ones_own_is_the_objective(tmp_path: Path, mpiexec: Any, ra
         options.append("--isolate")
     done = mpiexec(ranks, *search("own_measure.py", run, *options), timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "the objective is latency_ms: lower is better" in done.stderr
+    assert "the objective is predict_ms: lower is better" in done.stderr
     found = rows(run)
     assert len(found) == 8 and {row["job_status"] for row in found} == {"DONE"}
     for row in found:
-        assert float(row["m:latency_ms"]) == -float(row["objective"]) > 0
+        assert float(row["m:predict_ms"]) == -float(row["objective"]) > 0
         assert 0 <= int(row["m:confident"]) <= 143 and float(row["m:accuracy"]) > 0
-    lowest = min(float(row["m:latency_ms"]) for row in found)
-    assert f"lowest latency_ms {lowest:.4f}" in done.stdout
+    lowest = min(float(row["m:predict_ms"]) for row in found)
+    assert f"lowest predict_ms {lowest:.4f}" in done.stdout
 
     text = (EXAMPLES / "own_measure.py").read_text()
     for before, now, says in (
         (
-            'objective="latency_ms"',
+            'objective="predict_ms"',
             'objective="confident"',
-            "was started with objective latency_ms",
+            "was started with objective predict_ms",
         ),
         ('"ms", "min"', '"s", "min"', "was started with declared other values of the names"),
     ):
