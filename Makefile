@@ -43,7 +43,7 @@ search: setup
 	    --sample_size 4 --max_evals 64 --seed 1 --output_dir $$run
 	@echo 'Before any other command, activate the environment in this shell: source $(BIN)/activate'
 
-# Of this machine, with nothing else running: five minutes times REPEAT. Its `commit` says what was measured, so start
+# Of this machine, with nothing else running: six minutes times REPEAT. Its `commit` says what was measured, so start
 # from a checkout without changes, and commit the file on top of it.
 REPEAT ?= 1
 baseline: $(VENV)/.installed-benchmarks

@@ -76,7 +76,9 @@ def run(page: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
     if page.stem in FILES_OF:
         script_of([block for block in blocks_of(FILES_OF[page.stem]) if block.title], place)
     if page.stem in GIVEN:
-        subprocess.run([sys.executable, "-c", GIVEN[page.stem]], cwd=place, check=True)
+        known = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        command = [sys.executable, "-c", GIVEN[page.stem]]
+        subprocess.run(command, cwd=place, check=True, env=known)
     return subprocess.run(
         ["bash", "-c", script_of(blocks_of(page), place)],
         cwd=place,

@@ -1,6 +1,7 @@
 """The live page: follows a run, serves this host only, says what is wrong in one line."""
 
 import http.client
+import io
 import json
 import shutil
 import threading
@@ -148,21 +149,23 @@ def test_a_port_in_use_is_one_line(
 
 
 def test_waits_for_a_search_to_begin(
-    run: GrowingRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: GrowingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said = io.StringIO()  # what two threads share, capsys may lose a part of
+    monkeypatch.setattr("sys.stdout", said)
     later = tmp_path / "later"
     sources = Sources([run.path], [later])
     waiting = threading.Thread(target=wait_for, args=(sources, 0.02))
     waiting.start()
     (later / "logs").mkdir(parents=True)  # the directory alone is no run yet
-    while not (said := capsys.readouterr().out):
+    while not said.getvalue().endswith("\n"):
         assert waiting.is_alive()
-    assert said == f"waiting for a search to begin in {later}; Ctrl-C ends\n"
+    assert said.getvalue() == f"waiting for a search to begin in {later}; Ctrl-C ends\n"
     assert waiting.is_alive()
     shutil.copy(run.path / "run.json", later)
     waiting.join(20)
     assert not waiting.is_alive() and not sources.missing()
-    assert capsys.readouterr().out == ""
+    assert said.getvalue().count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,12 @@ from transfer_nas.spaces._base import (
 from transfer_nas.spaces._function import Choices, from_function
 from transfer_nas.spaces._initializer import with_initializer
 from transfer_nas.spaces.attn import Attn
-from transfer_nas.spaces.cell_cnn import CellCnn, SeriesCnn
+from transfer_nas.spaces.cell_cnn import CellCnn
 from transfer_nas.spaces.combo import Combo
 from transfer_nas.spaces.dense_skip import DenseSkip
 from transfer_nas.spaces.feed_forward import FeedForward
 from transfer_nas.spaces.nt3 import Nt3
+from transfer_nas.spaces.series_cnn import SeriesCnn
 from transfer_nas.spaces.uno import Uno
 
 REGISTRY: Mapping[str, type[GeneSpace]] = {
