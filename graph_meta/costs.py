@@ -113,16 +113,53 @@ def _pooling(spec: LayerSpec, shapes: Sequence[Sizes]) -> tuple[int, Sizes]:
 
 
 def _places(spec: LayerSpec, shape: Sizes, key: str) -> Sizes:
-    """Return how many places a window takes along each axis but the channels."""
-    config, axes = spec.config, shape[:-1]
+    """Return how many places a layer's window takes along each axis but the channels."""
     _channels(spec, shape)
-    dilations = config.get("dilation_rate", [1] * len(axes))
-    places = []
-    for size, width, stride, dilation in zip(
-        axes, config[key], config["strides"], dilations, strict=True
-    ):
-        covered = (width - 1) * dilation + 1 if config["padding"] == "valid" else 1
-        places.append((size - covered) // stride + 1)
+    config = spec.config
+    dilations = config.get("dilation_rate", [1] * len(config[key]))
+    covered = [
+        (width - 1) * dilation + 1 for width, dilation in zip(config[key], dilations, strict=True)
+    ]
+    name, strides, padding = spec.class_name, config["strides"], config["padding"]
+    places = windows(name, shape[:-1], covered, strides, padding)
+    return tuple(size for size in places if size is not None)  # all are known
+
+
+def windows(
+    class_name: str,
+    sizes: Shape,
+    window: Sequence[int],
+    strides: Sequence[int],
+    padding: str,
+) -> Shape:
+    """Return how many places a window takes along each axis.
+
+    Parameters
+    ----------
+    class_name
+        Of the layer, for messages.
+    sizes, window, strides
+        Along each axis; None: not known.
+    padding
+        As Keras calls it.
+
+    Raises
+    ------
+    GraphError
+        The window does not fit.
+    """
+    places: list[int | None] = []
+    for size, width, stride in zip(sizes, window, strides, strict=True):
+        if size is None:
+            places.append(None)
+        elif padding == "valid":
+            if size < width:
+                raise GraphError(
+                    f"{class_name}: a window of {tuple(window)} does not fit into {sizes}"
+                )
+            places.append((size - width) // stride + 1)
+        else:
+            places.append(-(-size // stride))
     return tuple(places)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
+from graph_meta.costs import windows
 from graph_meta.graph import Layer, LayerGraph, LayerSpec, Shape, WeightSpec
 from graph_meta.naming import GraphError, canonical_json
 
@@ -396,7 +397,7 @@ def _conv(
     def infer(shapes: Shapes) -> tuple[tuple[WeightSpec, ...], Shapes]:
         channels = _known(class_name, _rank(class_name, shapes[0], rank + 1))
         kernel = WeightSpec((*kernel_size, channels, filters))
-        window = _windows(class_name, shapes[0][:-1], kernel_size, strides, padding)
+        window = windows(class_name, shapes[0][:-1], kernel_size, strides, padding)
         return _with_bias((kernel,), filters, use_bias), ((*window, filters),)
 
     config = {
@@ -415,27 +416,6 @@ def _conv(
     return LayerTemplate(class_name, config, infer)
 
 
-def _windows(
-    class_name: str,
-    sizes: Shape,
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    padding: Padding,
-) -> Shape:
-    """How many places a window takes along each axis."""
-    places: list[int | None] = []
-    for size, width, stride in zip(sizes, window, strides, strict=True):
-        if size is None:
-            places.append(None)
-        elif padding == "valid":
-            if size < width:
-                raise GraphError(f"{class_name}: a window of {window} does not fit into {sizes}")
-            places.append((size - width) // stride + 1)
-        else:
-            places.append(-(-size // stride))
-    return tuple(places)
-
-
 @lru_cache(_CACHE)
 def depthwise_conv2d(
     kernel_size: int | tuple[int, int],
@@ -450,7 +430,7 @@ def depthwise_conv2d(
 
     def infer(shapes: Shapes) -> tuple[tuple[WeightSpec, ...], Shapes]:
         channels = _known("DepthwiseConv2D", _rank("DepthwiseConv2D", shapes[0], 3))
-        window = _windows("DepthwiseConv2D", shapes[0][:-1], kernel, steps, padding)
+        window = windows("DepthwiseConv2D", shapes[0][:-1], kernel, steps, padding)
         depthwise = WeightSpec((*kernel, channels, 1))
         return _with_bias((depthwise,), channels, use_bias), ((*window, channels),)
 
@@ -484,7 +464,7 @@ def separable_conv2d(
 
     def infer(shapes: Shapes) -> tuple[tuple[WeightSpec, ...], Shapes]:
         channels = _known("SeparableConv2D", _rank("SeparableConv2D", shapes[0], 3))
-        window = _windows("SeparableConv2D", shapes[0][:-1], kernel, steps, padding)
+        window = windows("SeparableConv2D", shapes[0][:-1], kernel, steps, padding)
         kernels = (WeightSpec((*kernel, channels, 1)), WeightSpec((1, 1, channels, filters)))
         return _with_bias(kernels, filters, use_bias), ((*window, filters),)
 
@@ -548,7 +528,7 @@ def _pooling(
 ) -> LayerTemplate:
     def infer(shapes: Shapes) -> tuple[tuple[WeightSpec, ...], Shapes]:
         shape = _rank(class_name, shapes[0], len(window) + 1)
-        places = _windows(class_name, shape[:-1], window, strides, padding)
+        places = windows(class_name, shape[:-1], window, strides, padding)
         return (), ((*places, shape[-1]),)
 
     config = {

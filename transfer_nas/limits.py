@@ -103,10 +103,9 @@ def within(space: Space[Any], limits: Iterable[Limit]) -> Space[Any]:
     InputError
         Nothing that keeps them was found; says how near the nearest came.
     """
-    # A subclass of the space's own class: whoever asks for its genes, or for more, finds them.
-    kind = type(type(space).__name__, (_Within, type(space)), {})
-    limited: Any = object.__new__(kind)
-    vars(limited).update(vars(space))
+    from transfer_nas.spaces import varied  # not for --help
+
+    limited: Any = varied(space, _Within)
     limited.begin(space, tuple(limits))
     return limited  # type: ignore[no-any-return]
 

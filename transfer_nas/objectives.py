@@ -29,7 +29,7 @@ COSTS: Mapping[str, str] = {
 }
 """What every search can be after beside its application's values: the measure of each."""
 
-_DIRECTIONS = ("max", "min")
+_DIRECTIONS: Mapping[str, Direction] = {"max": "max", "min": "min"}
 _LEAST = 1e-12  # of a cost, to have a logarithm
 _WORST = -math.inf
 
@@ -53,7 +53,7 @@ def parse(text: str) -> list[tuple[str, Direction]]:
             )
         if name in dict(found):
             raise InputError(f"--objectives: {name} is there twice")
-        found.append((name, direction))  # type: ignore[arg-type]
+        found.append((name, _DIRECTIONS[direction]))
     if len(found) < 2:
         raise InputError(
             f"--objectives {text}: expected two or more; one alone is what the application declares"
@@ -122,19 +122,21 @@ class Objectives(Sequence[Objective]):
         """Return what a text names, for an application; raises InputError for unknown names."""
         goal = application.objective_name
         values = {
-            _short(each.name): each.name for each in application.declared if each.kind is not str
+            short_name(each.name): each.name
+            for each in application.declared
+            if each.kind is not str
         }
         found = []
         for name, direction in parse(text):
-            plain = _short(name.removeprefix("val_"))
-            if plain == _short(goal):
+            plain = short_name(name.removeprefix("val_"))
+            if plain == short_name(goal):
                 found.append(Objective(name, direction, negated=application.direction == "min"))
             elif name in COSTS:
                 found.append(Objective(name, direction, COSTS[name], logarithmic=True))
             elif plain in values:
                 found.append(Objective(name, direction, values[plain]))
             else:
-                known = [*COSTS, *values, f"val_{_short(goal)}"]
+                known = [*COSTS, *values, f"val_{short_name(goal)}"]
                 raise InputError(f"--objectives {name}: {near_misses(name, known)}")
         return cls(tuple(found))
 
@@ -170,6 +172,6 @@ class Objectives(Sequence[Objective]):
         return cls(tuple(Objective(**each) for each in found))
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """Return a metric's name as Keras' history has it: ``accuracy`` stands for several."""
     return "accuracy" if name.endswith("_accuracy") else name

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.transfer_nas import test_data
 from transfer_nas.applications import Application, Batches, Data, OnDisk, _disk, shuffled
 from transfer_nas.errors import ApplicationError
 from transfer_nas.job import Evaluation, Job
@@ -38,19 +39,7 @@ def small(choices: Choices) -> Any:
 
 
 def application(load: Callable[[], Any], **changed: Any) -> Application:
-    fields = {
-        "name": "mine",
-        "load": load,
-        "input_shapes": 4,
-        "output_units": 3,
-        "output_activation": "softmax",
-        "loss": "sparse_categorical_crossentropy",
-        "metric": "accuracy",
-        "learning_rate": 0.01,
-        "batch_size": BATCH,
-        "default_space": small,
-    }
-    return Application(**(fields | changed))
+    return test_data.application(load, **{"batch_size": BATCH, "default_space": small, **changed})
 
 
 def evaluated(task: Application, epochs: int = 3, seed: int = 5) -> Evaluation:

@@ -196,7 +196,7 @@ class Application:
                 f"unknown precision {self.precision!r}; "
                 f"{near_misses(str(self.precision), PRECISIONS)}"
             )
-        self._saying(_output.metrics_of, self.heads)
+        _ = self._metrics
 
     def _check_rows(self) -> None:
         """Raise ApplicationError unless what is said of rows can be done."""
@@ -281,11 +281,10 @@ class Application:
         A single metric that is the objective is not among them.
         """
         names = {value.name for value in self.values}
-        metrics = _output.metrics_of(self.heads)
-        if list(metrics) == [self.objective_name]:
+        if [*self._metrics] == [self.objective_name]:
             return tuple(self.values)
         found = list(self.values)
-        for name, (_, metric) in metrics.items():
+        for name, (_, metric) in self._metrics.items():
             if name not in names:
                 way = _terms.known_direction(metric)
                 if name == self.objective_name or (self.mode and not callable(self.objective)):
@@ -294,11 +293,16 @@ class Application:
         return tuple(found)
 
     @functools.cached_property
-    def metric_names(self) -> tuple[str, ...]:
-        """What the metrics are called among values."""
-        return tuple(_output.metrics_of(self.heads))
+    def _metrics(self) -> dict[str, tuple[int, Any]]:
+        """Output and metric by what results call it."""
+        return self._saying(_output.metrics_of, self.heads)
 
     @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What the metrics are called among values."""
+        return tuple(self._metrics)
+
+    @functools.cached_property
     def objective_name(self) -> str:
         """What is searched for, in words of `results.csv`: a metric, a value, or the loss."""
         goal = self.objective
@@ -370,7 +374,7 @@ class Application:
         """Loss, metric and optimizer by the names that engines know; raises as `data`."""
         return self._terms_for(self.data)
 
-    @property
+    @functools.cached_property
     def direction(self) -> Literal["max", "min"]:
         """Which way of the objective is better, in its own numbers.
 
@@ -385,9 +389,8 @@ class Application:
         for value in self.values:
             if value.name == name and value.direction is not None:
                 return value.direction
-        metrics = _output.metrics_of(self.heads)
-        if name in metrics:
-            return self._saying(_terms.direction_of, metrics[name][1], self.mode)
+        if name in self._metrics:
+            return self._saying(_terms.direction_of, self._metrics[name][1], self.mode)
         return "min"  # the loss
 
     @functools.cached_property
@@ -408,11 +411,9 @@ class Application:
         name = monitor.removeprefix("val_")
         if name == self.objective_name:
             return self.direction
-        metrics = _output.metrics_of(self.heads)
-        return "min" if name not in metrics else self._way(metrics[name][1])
-
-    def _way(self, metric: Any) -> Literal["max", "min"]:
-        return self._saying(_terms.direction_of, metric, None)
+        if name in self._metrics:
+            return self._saying(_terms.direction_of, self._metrics[name][1], None)
+        return "min"  # the loss
 
     @functools.cached_property
     def initial_rate(self) -> float | None:
@@ -698,7 +699,7 @@ class Application:
         y = data.x_train.first.y if isinstance(data.x_train, Batches) else data.y_train
         several = not self.outputs and isinstance(y, tuple)
         targets = as_tuple(y)
-        names = iter(_output.metrics_of(self.heads))
+        names = iter(self._metrics)
         outputs = []
         for i, head in enumerate(self.heads):
             target = None if several or i >= len(targets) else targets[i].shape[1:]

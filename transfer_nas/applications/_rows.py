@@ -356,7 +356,7 @@ def _check_finite(name: str, array: Array) -> None:
 
 def _classes(name: str, y: Array, loss: str, units: int) -> Array:
     """Check numbers of classes; return them as integers."""
-    if y.ndim == 2 and y.shape[1] > 1 and _is_one_hot(y) and y.shape[1] == units:
+    if y.ndim == 2 and y.shape[1] > 1 and is_one_hot(y) and y.shape[1] == units:
         raise ApplicationError(
             f"{name} is one-hot, shape {y.shape}, and {loss} takes numbers of classes: use "
             f"y.argmax(axis=1), or loss={loss.removeprefix('sparse_')!r}"
@@ -455,7 +455,8 @@ def _has_outputs_shape(y: Array, units: int) -> bool:
     return math.prod(y.shape[1:]) == units or (y.ndim > 1 and y.shape[-1] == units)
 
 
-def _is_one_hot(y: Array) -> bool:
+def is_one_hot(y: Array) -> bool:
+    """Whether each row of targets, shape (rows, classes), names one class."""
     return bool(np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all())
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from cpp_store import extras, files
+from transfer_nas.command_line import Parser
 from transfer_nas.errors import InputError
+
+
+def add_flag(parser: Parser) -> None:
+    """Add ``--output`` to a command."""
+    parser.add_argument("--output", metavar="FILE", help="draw a plot, as .svg, .png or .pdf")
 
 
 def matplotlib() -> Any:

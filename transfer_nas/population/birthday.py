@@ -314,7 +314,7 @@ def _parser() -> Parser:
         help="models that the closed form is averaged over (default: 30)",
     )
     add("--seed", type=ranges.SEED, default=0, help="seed of everything random (default: 0)")
-    add("--output", metavar="FILE", help="draw a plot, as .svg, .png or .pdf")
+    _plots.add_flag(parser)
     add("--json", action="store_true", help="print the numbers as JSON")
     return parser
 

@@ -304,7 +304,7 @@ def _parser() -> Parser:
         metavar="N",
         help="how many prefixes to show (default: 10)",
     )
-    add("--output", metavar="FILE", help="draw a plot, as .svg, .png or .pdf")
+    _plots.add_flag(parser)
     add("--json", action="store_true", help="print what was found as JSON")
     return parser
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from transfer_nas.objectives import short_name
 from transfer_nas.report.charts import Floats
 from transfer_nas.runs import Run
 
@@ -44,8 +45,7 @@ class Scale:
         rows = found.get("validation_rows")
         metric = str(found.get("metric", "objective"))
         return cls(
-            # As Keras' history has it for the metric "accuracy", which stands for several.
-            "accuracy" if metric.endswith("_accuracy") else metric.replace("_", " "),
+            short_name(metric).replace("_", " "),
             -1 if found.get("mode") == "min" else 1,
             rows if isinstance(rows, int) and 0 < rows < 2**53 else 0,
         )

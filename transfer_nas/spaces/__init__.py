@@ -23,6 +23,7 @@ from transfer_nas.spaces._base import (
     Space,
     Units,
     shapes_of,
+    varied,
     with_genes,
 )
 from transfer_nas.spaces._function import Choices, from_function
@@ -63,6 +64,7 @@ __all__ = [
     "get",
     "graph_of_genome",
     "shapes_of",
+    "varied",
     "with_genes",
     "with_initializer",
 ]

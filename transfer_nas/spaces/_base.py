@@ -330,6 +330,26 @@ class Space(ABC, Generic[A]):
         return builder.build(*(builder.add(head, edge) for head in heads))
 
 
+def varied(space: Space[A], changes: type) -> Space[A]:
+    """Return a space that is another one but for some methods; that one stays what it is.
+
+    It is of a subclass of that one's own class: whoever asks for its genes, or for more, finds
+    them.
+
+    Parameters
+    ----------
+    space
+        The space.
+    changes
+        A class with the methods, which may call those of the space by `super`.
+    """
+    kind = type(space)
+    own = type(kind.__name__, (changes, kind), {"__module__": kind.__module__})
+    changed: Any = object.__new__(own)
+    vars(changed).update(vars(space))
+    return changed  # type: ignore[no-any-return]
+
+
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 

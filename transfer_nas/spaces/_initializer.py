@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from graph_meta import layers
 from graph_meta.graph import LayerGraph
 from transfer_nas.errors import SpaceError, near_misses
-from transfer_nas.spaces._base import Space
+from transfer_nas.spaces._base import Space, varied
 
 
 def with_initializer(space: Space, name: str) -> Space:
@@ -30,15 +29,21 @@ def with_initializer(space: Space, name: str) -> Space:
     """
     if name not in layers.INITIALIZERS:
         raise SpaceError(f"unknown initializer {name!r}; {near_misses(name, layers.INITIALIZERS)}")
-    kind = type(space)
+    changed: Any = varied(space, _Started)
+    changed._initializer = name
+    return changed  # type: ignore[no-any-return]
 
-    def graph(self: Any, architecture: Any) -> LayerGraph:
-        return layers.with_kernels(kind.graph(self, architecture), name)
 
-    def describe(self: Any) -> dict[str, Any]:
-        return kind.describe(self) | {"initializer": name}
+class _Started:
+    """What `with_initializer` puts before a space's class."""
 
-    changed = copy.copy(space)
-    methods = {"graph": graph, "describe": describe, "__module__": kind.__module__}
-    changed.__class__ = type(kind.__name__, (kind,), methods)
-    return changed
+    _initializer: str
+
+    def graph(self, architecture: Any) -> LayerGraph:
+        """See `Space.graph`."""
+        graph: LayerGraph = super().graph(architecture)  # type: ignore[misc]
+        return layers.with_kernels(graph, self._initializer)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Space.describe`."""
+        return super().describe() | {"initializer": self._initializer}  # type: ignore[misc,no-any-return]

@@ -205,7 +205,7 @@ def judge(
     keeps = any(isinstance(metric, str) for _, _, metric in metrics)
     total, count, kept = 0.0, 0, list[list[Any]]()
     for rows, targets, *_ in batches:
-        with _no_gradients():
+        with statistics.without_gradients():
             predicted = model(rows, training=False)
             loss = model.compute_loss(rows, targets, predicted, training=False)
             true, outputs = keras.tree.flatten(targets), keras.tree.flatten(predicted)
@@ -234,20 +234,6 @@ def _metric(term: Any, name: str) -> Any:
     if isinstance(found, keras.metrics.Metric):
         return found
     return keras.metrics.MeanMetricWrapper(found, name=name)
-
-
-@contextlib.contextmanager
-def _no_gradients() -> Iterator[None]:
-    """Let a backend keep nothing for gradients."""
-    import keras
-
-    if keras.backend.backend() != "torch":
-        yield
-        return
-    import torch
-
-    with torch.no_grad():
-        yield
 
 
 class KerasCandidate(Candidate):

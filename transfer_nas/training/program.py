@@ -24,6 +24,7 @@ from transfer_nas.applications import Application, Arrays, Data
 from transfer_nas.applications._callbacks import KerasWatch, Running, Watch
 from transfer_nas.job import Report
 from transfer_nas.logs import Log
+from transfer_nas.objectives import short_name
 from transfer_nas.training._base import Candidate
 from transfer_nas.training.policy import Phase, Policy
 from transfer_nas.training.resumption import Resumption
@@ -451,6 +452,4 @@ def _returned(application: Application, found: object) -> dict[str, float]:
 
 
 def _log_validated(section: Log, judged: Mapping[str, float]) -> None:
-    # As Keras' history has it for the metric "accuracy", which stands for several.
-    short = {name: "accuracy" if name.endswith("_accuracy") else name for name in judged}
-    section.set(**{f"val_{short[name]}": value for name, value in judged.items()})
+    section.set(**{f"val_{short_name(name)}": value for name, value in judged.items()})

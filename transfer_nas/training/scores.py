@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from transfer_nas.applications._rows import is_one_hot
+
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
@@ -25,7 +27,7 @@ def score(name: str, y: Array, p: Array, weights: Array | None = None) -> float:
     Parameters
     ----------
     name
-        One of `SCORES`.
+        One of `applications._terms.SCORES`.
     y
         Targets of the rows.
     p
@@ -37,7 +39,7 @@ def score(name: str, y: Array, p: Array, weights: Array | None = None) -> float:
     w = np.ones(len(p)) if weights is None else np.asarray(weights, np.float64)
     flat = np.asarray(y).reshape(len(p), -1)
     width = p.shape[1]
-    if width == 1 or (flat.shape[1] == width and not _is_one_hot(flat)):
+    if width == 1 or (flat.shape[1] == width and not is_one_hot(flat)):
         truths, decided = flat > 0, p > 0.5
         each = [_of_one(name, truths[:, i], p[:, i], decided[:, i], w) for i in range(width)]
         return _mean(each)
@@ -56,7 +58,7 @@ def _of_one(name: str, true: Array, p: Floats, decided: Array, w: Floats) -> flo
         return float(2 * hits / both) if both else 0.0
     if name == "mcc":
         return _correlation(true.astype(np.int64), decided.astype(np.int64), 2, w)
-    return SCORES[name](true, p, w)
+    return _AREAS[name](true, p, w)
 
 
 def _auc(true: Array, p: Floats, w: Floats) -> float:
@@ -101,11 +103,5 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def _is_one_hot(y: Array) -> bool:
-    return y.shape[1] > 1 and bool(
-        (np.count_nonzero(y, axis=1) == 1).all() and (y.sum(1) == 1).all()
-    )
-
-
-SCORES: Mapping[str, Callable[[Array, Floats, Floats], float]] = {"auc": _auc, "auc_pr": _auc_pr}
+_AREAS: Mapping[str, Callable[[Array, Floats, Floats], float]] = {"auc": _auc, "auc_pr": _auc_pr}
 """Of one question, by name; the others are made of decisions."""

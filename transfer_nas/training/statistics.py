@@ -68,7 +68,8 @@ def renew(model: keras.Model, x: Sequence[Any], size: int) -> None:
                 if hasattr(layer, "momentum"):
                     layer.momentum = seen / (seen + count)
             given = [keras.ops.convert_to_tensor(array) for array in rows]
-            _judging(model)(given[0] if len(given) == 1 else given)
+            with without_gradients():
+                model(given[0] if len(given) == 1 else given, training=False)
             seen += count
 
 
@@ -85,19 +86,18 @@ def _chosen(x: Sequence[Any], size: int) -> Iterator[Sequence[npt.NDArray[Any]]]
             return
 
 
-def _judging(model: keras.Model) -> Any:
-    """Return what calls a model as it is judged, without what a backend keeps for gradients."""
+@contextlib.contextmanager
+def without_gradients() -> Iterator[None]:
+    """Let a backend keep nothing for gradients: for who only judges."""
     import keras
 
     if keras.backend.backend() != "torch":
-        return lambda given: model(given, training=False)
+        yield
+        return
     import torch
 
-    def call(given: Any) -> Any:
-        with torch.no_grad():
-            return model(given, training=False)
-
-    return call
+    with torch.no_grad():
+        yield
 
 
 def _keeps_statistics(layer: keras.Layer) -> bool:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph_meta import GraphBuilder, LayerGraph, layers
-from transfer_nas.applications import Application, Data
+from tests.transfer_nas.test_trainer import APPLICATION, SPACE
+from transfer_nas.applications import Data
 from transfer_nas.training import Candidate, statistics
 from transfer_nas.training.arrays.engine import ArrayEngine
 from transfer_nas.training.keras_engine import KerasEngine
@@ -33,15 +34,7 @@ def clusters() -> Data:
     return Data(points[::2], labels[::2], points[1::2], labels[1::2])
 
 
-TASK = Application(
-    name="clusters",
-    load=clusters,
-    input_shapes=[(6,)],
-    output_units=3,
-    output_activation="softmax",
-    loss="sparse_categorical_crossentropy",
-    metric="accuracy",
-)
+TASK = dataclasses.replace(APPLICATION, load=clusters, learning_rate=1e-3)
 
 
 def network(widths: Sequence[int], momentum: float, dropout: float = 0.0) -> LayerGraph:
@@ -200,7 +193,6 @@ def test_a_layer_of_ones_own_that_learns_a_statistic_is_shown_the_rows() -> None
 
 
 def test_a_fit_of_ones_own_may_renew_them() -> None:
-    from tests.transfer_nas.test_trainer import SPACE
     from transfer_nas.job import Job
     from transfer_nas.trainer import TransferTrainer
     from transfer_nas.transfer import NoTransfer

@@ -69,7 +69,7 @@ class ArrayEngine(Engine):
             return "data that is not in memory"
         if application.augment is not None:
             return "augmentation"
-        if len(terms.outputs) > 1:
+        if len(terms.outputs) > 1 or isinstance(data.y_train, tuple):
             return "several outputs"
         metrics = terms.outputs[0].metrics.values()
         known = [("loss", terms.loss, LOSSES), ("optimizer", terms.optimizer, OPTIMIZERS)]
@@ -86,8 +86,6 @@ class ArrayEngine(Engine):
             return f"the precision {application.precision}"
         if any(callback.needs_model for callback in application.watchers):
             return "callbacks of one's own"
-        if isinstance(data.y_train, tuple):
-            return "several outputs"
         if any(x.dtype.kind not in "fiu" for x in as_tuple(data.x_train)):
             return "inputs that are no numbers"
         return None
