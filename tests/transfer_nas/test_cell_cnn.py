@@ -15,6 +15,7 @@ from transfer_nas.spaces import (
     REGISTRY,
     CellCnn,
     Choices,
+    GeneSpace,
     Scalar,
     SeriesCnn,
     from_function,
@@ -211,6 +212,22 @@ def test_the_stem_halves_large_images_and_long_series() -> None:
     assert strides(CellCnn([(24, 28)], 2)) == [2, 2]
     assert strides(SeriesCnn([(255, 3)], 2)) == [1]
     assert strides(SeriesCnn([(256, 3)], 2)) == [2]
+
+
+def test_a_search_begins_with_cheap_networks_and_may_come_to_any() -> None:
+    space = CellCnn([(28, 28)], 10, "softmax")
+    rng = np.random.default_rng(0)
+    uniform = [GeneSpace.sample(space, rng) for _ in range(60)]
+    sampled = [space.sample(rng) for _ in range(60)]
+
+    flops = [
+        np.median([space.graph(genome).flops for genome in some]) for some in (uniform, sampled)
+    ]
+
+    assert flops[1] < flops[0] / 2
+    assert len(set(sampled)) > 50
+    costly = max(uniform, key=lambda genome: space.graph(genome).flops)
+    assert space.mutate(costly, rng) != costly
 
 
 def test_series_have_layers_of_one_axis_and_refuse_what_is_no_series() -> None:
