@@ -35,8 +35,10 @@ def fit(model, data, context):
         judged = model.evaluate(data.x_valid, data.y_valid, verbose=0, return_dict=True)
         if judged[METRIC] > best:
             best, best_epoch = judged[METRIC], epoch
-            model.save_weights(saved)
-        np.save(progress, [epoch, best, best_epoch])
+            model.save_weights(fresh := saved.with_name("new.weights.h5"))
+            fresh.replace(saved)  # whole, whenever the search is killed
+        np.save(fresh := progress.with_name("new.npy"), [epoch, best, best_epoch])
+        fresh.replace(progress)
         stop = context.report(epoch, judged)
         if stop or epoch - best_epoch >= PATIENCE:
             break
